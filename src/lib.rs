@@ -1,0 +1,2 @@
+//! A training-free visual cache for multimodal models.
+pub mod types;
