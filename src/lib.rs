@@ -1,2 +1,3 @@
 //! A training-free visual cache for multimodal models.
 pub mod types;
+pub mod blend;
