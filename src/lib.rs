@@ -1,3 +1,4 @@
 //! A training-free visual cache for multimodal models.
 pub mod types;
 pub mod blend;
+pub mod kernels;

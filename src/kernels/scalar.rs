@@ -1,0 +1,67 @@
+//! The portable kernels, and the reference twin of every other file here.
+//!
+//! Sixteen running sums instead of one: the compiler can vectorise them, because no float addition is reordered.
+
+use half::f16;
+
+const LANES: usize = 16;
+
+pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
+    lanes(a, b, |x, y| x * y)
+}
+
+pub(super) fn dot_f16(query: &[f32], row: &[f16]) -> f32 {
+    lanes(query, row, |x, y| x * y.to_f32())
+}
+
+pub(super) fn dot_codes(code: &[u8], query: &[i8]) -> i32 {
+    code.iter().zip(query).map(|(&c, &q)| i32::from(c) * i32::from(q)).sum()
+}
+
+pub(super) fn distance_codes(a: &[u8], b: &[u8]) -> u32 {
+    a.iter().zip(b).map(|(&x, &y)| u32::from(x.abs_diff(y)).pow(2)).sum()
+}
+
+/// One body for every instruction set: it has no branches, so the compiler vectorises it as wide as it may.
+#[inline(always)]
+pub(super) fn bias_gelu(x: &mut [f32], bias: &[f32]) {
+    for (x, &b) in x.iter_mut().zip(bias) {
+        let v = *x + b;
+        *x = 0.5 * v * (1.0 + erf(v * std::f32::consts::FRAC_1_SQRT_2));
+    }
+}
+
+/// erf as x·P(x²)/Q(x²) on [-4, 4], beyond which f32 knows only ±1.
+///
+/// Source of the coefficients: the rational minimax approximation used by Eigen (`generic_fast_erf_float`) and XLA.
+#[inline(always)]
+fn erf(x: f32) -> f32 {
+    const P: [f32; 7] = [
+        -2.726_142_3e-10,
+        2.770_681_4e-8,
+        -2.101_024e-6,
+        -5.692_506_4e-5,
+        -7.349_906_4e-4,
+        -2.954_599_8e-3,
+        -1.609_603_3e-2,
+    ];
+    const Q: [f32; 5] = [-1.456_607_2e-5, -2.133_740_5e-4, -1.682_827e-3, -7.373_329e-3, -1.426_473_9e-2];
+    let x = x.clamp(-4.0, 4.0);
+    let square = x * x;
+    let p = P.iter().fold(0.0, |sum, c| sum * square + c);
+    let q = Q.iter().fold(0.0, |sum, c| sum * square + c);
+    x * p / q
+}
+
+fn lanes<T: Copy>(a: &[f32], b: &[T], product: impl Fn(f32, T) -> f32) -> f32 {
+    let mut sums = [0.0f32; LANES];
+    let (a_chunks, b_chunks) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
+    let tail = a_chunks.remainder().iter().zip(b_chunks.remainder());
+    let tail: f32 = tail.map(|(&x, &y)| product(x, y)).sum();
+    for (xs, ys) in a_chunks.zip(b_chunks) {
+        for lane in 0..LANES {
+            sums[lane] += product(xs[lane], ys[lane]);
+        }
+    }
+    sums.iter().sum::<f32>() + tail
+}

@@ -1,0 +1,286 @@
+//! AVX2 and AVX-512 kernels behind proof-of-support tokens.
+//!
+//! A token is only made by `new`, which asks the processor. So a method that holds one may enter a function compiled
+//! for those instructions: that is the whole safety argument of this file. Inside, loads go through raw pointers into
+//! slices whose length the loop has just compared; tails are handed to [`scalar`].
+
+use std::arch::x86_64::*;
+
+use half::f16;
+
+use super::scalar;
+
+/// Proof of AVX2, FMA and F16C.
+#[derive(Debug, Clone, Copy)]
+pub struct Avx2(());
+
+/// Proof of AVX-512 F, BW and VNNI.
+#[derive(Debug, Clone, Copy)]
+pub struct Avx512(());
+
+impl Avx2 {
+    pub(super) fn new() -> Option<Self> {
+        let supported = is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("fma")
+            && is_x86_feature_detected!("f16c");
+        supported.then_some(Avx2(()))
+    }
+
+    pub(super) fn dot(self, a: &[f32], b: &[f32]) -> f32 {
+        // SAFETY: `self` proves AVX2, FMA and F16C.
+        unsafe { avx2_dot(a, b) }
+    }
+
+    pub(super) fn dot_f16(self, query: &[f32], row: &[f16]) -> f32 {
+        // SAFETY: `self` proves AVX2, FMA and F16C.
+        unsafe { avx2_dot_f16(query, row) }
+    }
+
+    pub(super) fn dot_codes(self, code: &[u8], query: &[i8]) -> i32 {
+        // SAFETY: `self` proves AVX2.
+        unsafe { avx2_dot_codes(code, query) }
+    }
+
+    pub(super) fn distance_codes(self, a: &[u8], b: &[u8]) -> u32 {
+        // SAFETY: `self` proves AVX2.
+        unsafe { avx2_distance_codes(a, b) }
+    }
+
+    pub(super) fn bias_gelu(self, x: &mut [f32], bias: &[f32]) {
+        // SAFETY: `self` proves AVX2 and FMA.
+        unsafe { avx2_bias_gelu(x, bias) }
+    }
+}
+
+impl Avx512 {
+    pub(super) fn new() -> Option<Self> {
+        let supported = is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512vnni");
+        supported.then_some(Avx512(()))
+    }
+
+    pub(super) fn dot(self, a: &[f32], b: &[f32]) -> f32 {
+        // SAFETY: `self` proves AVX-512 F.
+        unsafe { avx512_dot(a, b) }
+    }
+
+    pub(super) fn dot_f16(self, query: &[f32], row: &[f16]) -> f32 {
+        // SAFETY: `self` proves AVX-512 F.
+        unsafe { avx512_dot_f16(query, row) }
+    }
+
+    pub(super) fn dot_codes(self, code: &[u8], query: &[i8]) -> i32 {
+        // SAFETY: `self` proves AVX-512 F and VNNI.
+        unsafe { avx512_dot_codes(code, query) }
+    }
+
+    pub(super) fn distance_codes(self, a: &[u8], b: &[u8]) -> u32 {
+        // SAFETY: `self` proves AVX-512 F and BW.
+        unsafe { avx512_distance_codes(a, b) }
+    }
+
+    pub(super) fn bias_gelu(self, x: &mut [f32], bias: &[f32]) {
+        // SAFETY: `self` proves AVX-512 F.
+        unsafe { avx512_bias_gelu(x, bias) }
+    }
+}
+
+/// Fetches every cache line of `data` into the first-level cache.
+pub(super) fn prefetch<T>(data: &[T]) {
+    let start = data.as_ptr().cast::<i8>();
+    for line in (0..size_of_val(data)).step_by(64) {
+        // SAFETY: SSE is part of x86-64, and a prefetch of any address is a hint that cannot fault; this one lies
+        // inside `data`.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(start.wrapping_add(line)) };
+    }
+}
+
+#[target_feature(enable = "avx2,fma")]
+fn avx2_dot(a: &[f32], b: &[f32]) -> f32 {
+    let (a_chunks, b_chunks) = (a.chunks_exact(32), b.chunks_exact(32));
+    let tail = scalar::dot(a_chunks.remainder(), b_chunks.remainder());
+    let mut sums = [_mm256_setzero_ps(); 4];
+    for (x, y) in a_chunks.zip(b_chunks) {
+        for (i, sum) in sums.iter_mut().enumerate() {
+            // SAFETY: both chunks hold 32 floats and i ≤ 3, so 8 floats from 8·i lie inside.
+            let (x, y) =
+                unsafe { (_mm256_loadu_ps(x.as_ptr().add(8 * i)), _mm256_loadu_ps(y.as_ptr().add(8 * i))) };
+            *sum = _mm256_fmadd_ps(x, y, *sum);
+        }
+    }
+    avx2_sum(sums) + tail
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+fn avx2_dot_f16(query: &[f32], row: &[f16]) -> f32 {
+    let (q_chunks, r_chunks) = (query.chunks_exact(32), row.chunks_exact(32));
+    let tail = scalar::dot_f16(q_chunks.remainder(), r_chunks.remainder());
+    let mut sums = [_mm256_setzero_ps(); 4];
+    for (q, r) in q_chunks.zip(r_chunks) {
+        for (i, sum) in sums.iter_mut().enumerate() {
+            // SAFETY: both chunks hold 32 values and i ≤ 3, so 8 values from 8·i lie inside.
+            let (q, r) = unsafe {
+                (_mm256_loadu_ps(q.as_ptr().add(8 * i)), _mm_loadu_si128(r.as_ptr().add(8 * i).cast()))
+            };
+            *sum = _mm256_fmadd_ps(q, _mm256_cvtph_ps(r), *sum);
+        }
+    }
+    avx2_sum(sums) + tail
+}
+
+#[target_feature(enable = "avx2")]
+fn avx2_sum(sums: [__m256; 4]) -> f32 {
+    let sum = _mm256_add_ps(_mm256_add_ps(sums[0], sums[1]), _mm256_add_ps(sums[2], sums[3]));
+    let mut lanes = [0.0f32; 8];
+    // SAFETY: `lanes` holds 8 floats.
+    unsafe { _mm256_storeu_ps(lanes.as_mut_ptr(), sum) };
+    lanes.iter().sum()
+}
+
+#[target_feature(enable = "avx2")]
+fn avx2_dot_codes(code: &[u8], query: &[i8]) -> i32 {
+    // `maddubs` would saturate (2·255·127 > 2¹⁵), so both sides are widened to 16 bit first.
+    let (c_chunks, q_chunks) = (code.chunks_exact(32), query.chunks_exact(32));
+    let tail = scalar::dot_codes(c_chunks.remainder(), q_chunks.remainder());
+    let mut sums = [_mm256_setzero_si256(); 2];
+    for (c, q) in c_chunks.zip(q_chunks) {
+        for (i, sum) in sums.iter_mut().enumerate() {
+            // SAFETY: both chunks hold 32 bytes and i ≤ 1, so 16 bytes from 16·i lie inside.
+            let (c, q) = unsafe {
+                (
+                    _mm_loadu_si128(c.as_ptr().add(16 * i).cast()),
+                    _mm_loadu_si128(q.as_ptr().add(16 * i).cast()),
+                )
+            };
+            let products = _mm256_madd_epi16(_mm256_cvtepu8_epi16(c), _mm256_cvtepi8_epi16(q));
+            *sum = _mm256_add_epi32(*sum, products);
+        }
+    }
+    avx2_sum_i32(_mm256_add_epi32(sums[0], sums[1])) + tail
+}
+
+#[target_feature(enable = "avx2")]
+fn avx2_distance_codes(a: &[u8], b: &[u8]) -> u32 {
+    let (a_chunks, b_chunks) = (a.chunks_exact(32), b.chunks_exact(32));
+    let tail = scalar::distance_codes(a_chunks.remainder(), b_chunks.remainder());
+    let mut sums = [_mm256_setzero_si256(); 2];
+    for (x, y) in a_chunks.zip(b_chunks) {
+        for (i, sum) in sums.iter_mut().enumerate() {
+            // SAFETY: both chunks hold 32 bytes and i ≤ 1, so 16 bytes from 16·i lie inside.
+            let (x, y) = unsafe {
+                (
+                    _mm_loadu_si128(x.as_ptr().add(16 * i).cast()),
+                    _mm_loadu_si128(y.as_ptr().add(16 * i).cast()),
+                )
+            };
+            let difference = _mm256_sub_epi16(_mm256_cvtepu8_epi16(x), _mm256_cvtepu8_epi16(y));
+            *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(difference, difference));
+        }
+    }
+    avx2_sum_i32(_mm256_add_epi32(sums[0], sums[1])) as u32 + tail
+}
+
+#[target_feature(enable = "avx2")]
+fn avx2_sum_i32(sum: __m256i) -> i32 {
+    let mut lanes = [0i32; 8];
+    // SAFETY: `lanes` holds 32 bytes.
+    unsafe { _mm256_storeu_si256(lanes.as_mut_ptr().cast(), sum) };
+    lanes.iter().fold(0, |total, &lane| total.wrapping_add(lane))
+}
+
+#[target_feature(enable = "avx512f")]
+fn avx512_dot(a: &[f32], b: &[f32]) -> f32 {
+    let (a_chunks, b_chunks) = (a.chunks_exact(64), b.chunks_exact(64));
+    let tail = scalar::dot(a_chunks.remainder(), b_chunks.remainder());
+    let mut sums = [_mm512_setzero_ps(); 4];
+    for (x, y) in a_chunks.zip(b_chunks) {
+        for (i, sum) in sums.iter_mut().enumerate() {
+            // SAFETY: both chunks hold 64 floats and i ≤ 3, so 16 floats from 16·i lie inside.
+            let (x, y) =
+                unsafe { (_mm512_loadu_ps(x.as_ptr().add(16 * i)), _mm512_loadu_ps(y.as_ptr().add(16 * i))) };
+            *sum = _mm512_fmadd_ps(x, y, *sum);
+        }
+    }
+    avx512_sum(sums) + tail
+}
+
+#[target_feature(enable = "avx512f")]
+fn avx512_dot_f16(query: &[f32], row: &[f16]) -> f32 {
+    let (q_chunks, r_chunks) = (query.chunks_exact(64), row.chunks_exact(64));
+    let tail = scalar::dot_f16(q_chunks.remainder(), r_chunks.remainder());
+    let mut sums = [_mm512_setzero_ps(); 4];
+    for (q, r) in q_chunks.zip(r_chunks) {
+        for (i, sum) in sums.iter_mut().enumerate() {
+            // SAFETY: both chunks hold 64 values and i ≤ 3, so 16 values from 16·i lie inside.
+            let (q, r) = unsafe {
+                (_mm512_loadu_ps(q.as_ptr().add(16 * i)), _mm256_loadu_si256(r.as_ptr().add(16 * i).cast()))
+            };
+            *sum = _mm512_fmadd_ps(q, _mm512_cvtph_ps(r), *sum);
+        }
+    }
+    avx512_sum(sums) + tail
+}
+
+#[target_feature(enable = "avx512f")]
+fn avx512_sum(sums: [__m512; 4]) -> f32 {
+    _mm512_reduce_add_ps(_mm512_add_ps(_mm512_add_ps(sums[0], sums[1]), _mm512_add_ps(sums[2], sums[3])))
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+fn avx512_dot_codes(code: &[u8], query: &[i8]) -> i32 {
+    let (c_chunks, q_chunks) = (code.chunks_exact(256), query.chunks_exact(256));
+    let (c_rest, q_rest) = (c_chunks.remainder(), q_chunks.remainder());
+    let mut sums = [_mm512_setzero_si512(); 4];
+    for (c, q) in c_chunks.zip(q_chunks) {
+        for (i, sum) in sums.iter_mut().enumerate() {
+            // SAFETY: both chunks hold 256 bytes and i ≤ 3, so 64 bytes from 64·i lie inside.
+            let (c, q) = unsafe {
+                (
+                    _mm512_loadu_si512(c.as_ptr().add(64 * i).cast()),
+                    _mm512_loadu_si512(q.as_ptr().add(64 * i).cast()),
+                )
+            };
+            *sum = _mm512_dpbusd_epi32(*sum, c, q);
+        }
+    }
+    let (c_chunks, q_chunks) = (c_rest.chunks_exact(64), q_rest.chunks_exact(64));
+    let tail = scalar::dot_codes(c_chunks.remainder(), q_chunks.remainder());
+    for (c, q) in c_chunks.zip(q_chunks) {
+        // SAFETY: both chunks hold 64 bytes.
+        let (c, q) =
+            unsafe { (_mm512_loadu_si512(c.as_ptr().cast()), _mm512_loadu_si512(q.as_ptr().cast())) };
+        sums[0] = _mm512_dpbusd_epi32(sums[0], c, q);
+    }
+    let sum = _mm512_add_epi32(_mm512_add_epi32(sums[0], sums[1]), _mm512_add_epi32(sums[2], sums[3]));
+    _mm512_reduce_add_epi32(sum).wrapping_add(tail)
+}
+
+#[target_feature(enable = "avx512f,avx512bw")]
+fn avx512_distance_codes(a: &[u8], b: &[u8]) -> u32 {
+    let (a_chunks, b_chunks) = (a.chunks_exact(64), b.chunks_exact(64));
+    let tail = scalar::distance_codes(a_chunks.remainder(), b_chunks.remainder());
+    let zero = _mm512_setzero_si512();
+    let mut sums = [zero; 2];
+    for (x, y) in a_chunks.zip(b_chunks) {
+        // SAFETY: both chunks hold 64 bytes.
+        let (x, y) =
+            unsafe { (_mm512_loadu_si512(x.as_ptr().cast()), _mm512_loadu_si512(y.as_ptr().cast())) };
+        // |x − y| of unsigned bytes: one of the two saturating differences is 0.
+        let difference = _mm512_or_si512(_mm512_subs_epu8(x, y), _mm512_subs_epu8(y, x));
+        let (low, high) = (_mm512_unpacklo_epi8(difference, zero), _mm512_unpackhi_epi8(difference, zero));
+        sums[0] = _mm512_add_epi32(sums[0], _mm512_madd_epi16(low, low));
+        sums[1] = _mm512_add_epi32(sums[1], _mm512_madd_epi16(high, high));
+    }
+    (_mm512_reduce_add_epi32(_mm512_add_epi32(sums[0], sums[1])) as u32).wrapping_add(tail)
+}
+
+#[target_feature(enable = "avx2,fma")]
+fn avx2_bias_gelu(x: &mut [f32], bias: &[f32]) {
+    scalar::bias_gelu(x, bias);
+}
+
+#[target_feature(enable = "avx512f")]
+fn avx512_bias_gelu(x: &mut [f32], bias: &[f32]) {
+    scalar::bias_gelu(x, bias);
+}
