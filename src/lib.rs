@@ -2,3 +2,4 @@
 pub mod types;
 pub mod blend;
 pub mod kernels;
+pub mod index;

@@ -1,0 +1,125 @@
+//! Brute force: the truth that searches are measured by, the search of small caches, and the rescoring of candidates.
+//!
+//! Scores are f32 inner products of the stored rows, by the same kernel everywhere, so an exact search and a rescored
+//! candidate agree to the bit.
+
+use std::cmp::{Ordering, Reverse};
+use std::collections::BinaryHeap;
+
+use rayon::prelude::*;
+
+use crate::kernels::Kernels;
+use crate::types::Slot;
+
+/// Rows scored between two looks at the heap when a scan is split over threads.
+const BLOCK: usize = 4096;
+
+/// A slot with its true score; greater is closer, equal scores by lower slot.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Scored {
+    /// Where.
+    pub slot: Slot,
+    /// Inner product with the query.
+    pub score: f32,
+}
+
+impl Eq for Scored {}
+
+impl PartialOrd for Scored {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Scored {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.score.total_cmp(&other.score).then(other.slot.cmp(&self.slot))
+    }
+}
+
+/// The best `k` of everything pushed.
+#[derive(Debug, Clone)]
+pub struct TopK {
+    k: usize,
+    heap: BinaryHeap<Reverse<Scored>>,
+}
+
+impl TopK {
+    /// An empty collection of at most `k`.
+    pub fn new(k: usize) -> Self {
+        TopK { k, heap: BinaryHeap::with_capacity(k + 1) }
+    }
+
+    /// Offers one.
+    pub fn push(&mut self, scored: Scored) {
+        if self.heap.len() < self.k {
+            self.heap.push(Reverse(scored));
+        } else if self.heap.peek().is_some_and(|worst| scored > worst.0) {
+            self.heap.pop();
+            self.heap.push(Reverse(scored));
+        }
+    }
+
+    /// Takes in another collection.
+    pub fn merge(mut self, other: TopK) -> Self {
+        other.heap.into_iter().for_each(|Reverse(scored)| self.push(scored));
+        self
+    }
+
+    /// Best first.
+    pub fn into_sorted(self) -> Vec<Scored> {
+        self.heap.into_sorted_vec().into_iter().map(|Reverse(scored)| scored).collect()
+    }
+}
+
+/// The `k` rows with the largest inner product, best first; min(k, n) of them. Runs on the current rayon pool.
+///
+/// * `rows`: row-major `[n, query.len()]`.
+pub fn search(rows: &[f32], query: &[f32], k: usize) -> Vec<Scored> {
+    let (kernels, dim) = (Kernels::get(), query.len());
+    rows.par_chunks(BLOCK * dim)
+        .enumerate()
+        .map(|(block, rows)| {
+            let mut best = TopK::new(k);
+            for (i, row) in rows.chunks_exact(dim).enumerate() {
+                best.push(Scored { slot: Slot((block * BLOCK + i) as u32), score: kernels.dot(query, row) });
+            }
+            best
+        })
+        .reduce(|| TopK::new(k), TopK::merge)
+        .into_sorted()
+}
+
+/// Share of `truth` that `found` contains: recall@k with k the length of `truth`.
+pub fn recall<T: PartialEq>(truth: &[T], found: &[T]) -> f64 {
+    if truth.is_empty() {
+        return 1.0;
+    }
+    truth.iter().filter(|id| found.contains(id)).count() as f64 / truth.len() as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn the_scan_finds_what_sorting_finds(
+            rows in prop::collection::vec(-4i8..4, 3..600), query in prop::collection::vec(-4i8..4, 3), k in 1usize..20
+        ) {
+            // Small whole numbers: sums are exact and ties are common.
+            let rows: Vec<f32> = rows[..rows.len() / 3 * 3].iter().map(|&v| f32::from(v)).collect();
+            let query: Vec<f32> = query.iter().map(|&v| f32::from(v)).collect();
+            let mut truth: Vec<(u32, f32)> = rows
+                .chunks_exact(3)
+                .enumerate()
+                .map(|(i, row)| (i as u32, Kernels::get().dot(&query, row)))
+                .collect();
+            truth.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+            truth.truncate(k);
+            let found: Vec<(u32, f32)> = search(&rows, &query, k).iter().map(|s| (s.slot.0, s.score)).collect();
+            prop_assert_eq!(found, truth);
+        }
+    }
+}

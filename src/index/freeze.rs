@@ -1,0 +1,389 @@
+//! Raw link lists become a proper layered graph, every node of which can be reached.
+//!
+//! What `hnsw_rs` leaves is made for its own search: back-links filed under the new point's top layer, entries in
+//! lists above a node's level, full lists that dropped their farthest entry without asking whether it was the only
+//! way to someone. In order:
+//!
+//! ```text
+//! legal      a link on level l joins two nodes that both reach level l; no self-links, none twice
+//! mirror     every link gets its reverse
+//! prune      over the limit (M₀ on level 0, M above) the diverse ones stay: c goes if some kept k is nearer to c
+//!            than the node itself
+//! reconnect  what the entry cannot reach is linked from its nearest reachable node, in spare places that
+//!            pruning never touches
+//! ```
+//!
+//! Level 0 is one array of fixed rows `[degree, link, link, …]`, [`Graph::row_len`] words each, a whole number of
+//! cache lines; the levels above are small and lie in one compressed table each.
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, VecDeque};
+
+use rayon::prelude::*;
+
+use super::BuildParams;
+use crate::kernels::Kernels;
+
+/// Places in a level-0 row that only reconnection may fill.
+const SPARE: usize = 7;
+/// Beam of the search for a node's nearest reachable neighbours.
+const RECONNECT_EF: usize = 64;
+
+/// Link lists as the builder left them: per slot, per level.
+pub(super) struct RawLinks {
+    lists: Vec<Vec<Vec<u32>>>,
+}
+
+impl RawLinks {
+    pub(super) fn new(n: usize) -> Self {
+        RawLinks { lists: vec![Vec::new(); n] }
+    }
+
+    /// The lists of one slot, level 0 first; their number is the node's level + 1.
+    pub(super) fn set(&mut self, slot: usize, lists: Vec<Vec<u32>>) {
+        self.lists[slot] = lists;
+    }
+
+    fn reaches(&self, slot: u32, level: usize) -> bool {
+        self.lists[slot as usize].len() > level
+    }
+}
+
+/// A frozen layered graph over slots `0..n`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Graph {
+    pub(super) entry: u32,
+    pub(super) m: usize,
+    pub(super) row_len: usize,
+    /// `[n, row_len]` words: degree, then links.
+    pub(super) level0: Vec<u32>,
+    /// Levels 1, 2, …
+    pub(super) upper: Vec<UpperLevel>,
+    pub(super) reach: Reach,
+}
+
+/// One level above 0: `links[offsets[i]..offsets[i+1]]` are the links of `slots[i]`.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub(super) struct UpperLevel {
+    pub(super) slots: Vec<u32>,
+    pub(super) offsets: Vec<u32>,
+    pub(super) links: Vec<u32>,
+}
+
+/// What freezing had to mend.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+pub struct Reach {
+    /// Links that pointed at a node absent from their level, at their own node, or twice at the same.
+    pub illegal_links: usize,
+    /// Nodes that nothing led to.
+    pub reconnected: usize,
+}
+
+impl Graph {
+    /// Most nodes of one generation: a search marks a slot with its top bit.
+    pub const MAX_NODES: usize = 1 << 31;
+
+    /// What freezing had to mend.
+    pub fn reach(&self) -> Reach {
+        self.reach
+    }
+
+    /// Number of nodes.
+    pub fn len(&self) -> usize {
+        self.level0.len() / self.row_len
+    }
+
+    /// Whether there are no nodes. A built graph has at least one.
+    pub fn is_empty(&self) -> bool {
+        self.level0.is_empty()
+    }
+
+    /// Words of a level-0 row for graphs built with this M.
+    pub(super) fn row_len(m: usize) -> usize {
+        (1 + 2 * m + SPARE).next_multiple_of(16)
+    }
+
+    /// Freezes raw lists.
+    ///
+    /// * `codes`: 8-bit codes, `stride` bytes a slot; distances for pruning come from them.
+    pub(super) fn freeze(raw: RawLinks, params: &BuildParams, codes: &[u8], stride: usize) -> Graph {
+        let space = Space { codes, stride, kernels: Kernels::get() };
+        let n = raw.lists.len();
+        let top = raw.lists.iter().map(Vec::len).max().unwrap_or(1).max(1) - 1;
+        let entry = raw.lists.iter().position(|lists| lists.len() == top + 1).unwrap_or(0) as u32;
+        let mut reach = Reach::default();
+
+        let mut upper = Vec::with_capacity(top);
+        for level in 1..=top {
+            let slots: Vec<u32> = (0..n as u32).filter(|&s| raw.reaches(s, level)).collect();
+            let mut lists = level_lists(&raw, level, &slots, &mut reach);
+            mirror_and_prune(&space, &slots, &mut lists, params.m);
+            reconnect_upper(&space, &slots, &mut lists, entry, &mut reach);
+            upper.push(UpperLevel::from_lists(slots, &lists));
+        }
+
+        let slots: Vec<u32> = (0..n as u32).collect();
+        let mut lists = level_lists(&raw, 0, &slots, &mut reach);
+        drop(raw);
+        mirror_and_prune(&space, &slots, &mut lists, params.m0());
+        let row_len = Graph::row_len(params.m);
+        let mut level0 = vec![0u32; n * row_len];
+        for (row, list) in level0.chunks_exact_mut(row_len).zip(&lists) {
+            row[0] = list.len() as u32;
+            row[1..][..list.len()].copy_from_slice(list);
+        }
+        drop(lists);
+        let mut graph = Graph { entry, m: params.m, row_len, level0, upper, reach };
+        graph.reconnect_level0(&space);
+        graph
+    }
+
+    fn links(&self, slot: u32) -> &[u32] {
+        let row = &self.level0[slot as usize * self.row_len..][..self.row_len];
+        &row[1..][..row[0] as usize]
+    }
+
+    /// Adds a link if the row has a place left.
+    fn try_link(&mut self, from: u32, to: u32) -> bool {
+        let row = &mut self.level0[from as usize * self.row_len..][..self.row_len];
+        let degree = row[0] as usize;
+        if degree + 1 >= row.len() {
+            return false;
+        }
+        row[degree + 1] = to;
+        row[0] += 1;
+        true
+    }
+
+    fn reconnect_level0(&mut self, space: &Space<'_>) {
+        let n = self.len();
+        let mut reached = vec![false; n];
+        self.flood(self.entry, &mut reached);
+        for slot in 0..n as u32 {
+            if reached[slot as usize] {
+                continue;
+            }
+            let near = self.nearest_reachable(space, slot);
+            // Every reached node brings SPARE places of its own, so a place is left somewhere.
+            let linked = near.into_iter().any(|from| self.try_link(from, slot))
+                || (0..n as u32).any(|from| reached[from as usize] && self.try_link(from, slot));
+            debug_assert!(linked);
+            self.reach.reconnected += 1;
+            self.flood(slot, &mut reached);
+        }
+    }
+
+    /// Marks everything that can be reached from `start`.
+    fn flood(&self, start: u32, reached: &mut [bool]) {
+        let mut queue = VecDeque::from([start]);
+        reached[start as usize] = true;
+        while let Some(slot) = queue.pop_front() {
+            for &next in self.links(slot) {
+                if !std::mem::replace(&mut reached[next as usize], true) {
+                    queue.push_back(next);
+                }
+            }
+        }
+    }
+
+    /// Best-first search over level 0 from the entry: nodes near `slot`, nearest first, all of them reachable.
+    fn nearest_reachable(&self, space: &Space<'_>, slot: u32) -> Vec<u32> {
+        let mut seen = std::collections::HashSet::from([self.entry]);
+        let start = (space.distance(self.entry, slot), self.entry);
+        let mut open = BinaryHeap::from([Reverse(start)]);
+        let mut best = BinaryHeap::from([start]);
+        while let Some(Reverse((distance, node))) = open.pop() {
+            if best.len() >= RECONNECT_EF && best.peek().is_some_and(|worst| distance > worst.0) {
+                break;
+            }
+            for &next in self.links(node) {
+                if seen.insert(next) {
+                    let found = (space.distance(next, slot), next);
+                    open.push(Reverse(found));
+                    best.push(found);
+                    if best.len() > RECONNECT_EF {
+                        best.pop();
+                    }
+                }
+            }
+        }
+        best.into_sorted_vec().into_iter().map(|(_, node)| node).collect()
+    }
+}
+
+impl UpperLevel {
+    fn from_lists(slots: Vec<u32>, lists: &[Vec<u32>]) -> Self {
+        let mut offsets = vec![0u32];
+        offsets.extend(lists.iter().scan(0u32, |end, list| {
+            *end += list.len() as u32;
+            Some(*end)
+        }));
+        UpperLevel { slots, offsets, links: lists.concat() }
+    }
+}
+
+/// Distances between slots, on codes.
+struct Space<'a> {
+    codes: &'a [u8],
+    stride: usize,
+    kernels: Kernels,
+}
+
+impl Space<'_> {
+    fn distance(&self, a: u32, b: u32) -> u32 {
+        let row = |slot: u32| &self.codes[slot as usize * self.stride..][..self.stride];
+        self.kernels.distance_codes(row(a), row(b))
+    }
+}
+
+/// The legal links of one level, in the order of `slots`.
+fn level_lists(raw: &RawLinks, level: usize, slots: &[u32], reach: &mut Reach) -> Vec<Vec<u32>> {
+    let mut illegal = 0;
+    let lists = slots
+        .iter()
+        .map(|&slot| {
+            let list = &raw.lists[slot as usize][level];
+            let mut legal: Vec<u32> =
+                list.iter().copied().filter(|&to| to != slot && raw.reaches(to, level)).collect();
+            legal.sort_unstable();
+            legal.dedup();
+            illegal += list.len() - legal.len();
+            legal
+        })
+        .collect();
+    reach.illegal_links += illegal;
+    lists
+}
+
+fn mirror_and_prune(space: &Space<'_>, slots: &[u32], lists: &mut [Vec<u32>], limit: usize) {
+    // `slots` is ascending; on level 0 it is the identity and the search ends at once.
+    let position = |slot: u32| match slots.get(slot as usize) {
+        Some(&s) if s == slot => slot as usize,
+        _ => slots.partition_point(|&s| s < slot),
+    };
+    let mut incoming: Vec<Vec<u32>> = vec![Vec::new(); slots.len()];
+    for (&slot, list) in slots.iter().zip(lists.iter()) {
+        for &to in list {
+            incoming[position(to)].push(slot);
+        }
+    }
+    lists.par_iter_mut().zip(incoming).zip(slots).for_each(|((list, incoming), &slot)| {
+        list.extend(incoming);
+        list.sort_unstable();
+        list.dedup();
+        if list.len() > limit {
+            *list = diverse(space, slot, list, limit);
+        }
+    });
+}
+
+/// At most `limit` of `candidates`, nearest first, none nearer to one already kept than to `slot` itself; what is
+/// left free is filled with the nearest of the rest.
+fn diverse(space: &Space<'_>, slot: u32, candidates: &[u32], limit: usize) -> Vec<u32> {
+    let mut by_distance: Vec<(u32, u32)> = candidates.iter().map(|&c| (space.distance(slot, c), c)).collect();
+    by_distance.sort_unstable();
+    let mut kept: Vec<u32> = Vec::with_capacity(limit);
+    let mut rest = Vec::new();
+    for (distance, candidate) in by_distance {
+        if kept.len() == limit {
+            break;
+        }
+        if kept.iter().all(|&k| space.distance(candidate, k) >= distance) {
+            kept.push(candidate);
+        } else {
+            rest.push(candidate);
+        }
+    }
+    let free = limit - kept.len();
+    kept.extend(rest.into_iter().take(free));
+    kept
+}
+
+/// Links every node of an upper level that the entry cannot reach on it from its nearest reachable one.
+fn reconnect_upper(space: &Space<'_>, slots: &[u32], lists: &mut [Vec<u32>], entry: u32, reach: &mut Reach) {
+    let position = |slot: u32| slots.partition_point(|&s| s < slot);
+    let mut reached = vec![false; slots.len()];
+    let flood = |start: usize, lists: &[Vec<u32>], reached: &mut [bool]| {
+        let mut queue = VecDeque::from([start]);
+        reached[start] = true;
+        while let Some(at) = queue.pop_front() {
+            for &to in &lists[at] {
+                let to = position(to);
+                if !std::mem::replace(&mut reached[to], true) {
+                    queue.push_back(to);
+                }
+            }
+        }
+    };
+    flood(position(entry), lists, &mut reached);
+    for at in 0..slots.len() {
+        if reached[at] {
+            continue;
+        }
+        let nearest = (0..slots.len())
+            .filter(|&other| reached[other])
+            .min_by_key(|&other| space.distance(slots[at], slots[other]));
+        if let Some(nearest) = nearest {
+            lists[nearest].push(slots[at]);
+            reach.reconnected += 1;
+            flood(at, lists, &mut reached);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// Whether the entry reaches everything, links are legal and rows within bounds.
+    fn assert_proper(graph: &Graph, raw_levels: &[usize]) {
+        let mut reached = vec![false; graph.len()];
+        graph.flood(graph.entry, &mut reached);
+        assert!(reached.iter().all(|&r| r), "unreached: {reached:?}");
+        for slot in 0..graph.len() as u32 {
+            let links = graph.links(slot);
+            assert!(links.len() < graph.row_len);
+            assert!(links.iter().all(|&to| to != slot && (to as usize) < graph.len()));
+        }
+        for (i, level) in graph.upper.iter().enumerate() {
+            let members: Vec<u32> = (0..graph.len() as u32).filter(|&s| raw_levels[s as usize] > i).collect();
+            assert_eq!(level.slots, members);
+            assert!(level.links.iter().all(|to| members.contains(to)), "illegal link on level {}", i + 1);
+            assert_eq!(level.offsets.len(), level.slots.len() + 1);
+        }
+    }
+
+    proptest! {
+        /// Whatever the lists say (wrong levels, self-links, repeats, islands), the frozen graph is proper.
+        #[test]
+        fn any_raw_lists_freeze_into_a_proper_graph(
+            levels in prop::collection::vec(0usize..4, 1..60),
+            links in prop::collection::vec((0usize..60, 0usize..4, 0u32..60), 0..300),
+        ) {
+            let n = levels.len();
+            let mut lists: Vec<Vec<Vec<u32>>> = levels.iter().map(|&l| vec![Vec::new(); l + 1]).collect();
+            for (from, level, to) in links {
+                let node = &mut lists[from % n];
+                let level = level.min(node.len() - 1);
+                node[level].push(to % n as u32);
+            }
+            let mut raw = RawLinks::new(n);
+            lists.into_iter().enumerate().for_each(|(slot, lists)| raw.set(slot, lists));
+            let codes: Vec<u8> = (0..n * 64).map(|i| (i * 31 % 256) as u8).collect();
+            let params = BuildParams { m: 2, ..Default::default() };
+            let graph = Graph::freeze(raw, &params, &codes, 64);
+            assert_proper(&graph, &levels);
+        }
+    }
+
+    #[test]
+    fn pruning_keeps_the_way_round_the_corner() {
+        // On a line 0 — 1 — 2, and 3 on the other side: seen from 0, node 2 hides behind 1, node 3 does not.
+        let at = |x: u8| [vec![x], vec![0; 63]].concat();
+        let codes: Vec<u8> = [at(100), at(110), at(120), at(80)].concat();
+        let space = Space { codes: &codes, stride: 64, kernels: Kernels::Scalar };
+        assert_eq!(diverse(&space, 0, &[1, 2, 3], 2), [1, 3]);
+        assert_eq!(diverse(&space, 0, &[1, 2, 3], 3), [1, 3, 2]);
+    }
+}

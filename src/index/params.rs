@@ -1,0 +1,137 @@
+//! The knobs of building and searching, with the paper's letters and what other libraries take by default.
+//!
+//! Source: Malkov and Yashunin, *Efficient and robust approximate nearest neighbor search using Hierarchical
+//! Navigable Small World graphs* (arXiv 1603.09320).
+
+use serde::{Deserialize, Serialize};
+
+use super::Error;
+
+/// How rows are coded for the search. The stored rows themselves are not touched by this.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CodeKind {
+    /// Four bytes a component; scores are exact.
+    F32,
+    /// Two bytes a component.
+    F16,
+    /// One byte a component, mean-centred. A quarter of the memory traffic, so the fastest.
+    U8,
+}
+
+impl CodeKind {
+    /// The word used in settings and reports.
+    pub fn word(self) -> &'static str {
+        match self {
+            CodeKind::F32 => "f32",
+            CodeKind::F16 => "f16",
+            CodeKind::U8 => "u8",
+        }
+    }
+}
+
+impl std::str::FromStr for CodeKind {
+    type Err = Error;
+
+    fn from_str(word: &str) -> Result<Self, Error> {
+        [CodeKind::F32, CodeKind::F16, CodeKind::U8].into_iter().find(|k| k.word() == word).ok_or_else(|| {
+            Error::Parameter { name: "codes", value: word.into(), allowed: "f32, f16 or u8".into() }
+        })
+    }
+}
+
+/// How a graph is built.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct BuildParams {
+    /// Links per node and upper level: the paper's M; level 0 takes 2·M (M₀). faiss 32, hnswlib 16.
+    pub m: usize,
+    /// Candidates kept while inserting: the paper's efConstruction. faiss 40, hnswlib 200.
+    pub ef_construction: usize,
+    /// What the search runs on.
+    pub codes: CodeKind,
+    /// Threads that insert. With 1 the graph is the same in every run; with more, arrival decides.
+    pub threads: usize,
+}
+
+impl BuildParams {
+    /// Default of [`BuildParams::m`].
+    pub const DEFAULT_M: usize = 24;
+    /// Default of [`BuildParams::ef_construction`].
+    pub const DEFAULT_EF_CONSTRUCTION: usize = 160;
+    /// Most links a node may be given: `hnsw_rs` counts them in a byte, and 2·M must fit.
+    pub const MAX_M: usize = 127;
+
+    /// Checks every field, because `hnsw_rs` ends the process on a bad one.
+    ///
+    /// # Errors
+    /// [`Error::Parameter`].
+    pub fn validate(&self) -> Result<(), Error> {
+        in_range("m", self.m, 2, Self::MAX_M)?;
+        in_range("ef_construction", self.ef_construction, 8, 4096)?;
+        in_range("threads", self.threads, 1, 1024)
+    }
+
+    /// Most links of a node on level 0, M₀.
+    pub fn m0(&self) -> usize {
+        2 * self.m
+    }
+}
+
+impl Default for BuildParams {
+    fn default() -> Self {
+        BuildParams {
+            m: Self::DEFAULT_M,
+            ef_construction: Self::DEFAULT_EF_CONSTRUCTION,
+            codes: CodeKind::U8,
+            threads: std::thread::available_parallelism().map_or(1, usize::from),
+        }
+    }
+}
+
+/// How a graph is searched.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SearchParams {
+    /// Width of the beam: the paper's ef. Raised to what the caller wants back. faiss 16, hnswlib 10.
+    pub ef_search: usize,
+    /// Candidates rescored on the stored rows, at least `top_k`; raised to that. More costs row reads, not hops.
+    pub rescore: usize,
+    /// Scan every row instead: the truth, in time proportional to the cache.
+    pub exact: bool,
+}
+
+impl SearchParams {
+    /// Default of [`SearchParams::ef_search`].
+    pub const DEFAULT_EF_SEARCH: usize = 96;
+    /// Default of [`SearchParams::rescore`].
+    pub const DEFAULT_RESCORE: usize = 24;
+    /// Largest accepted [`SearchParams::ef_search`].
+    pub const MAX_EF_SEARCH: usize = 16_384;
+
+    /// Checks every field.
+    ///
+    /// # Errors
+    /// [`Error::Parameter`].
+    pub fn validate(&self) -> Result<(), Error> {
+        in_range("ef_search", self.ef_search, 1, Self::MAX_EF_SEARCH)?;
+        in_range("rescore", self.rescore, 1, Self::MAX_EF_SEARCH)
+    }
+}
+
+impl Default for SearchParams {
+    fn default() -> Self {
+        SearchParams { ef_search: Self::DEFAULT_EF_SEARCH, rescore: Self::DEFAULT_RESCORE, exact: false }
+    }
+}
+
+fn in_range(name: &'static str, value: usize, min: usize, max: usize) -> Result<(), Error> {
+    if (min..=max).contains(&value) {
+        return Ok(());
+    }
+    Err(Error::Parameter {
+        name,
+        value: value.to_string(),
+        allowed: format!("a whole number from {min} to {max}"),
+    })
+}

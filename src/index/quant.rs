@@ -1,0 +1,242 @@
+//! Codecs: how a row is written down for the search.
+//!
+//! `u8`: with μ the mean of the rows and one step for all components, `c = clamp(round((x−μ)/step) + 128, 0, 255)`.
+//! Taking the mean off first does not change the ranking (`q·x = q·μ + q·(x−μ)`, and `q·μ` is the same for every row),
+//! but the codes use their range better and the modality gap leaves the picture. The step puts the 99.99 % quantile
+//! of |x−μ| at 127; what lies beyond is clipped. The query is scaled to ±127 on its own, so a score is
+//! `q·μ + (Σ cᵢ·q̂ᵢ − 128·Σ q̂ᵢ)·step/scale`: one integer inner product a row.
+//!
+//! Error of a score: rounding moves a component by at most step/2 and the query by at most 1/(2·scale), both
+//! independent over the components; `tests` hold it to a bound. Rescoring on the rows recovers the ranking.
+//!
+//! Rows of codes are padded to whole cache lines of 64 bytes; the query is zero there.
+
+use half::f16;
+use rayon::prelude::*;
+
+use super::{CodeKind, Error};
+use crate::kernels::Kernels;
+
+/// Rows looked at when a codec is trained.
+const SAMPLE: usize = 16_384;
+/// Rows of those whose spread is looked at.
+const QUANTILE_ROWS: usize = 4096;
+/// Share of |x−μ| that is not clipped.
+const KEPT: f64 = 0.9999;
+/// Code of the mean.
+pub(super) const ZERO: i32 = 128;
+
+/// A trained codec for rows of one dimension.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Codec {
+    pub(super) kind: CodeKind,
+    pub(super) mean: Vec<f32>,
+    pub(super) step: f32,
+}
+
+/// A query in the form that the rows' codes want.
+#[derive(Debug)]
+pub(super) enum CodedQuery {
+    Float(Vec<f32>),
+    Integer { values: Vec<i8>, offset: f32, scale: f32 },
+}
+
+impl Codec {
+    /// Learns mean and step from an even sample of the rows.
+    ///
+    /// * `rows`: row-major `[n, dim]`, n ≥ 1.
+    pub fn train(kind: CodeKind, rows: &[f32], dim: usize) -> Self {
+        let n = rows.len() / dim;
+        let stride = n.div_ceil(SAMPLE).max(1);
+        let sample: Vec<&[f32]> = rows.chunks_exact(dim).step_by(stride).collect();
+
+        let mut mean = vec![0.0f64; dim];
+        for row in &sample {
+            mean.iter_mut().zip(*row).for_each(|(m, &v)| *m += f64::from(v));
+        }
+        let mean: Vec<f32> = mean.iter().map(|m| (m / sample.len() as f64) as f32).collect();
+
+        // A few thousand rows are plenty for one quantile, and bound the memory of the selection.
+        let mut spread: Vec<f32> = sample
+            .par_iter()
+            .step_by(sample.len().div_ceil(QUANTILE_ROWS))
+            .flat_map_iter(|row| row.iter().zip(&mean).map(|(v, m)| (v - m).abs()))
+            .collect();
+        let rank = ((spread.len() as f64 * KEPT) as usize).min(spread.len().saturating_sub(1));
+        let (_, quantile, _) = spread.select_nth_unstable_by(rank, f32::total_cmp);
+        // Equal rows have no spread; any positive step codes them all as the mean.
+        let step = if *quantile > 0.0 { *quantile / 127.0 } else { 1.0 };
+        Codec { kind, mean, step }
+    }
+
+    /// Components of a row.
+    pub fn dim(&self) -> usize {
+        self.mean.len()
+    }
+
+    /// What the codec writes.
+    pub fn kind(&self) -> CodeKind {
+        self.kind
+    }
+
+    /// Bytes of one coded row, a multiple of 64.
+    pub fn stride(&self) -> usize {
+        stride(self.kind, self.dim())
+    }
+
+    /// The same mean and step under 8 bits: what the graph is built on, whatever the search runs on.
+    pub(super) fn as_u8(&self) -> Codec {
+        Codec { kind: CodeKind::U8, ..self.clone() }
+    }
+
+    /// Codes all rows, in parallel on the current rayon pool.
+    ///
+    /// * `rows`: row-major `[n, dim]`. Returns n · [`Codec::stride`] bytes.
+    pub fn encode(&self, rows: &[f32]) -> Vec<u8> {
+        let mut codes = vec![0u8; rows.len() / self.dim() * self.stride()];
+        codes
+            .par_chunks_exact_mut(self.stride())
+            .zip(rows.par_chunks_exact(self.dim()))
+            .for_each(|(code, row)| self.encode_row(row, code));
+        codes
+    }
+
+    fn encode_row(&self, row: &[f32], code: &mut [u8]) {
+        match self.kind {
+            CodeKind::F32 => code[..row.len() * 4].copy_from_slice(bytemuck::cast_slice(row)),
+            CodeKind::F16 => {
+                for (bytes, &v) in code.chunks_exact_mut(2).zip(row) {
+                    bytes.copy_from_slice(&f16::from_f32(v).to_ne_bytes());
+                }
+            }
+            CodeKind::U8 => {
+                for ((c, &v), &m) in code.iter_mut().zip(row).zip(&self.mean) {
+                    *c = (((v - m) / self.step).round() as i32 + ZERO).clamp(0, 255) as u8;
+                }
+            }
+        }
+    }
+
+    /// Brings a query into the codes' form.
+    pub(super) fn code_query(&self, query: &[f32]) -> CodedQuery {
+        let padded = self.stride() / self.kind.bytes();
+        match self.kind {
+            CodeKind::F32 | CodeKind::F16 => {
+                let mut values = query.to_vec();
+                values.resize(padded, 0.0);
+                CodedQuery::Float(values)
+            }
+            CodeKind::U8 => {
+                let largest = query.iter().fold(0.0f32, |max, v| max.max(v.abs()));
+                let scale = if largest > 0.0 { 127.0 / largest } else { 0.0 };
+                let mut values: Vec<i8> = query.iter().map(|v| (v * scale).round() as i8).collect();
+                values.resize(padded, 0);
+                let sum: i32 = values.iter().map(|&v| i32::from(v)).sum();
+                let per_unit = if scale > 0.0 { self.step / scale } else { 0.0 };
+                let mean: f32 = query.iter().zip(&self.mean).map(|(q, m)| q * m).sum();
+                CodedQuery::Integer { values, offset: mean - (ZERO * sum) as f32 * per_unit, scale: per_unit }
+            }
+        }
+    }
+}
+
+impl CodeKind {
+    /// Bytes of one coded component.
+    pub(super) fn bytes(self) -> usize {
+        match self {
+            CodeKind::F32 => 4,
+            CodeKind::F16 => 2,
+            CodeKind::U8 => 1,
+        }
+    }
+}
+
+/// Bytes of a coded row of `dim` components.
+pub(super) fn stride(kind: CodeKind, dim: usize) -> usize {
+    (dim * kind.bytes()).next_multiple_of(64)
+}
+
+/// Scores the rows `slots` of `codes` against a coded query. `scores` is cleared first; `integers` is scratch.
+pub(super) fn score(
+    kernels: Kernels,
+    codes: &[u8],
+    slots: &[u32],
+    query: &CodedQuery,
+    kind: CodeKind,
+    integers: &mut Vec<i32>,
+    scores: &mut Vec<f32>,
+) {
+    match (query, kind) {
+        (CodedQuery::Integer { values, offset, scale }, _) => {
+            kernels.score_codes(codes, slots, values, integers);
+            scores.clear();
+            scores.extend(integers.iter().map(|&s| offset + s as f32 * scale));
+        }
+        (CodedQuery::Float(values), CodeKind::F16) => {
+            kernels.score_f16(bytemuck::cast_slice(codes), slots, values, scores);
+        }
+        (CodedQuery::Float(values), _) => {
+            kernels.score_f32(bytemuck::cast_slice(codes), slots, values, scores);
+        }
+    }
+}
+
+/// Checks what a codec read from bytes must satisfy.
+///
+/// # Errors
+/// [`Error::Format`].
+pub(super) fn check(codec: &Codec) -> Result<(), Error> {
+    let sound = codec.step.is_finite() && codec.step > 0.0 && codec.mean.iter().all(|m| m.is_finite());
+    if sound { Ok(()) } else { Err(Error::Format("the codec's mean or step is not a finite number".into())) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::index::AlignedBytes;
+    use proptest::prelude::*;
+
+    fn unit_rows(seed: u32, n: usize, dim: usize) -> Vec<f32> {
+        let mut state = seed.wrapping_mul(2_654_435_761) | 1;
+        let mut next = || {
+            state ^= state << 13;
+            state ^= state >> 17;
+            state ^= state << 5;
+            state as f32 / u32::MAX as f32 - 0.5
+        };
+        let mut rows: Vec<f32> = (0..n * dim).map(|_| next()).collect();
+        for row in rows.chunks_exact_mut(dim) {
+            let norm = crate::types::norm(row) as f32;
+            row.iter_mut().for_each(|v| *v /= norm);
+        }
+        rows
+    }
+
+    proptest! {
+        #[test]
+        fn scores_on_codes_are_near_the_true_ones(seed in 1u32..10_000, dim in 1usize..200) {
+            let rows = unit_rows(seed, 40, dim);
+            let query = &unit_rows(seed + 1, 1, dim)[..];
+            for (kind, bound) in [(CodeKind::F32, 1e-5f32), (CodeKind::F16, 1e-3), (CodeKind::U8, 0.05)] {
+                let codec = Codec::train(kind, &rows, dim);
+                let codes = AlignedBytes::copy_of(&codec.encode(&rows));
+                let slots: Vec<u32> = (0..40).collect();
+                let (mut integers, mut scores) = (Vec::new(), Vec::new());
+                let coded = codec.code_query(query);
+                score(Kernels::get(), codes.as_slice(), &slots, &coded, kind, &mut integers, &mut scores);
+                for (row, score) in rows.chunks_exact(dim).zip(&scores) {
+                    let truth: f32 = row.iter().zip(query).map(|(a, b)| a * b).sum();
+                    prop_assert!((truth - score).abs() < bound, "{kind:?} dim {dim}: {truth} {score}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn equal_rows_and_a_zero_query_are_harmless() {
+        let rows = [0.6f32, 0.8].repeat(5);
+        let codec = Codec::train(CodeKind::U8, &rows, 2);
+        assert_eq!(codec.encode(&rows)[..2], [128, 128]);
+        assert!(matches!(codec.code_query(&[0.0, 0.0]), CodedQuery::Integer { scale: 0.0, offset: 0.0, .. }));
+    }
+}
