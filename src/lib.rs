@@ -3,3 +3,4 @@ pub mod types;
 pub mod blend;
 pub mod kernels;
 pub mod index;
+pub mod store;

@@ -1,0 +1,143 @@
+//! Large values in checksummed parts.
+//!
+//! ```text
+//! part = version 1 · BLAKE3 cut to 16 bytes 16 · data ≤ 4 MiB
+//! ```
+//!
+//! Parts are written as the bytes arrive and are nobody's until a generation record says that they count. A reader
+//! knows the whole length from that record, so a missing part, a short one and a flipped byte are all told apart.
+
+use std::io::{self, Write};
+
+use rayon::prelude::*;
+use rocksdb::WriteOptions;
+
+use super::{Access, BLOBS, CacheId, Error, Key, Store};
+use crate::types::Generation;
+
+/// Most data bytes of one part.
+pub const PART_LEN: usize = 4 << 20;
+
+const VERSION: u8 = 1;
+const CHECKSUM_LEN: usize = 16;
+const PREFIX_LEN: usize = 1 + CHECKSUM_LEN;
+
+/// What a blob is. The numbers are on disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum BlobKind {
+    /// The frozen index.
+    Index = 1,
+}
+
+/// Writes one blob; [`Write::flush`] and drop write nothing, [`BlobWriter::finish`] does.
+pub struct BlobWriter<'a> {
+    store: &'a Store,
+    cache: CacheId,
+    generation: Generation,
+    kind: BlobKind,
+    buffer: Vec<u8>,
+    parts: u32,
+    len: u64,
+}
+
+impl Store {
+    /// Begins a blob. Nothing reads it before a generation record counts it.
+    pub fn write_blob(&self, cache: CacheId, generation: Generation, kind: BlobKind) -> BlobWriter<'_> {
+        let buffer = Vec::with_capacity(PREFIX_LEN + PART_LEN);
+        BlobWriter { store: self, cache, generation, kind, buffer, parts: 0, len: 0 }
+    }
+
+    /// Reads a blob into `into`, whose length must be the blob's; parts are read and checked in parallel.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`] naming the part.
+    pub fn read_blob(
+        &self,
+        cache: CacheId,
+        generation: Generation,
+        kind: BlobKind,
+        into: &mut [u8],
+    ) -> Result<(), Error> {
+        into.par_chunks_mut(PART_LEN).enumerate().try_for_each(|(part, data)| {
+            let damaged = |why: &str| Error::Damaged {
+                what: format!("part {part} of the {kind:?} blob of generation {generation}"),
+                why: why.into(),
+            };
+            let key = Key::blob_part(cache, generation, kind, part as u32);
+            let mut options = rocksdb::ReadOptions::default();
+            options.fill_cache(false);
+            let value =
+                self.db.get_pinned_cf_opt(&self.family(BLOBS), key, &options).map_err(|e| self.rocks(e))?;
+            let value = value.ok_or_else(|| damaged("it is missing"))?;
+            let Some((prefix, stored)) = value.split_at_checked(PREFIX_LEN) else {
+                return Err(damaged("it is cut short"));
+            };
+            if prefix[0] != VERSION {
+                return Err(damaged("its version is unknown"));
+            }
+            if stored.len() != data.len() {
+                return Err(damaged("it has the wrong length"));
+            }
+            if checksum(stored) != prefix[1..] {
+                return Err(damaged("its checksum does not match"));
+            }
+            data.copy_from_slice(stored);
+            Ok(())
+        })
+    }
+}
+
+impl BlobWriter<'_> {
+    /// Writes what is left and returns the blob's length. The parts are on disk once a later commit is.
+    ///
+    /// # Errors
+    /// [`Error::Rocks`].
+    pub fn finish(mut self) -> Result<u64, Error> {
+        if !self.buffer.is_empty() {
+            self.write_part()?;
+        }
+        Ok(self.len)
+    }
+
+    fn write_part(&mut self) -> Result<(), Error> {
+        if self.store.access == Access::Read {
+            return Err(Error::ReadOnly);
+        }
+        fail::fail_point!("blob::part", |_| std::process::abort());
+        let mut value = Vec::with_capacity(PREFIX_LEN + self.buffer.len());
+        value.push(VERSION);
+        value.extend_from_slice(&checksum(&self.buffer));
+        value.append(&mut self.buffer);
+        let key = Key::blob_part(self.cache, self.generation, self.kind, self.parts);
+        self.parts += 1;
+        let family = self.store.family(BLOBS);
+        // Not synced: the log is sequential, so the synced flip that makes these parts count brings them along.
+        self.store
+            .db
+            .put_cf_opt(&family, key, value, &WriteOptions::default())
+            .map_err(|e| self.store.rocks(e))
+    }
+}
+
+impl Write for BlobWriter<'_> {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        let taken = data.len().min(PART_LEN - self.buffer.len());
+        self.buffer.extend_from_slice(&data[..taken]);
+        self.len += taken as u64;
+        if self.buffer.len() == PART_LEN {
+            self.write_part().map_err(io::Error::other)?;
+        }
+        Ok(taken)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn checksum(data: &[u8]) -> [u8; CHECKSUM_LEN] {
+    let mut checksum = [0u8; CHECKSUM_LEN];
+    checksum.copy_from_slice(&blake3::hash(data).as_bytes()[..CHECKSUM_LEN]);
+    checksum
+}

@@ -1,0 +1,592 @@
+//! RocksDB: bytes and records in, bytes and records out. The only module that names `rocksdb`, and one that knows no
+//! vector arithmetic.
+//!
+//! | column family | key (big-endian, ordered) | value |
+//! |---|---|---|
+//! | `meta` | `format` · `cache` name · `generation` cache, number | [`records`], small and few |
+//! | `items` | cache · item id | [`ItemRecord`]: modality, uri, digest, tags |
+//! | `vectors` | cache · item id | the row, little-endian f32 or f16: the truth all codes can be rebuilt from |
+//! | `blobs` | cache · generation · kind · part | the frozen index in checksummed parts of at most 4 MiB |
+//! | `ledger` | cache · unit, or cache · content digest | what a build has done with each input |
+//!
+//! ```text
+//! one unit of work ──► Batch { items, vectors, ledger, cache record } ──► one atomic, synced write
+//! kill -9 before it: nothing of the unit is there; after it: all of it is
+//! ```
+//!
+//! **Two ways to open.** [`Access::Write`] takes RocksDB's lock: one process at a time. [`Access::Read`] opens a
+//! *follower* that needs no lock, sees what was there when it opened or last [`Store::refresh`]ed, and works while
+//! another process writes. `viscache serve` and every read-only command follow; the builder writes.
+//!
+//! Left out: transactions (there is one writer), merge operators, and time-to-live.
+
+mod blobs;
+mod keys;
+mod records;
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rocksdb::{
+    BlockBasedOptions, BoundColumnFamily, Cache as BlockCache, ColumnFamilyDescriptor, DB, IteratorMode,
+    Options, ReadOptions, WriteBatch, WriteOptions,
+};
+
+use crate::types::{CacheName, Fingerprint, Generation, ItemId};
+
+pub use blobs::{BlobKind, BlobWriter, PART_LEN};
+pub use keys::CacheId;
+pub use records::{CacheRecord, GenerationRecord, ItemRecord, LedgerRecord, Outcome, RowType, Stamp};
+
+use keys::Key;
+
+/// Version of the store's layout; a newer one is refused.
+pub const STORE_VERSION: u32 = 1;
+
+const META: &str = "meta";
+const ITEMS: &str = "items";
+const VECTORS: &str = "vectors";
+const BLOBS: &str = "blobs";
+const LEDGER: &str = "ledger";
+const FAMILIES: [&str; 5] = [META, ITEMS, VECTORS, BLOBS, LEDGER];
+
+/// Why the store could not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No store there.
+    #[error("there is no store at {path}; make one with `index-builder build` or `index-builder import`")]
+    Missing {
+        /// Where it was looked for.
+        path: PathBuf,
+    },
+    /// Another process is writing.
+    #[error(
+        "the store at {path} is being written by another process; wait for it to end (reading needs no lock)"
+    )]
+    Locked {
+        /// Which store.
+        path: PathBuf,
+    },
+    /// Written by a later program.
+    #[error(
+        "the store at {path} has layout version {found}, this program reads up to {STORE_VERSION}; use a newer viscache"
+    )]
+    TooNew {
+        /// Which store.
+        path: PathBuf,
+        /// Its version.
+        found: u32,
+    },
+    /// A cache that is not there.
+    #[error("there is no cache `{name}` in this store; it has: {}", list(.known))]
+    NoCache {
+        /// The name asked for.
+        name: CacheName,
+        /// The names there are.
+        known: Vec<CacheName>,
+    },
+    /// A cache that is there already.
+    #[error("the cache `{0}` exists already")]
+    CacheExists(CacheName),
+    /// A record that cannot be read.
+    #[error("the {what} is damaged: {why}; run `index-builder verify`")]
+    Damaged {
+        /// Which record or part.
+        what: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// Writing on a follower.
+    #[error("the store was opened for reading")]
+    ReadOnly,
+    /// RocksDB failed.
+    #[error("the store at {path} failed")]
+    Rocks {
+        /// Which store.
+        path: PathBuf,
+        /// What RocksDB says.
+        #[source]
+        source: rocksdb::Error,
+    },
+    /// The folder could not be made or read.
+    #[error("cannot use {path} as a store")]
+    Folder {
+        /// Which folder.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+fn list(names: &[CacheName]) -> String {
+    if names.is_empty() {
+        return "none yet".into();
+    }
+    names.iter().map(CacheName::as_str).collect::<Vec<_>>().join(", ")
+}
+
+/// How a store is opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// Exclusive; makes the store if it is not there.
+    Write,
+    /// Beside a writer; see [`Store::refresh`].
+    Read,
+}
+
+/// An open store.
+pub struct Store {
+    db: DB,
+    path: PathBuf,
+    access: Access,
+    /// A follower's private folder, removed when it closes.
+    scratch: Option<PathBuf>,
+}
+
+impl Store {
+    /// Opens the store in a folder.
+    ///
+    /// # Errors
+    /// [`Error::Missing`] (reading), [`Error::Locked`] (writing), [`Error::TooNew`], [`Error::Rocks`].
+    pub fn open(path: &Path, access: Access) -> Result<Self, Error> {
+        let exists = path.join("CURRENT").is_file();
+        let owned = path.to_owned();
+        let fail = |source: rocksdb::Error| {
+            let locked = source.as_ref().contains("lock");
+            if locked {
+                Error::Locked { path: owned.clone() }
+            } else {
+                Error::Rocks { path: owned.clone(), source }
+            }
+        };
+        let families = || FAMILIES.map(|name| ColumnFamilyDescriptor::new(name, family_options(name)));
+        let (db, scratch) = match access {
+            Access::Write => {
+                std::fs::create_dir_all(path)
+                    .map_err(|source| Error::Folder { path: owned.clone(), source })?;
+                (DB::open_cf_descriptors(&db_options(), path, families()).map_err(fail)?, None)
+            }
+            Access::Read if !exists => return Err(Error::Missing { path: owned }),
+            Access::Read => {
+                let scratch = scratch_folder();
+                let db = DB::open_cf_descriptors_as_secondary(&db_options(), path, &scratch, families());
+                (db.map_err(fail)?, Some(scratch))
+            }
+        };
+        let store = Store { db, path: owned, access, scratch };
+        store.check_version()?;
+        Ok(store)
+    }
+
+    /// Where the store lies.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Lets a follower see what has been written since it opened. Does nothing for a writer.
+    ///
+    /// # Errors
+    /// [`Error::Rocks`].
+    pub fn refresh(&self) -> Result<(), Error> {
+        match self.access {
+            Access::Read => self.db.try_catch_up_with_primary().map_err(|e| self.rocks(e)),
+            Access::Write => Ok(()),
+        }
+    }
+
+    /// Every cache, by name.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`], [`Error::Rocks`].
+    pub fn caches(&self) -> Result<Vec<CacheRecord>, Error> {
+        self.scan(META, &Key::caches(), |_, value| records::decode("cache record", value))
+    }
+
+    /// One cache's record.
+    ///
+    /// # Errors
+    /// [`Error::NoCache`] naming the caches there are.
+    pub fn cache(&self, name: &CacheName) -> Result<CacheRecord, Error> {
+        match self.get(META, &Key::cache(name))? {
+            Some(value) => records::decode("cache record", &value),
+            None => {
+                let known = self.caches()?.into_iter().map(|record| record.name).collect();
+                Err(Error::NoCache { name: name.clone(), known })
+            }
+        }
+    }
+
+    /// Makes an empty cache.
+    ///
+    /// # Errors
+    /// [`Error::CacheExists`].
+    pub fn create_cache(&self, new: CacheRecord) -> Result<CacheRecord, Error> {
+        let known = self.caches()?;
+        if known.iter().any(|record| record.name == new.name) {
+            return Err(Error::CacheExists(new.name));
+        }
+        let id = CacheId(known.iter().map(|record| record.id.0).max().map_or(1, |id| id + 1));
+        let record = CacheRecord { id, ..new };
+        let mut batch = self.batch();
+        batch.put_cache(&record);
+        self.commit(batch)?;
+        Ok(record)
+    }
+
+    /// The committed generations of a cache, ascending.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`], [`Error::Rocks`].
+    pub fn generations(&self, cache: CacheId) -> Result<Vec<GenerationRecord>, Error> {
+        self.scan(META, &Key::generations(cache), |_, value| records::decode("generation record", value))
+    }
+
+    /// One item's record.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`], [`Error::Rocks`].
+    pub fn item(&self, cache: CacheId, id: ItemId) -> Result<Option<ItemRecord>, Error> {
+        self.get(ITEMS, &Key::item(cache, id))?
+            .map(|value| records::decode("item record", &value))
+            .transpose()
+    }
+
+    /// One item's row, as stored.
+    ///
+    /// # Errors
+    /// [`Error::Rocks`].
+    pub fn row(&self, cache: CacheId, id: ItemId) -> Result<Option<Vec<u8>>, Error> {
+        self.get(VECTORS, &Key::item(cache, id))
+    }
+
+    /// Several items' rows in one batched read, in the order of `ids`.
+    ///
+    /// # Errors
+    /// [`Error::Rocks`].
+    pub fn rows(&self, cache: CacheId, ids: &[ItemId]) -> Result<Vec<Option<Vec<u8>>>, Error> {
+        let family = self.family(VECTORS);
+        let keys: Vec<Vec<u8>> = ids.iter().map(|&id| Key::item(cache, id)).collect();
+        self.db
+            .batched_multi_get_cf(&family, keys.iter(), false)
+            .into_iter()
+            .map(|value| Ok(value.map_err(|e| self.rocks(e))?.map(|pinned| pinned.to_vec())))
+            .collect()
+    }
+
+    /// Visits the rows of items `from..` in ascending order until `visit` answers false or they end.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`], [`Error::Rocks`], and whatever `visit` fails with.
+    pub fn scan_rows<E: From<Error>>(
+        &self,
+        cache: CacheId,
+        from: ItemId,
+        mut visit: impl FnMut(ItemId, &[u8]) -> Result<bool, E>,
+    ) -> Result<(), E> {
+        self.scan_items_of(VECTORS, cache, from, &mut visit)
+    }
+
+    /// As [`Store::scan_rows`], over item records.
+    ///
+    /// # Errors
+    /// As [`Store::scan_rows`].
+    pub fn scan_items<E: From<Error>>(
+        &self,
+        cache: CacheId,
+        from: ItemId,
+        mut visit: impl FnMut(ItemId, ItemRecord) -> Result<bool, E>,
+    ) -> Result<(), E> {
+        self.scan_items_of(ITEMS, cache, from, &mut |id, value| {
+            visit(id, records::decode("item record", value).map_err(E::from)?)
+        })
+    }
+
+    fn scan_items_of<E: From<Error>>(
+        &self,
+        family: &'static str,
+        cache: CacheId,
+        from: ItemId,
+        visit: &mut dyn FnMut(ItemId, &[u8]) -> Result<bool, E>,
+    ) -> Result<(), E> {
+        let start = Key::item(cache, from);
+        let mut options = ReadOptions::default();
+        options.set_iterate_upper_bound(Key::after_prefix(&Key::items(cache)));
+        options.set_readahead_size(4 << 20);
+        options.fill_cache(false);
+        let mut rows = self.db.raw_iterator_cf_opt(&self.family(family), options);
+        rows.seek(&start);
+        while let Some((key, value)) = rows.item() {
+            let id = keys::item_of(key).ok_or_else(|| Error::Damaged {
+                what: format!("key {key:?} of `{family}`"),
+                why: "it is not an item's key".into(),
+            })?;
+            if !visit(id, value)? {
+                return Ok(());
+            }
+            rows.next();
+        }
+        rows.status().map_err(|e| E::from(self.rocks(e)))
+    }
+
+    /// What a build did with the unit of this name.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`], [`Error::Rocks`].
+    pub fn ledger_unit(&self, cache: CacheId, uri: &str) -> Result<Option<LedgerRecord>, Error> {
+        self.get(LEDGER, &Key::unit(cache, uri))?
+            .map(|value| records::decode("ledger record", &value))
+            .transpose()
+    }
+
+    /// Visits the whole ledger of a cache, in no useful order.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`], [`Error::Rocks`].
+    pub fn ledger(&self, cache: CacheId) -> Result<Vec<LedgerRecord>, Error> {
+        self.scan(LEDGER, &Key::units(cache), |_, value| records::decode("ledger record", value))
+    }
+
+    /// The item with this content, if there is one.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`], [`Error::Rocks`].
+    pub fn item_of_digest(&self, cache: CacheId, digest: &Fingerprint) -> Result<Option<ItemId>, Error> {
+        let Some(value) = self.get(LEDGER, &Key::digest(cache, digest))? else { return Ok(None) };
+        let bytes = <[u8; 8]>::try_from(&value[..]).map_err(|_| Error::Damaged {
+            what: "digest entry".into(),
+            why: format!("{} bytes instead of 8", value.len()),
+        })?;
+        Ok(Some(ItemId(u64::from_be_bytes(bytes))))
+    }
+
+    /// An empty batch.
+    pub fn batch(&self) -> Batch<'_> {
+        Batch { store: self, writes: WriteBatch::default() }
+    }
+
+    /// Writes a batch: all of it or nothing, on disk when this returns.
+    ///
+    /// # Errors
+    /// [`Error::ReadOnly`], [`Error::Rocks`].
+    pub fn commit(&self, batch: Batch<'_>) -> Result<(), Error> {
+        if self.access == Access::Read {
+            return Err(Error::ReadOnly);
+        }
+        let mut options = WriteOptions::default();
+        options.set_sync(true);
+        self.db.write_opt(batch.writes, &options).map_err(|e| self.rocks(e))
+    }
+
+    /// Merges the store's files and drops what was deleted or replaced.
+    ///
+    /// # Errors
+    /// [`Error::Rocks`].
+    pub fn compact(&self) -> Result<(), Error> {
+        for family in FAMILIES {
+            self.db.compact_range_cf(&self.family(family), None::<&[u8]>, None::<&[u8]>);
+        }
+        self.db.flush().map_err(|e| self.rocks(e))
+    }
+
+    /// Bytes on disk of each column family.
+    pub fn sizes(&self) -> Vec<(&'static str, u64)> {
+        let size = |family: &'static str| {
+            let property = rocksdb::properties::TOTAL_SST_FILES_SIZE;
+            self.db.property_int_value_cf(&self.family(family), property).ok().flatten().unwrap_or(0)
+        };
+        FAMILIES.into_iter().map(|family| (family, size(family))).collect()
+    }
+
+    /// Reads every block of every file against RocksDB's own checksums.
+    ///
+    /// # Errors
+    /// [`Error::Rocks`] naming the file.
+    pub fn verify_files(&self) -> Result<(), Error> {
+        for family in FAMILIES {
+            let mut options = ReadOptions::default();
+            options.set_verify_checksums(true);
+            options.fill_cache(false);
+            let mut rows = self.db.raw_iterator_cf_opt(&self.family(family), options);
+            rows.seek_to_first();
+            while rows.valid() {
+                rows.next();
+            }
+            rows.status().map_err(|e| self.rocks(e))?;
+        }
+        Ok(())
+    }
+
+    fn check_version(&self) -> Result<(), Error> {
+        match self.get(META, &Key::format())? {
+            Some(value) => {
+                let found: u32 = records::decode("layout version", &value)?;
+                if found > STORE_VERSION {
+                    return Err(Error::TooNew { path: self.path.clone(), found });
+                }
+                Ok(())
+            }
+            None if self.access == Access::Write => {
+                let mut batch = self.batch();
+                batch.put(META, Key::format(), records::encode(&STORE_VERSION));
+                self.commit(batch)
+            }
+            None => Err(Error::Missing { path: self.path.clone() }),
+        }
+    }
+
+    fn family(&self, name: &'static str) -> std::sync::Arc<BoundColumnFamily<'_>> {
+        self.db.cf_handle(name).expect("every family was named when the store was opened")
+    }
+
+    fn get(&self, family: &'static str, key: &[u8]) -> Result<Option<Vec<u8>>, Error> {
+        self.db.get_cf(&self.family(family), key).map_err(|e| self.rocks(e))
+    }
+
+    fn scan<T>(
+        &self,
+        family: &'static str,
+        prefix: &[u8],
+        decode: impl Fn(&[u8], &[u8]) -> Result<T, Error>,
+    ) -> Result<Vec<T>, Error> {
+        let mut options = ReadOptions::default();
+        options.set_iterate_upper_bound(Key::after_prefix(prefix));
+        let mode = IteratorMode::From(prefix, rocksdb::Direction::Forward);
+        self.db
+            .iterator_cf_opt(&self.family(family), options, mode)
+            .map(|entry| {
+                let (key, value) = entry.map_err(|e| self.rocks(e))?;
+                decode(&key, &value)
+            })
+            .collect()
+    }
+
+    fn rocks(&self, source: rocksdb::Error) -> Error {
+        Error::Rocks { path: self.path.clone(), source }
+    }
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        if let Some(scratch) = &self.scratch {
+            // A follower's folder holds only its own log; leaving it behind would do no harm.
+            let _ = std::fs::remove_dir_all(scratch);
+        }
+    }
+}
+
+/// Writes that happen together or not at all.
+pub struct Batch<'a> {
+    store: &'a Store,
+    writes: WriteBatch,
+}
+
+impl Batch<'_> {
+    /// Puts an item and its row (little-endian components of the cache's row type).
+    pub fn put_item(&mut self, cache: CacheId, id: ItemId, record: &ItemRecord, row: &[u8]) {
+        self.put(ITEMS, Key::item(cache, id), records::encode(record));
+        self.put(VECTORS, Key::item(cache, id), row);
+    }
+
+    /// Replaces an item's record, leaving its row.
+    pub fn put_item_record(&mut self, cache: CacheId, id: ItemId, record: &ItemRecord) {
+        self.put(ITEMS, Key::item(cache, id), records::encode(record));
+    }
+
+    /// Puts what was done with a unit.
+    pub fn put_ledger(&mut self, cache: CacheId, record: &LedgerRecord) {
+        self.put(LEDGER, Key::unit(cache, &record.uri), records::encode(record));
+    }
+
+    /// Remembers which item has some content.
+    pub fn put_digest(&mut self, cache: CacheId, digest: &Fingerprint, id: ItemId) {
+        self.put(LEDGER, Key::digest(cache, digest), id.0.to_be_bytes());
+    }
+
+    /// Forgets which item has some content.
+    pub fn delete_digest(&mut self, cache: CacheId, digest: &Fingerprint) {
+        self.writes.delete_cf(&self.store.family(LEDGER), Key::digest(cache, digest));
+    }
+
+    /// Puts a cache's record.
+    pub fn put_cache(&mut self, record: &CacheRecord) {
+        self.put(META, Key::cache(&record.name), records::encode(record));
+    }
+
+    /// Puts a generation's record.
+    pub fn put_generation(&mut self, cache: CacheId, record: &GenerationRecord) {
+        self.put(META, Key::generation(cache, record.generation), records::encode(record));
+    }
+
+    /// Drops a generation: its record and its blobs.
+    pub fn delete_generation(&mut self, cache: CacheId, generation: Generation) {
+        self.writes.delete_cf(&self.store.family(META), Key::generation(cache, generation));
+        let blobs = Key::blobs(cache, generation);
+        let end = Key::after_prefix(&blobs);
+        self.writes.delete_range_cf(&self.store.family(BLOBS), blobs, end);
+    }
+
+    /// Drops the blobs of every generation from this one on: what a crash before the flip left behind.
+    pub fn delete_blobs_from(&mut self, cache: CacheId, generation: Generation) {
+        let start = Key::blobs(cache, generation);
+        let end = Key::after_prefix(&Key::items(cache));
+        self.writes.delete_range_cf(&self.store.family(BLOBS), start, end);
+    }
+
+    /// Bytes gathered so far.
+    pub fn len(&self) -> usize {
+        self.writes.size_in_bytes()
+    }
+
+    /// Whether nothing has been put.
+    pub fn is_empty(&self) -> bool {
+        self.writes.is_empty()
+    }
+
+    fn put(&mut self, family: &'static str, key: Vec<u8>, value: impl AsRef<[u8]>) {
+        self.writes.put_cf(&self.store.family(family), key, value);
+    }
+}
+
+fn db_options() -> Options {
+    let mut options = Options::default();
+    options.create_if_missing(true);
+    options.create_missing_column_families(true);
+    // A follower keeps files open that the writer may already have deleted.
+    options.set_max_open_files(-1);
+    options.set_keep_log_file_num(4);
+    options.set_max_total_wal_size(256 << 20);
+    options.set_bytes_per_sync(4 << 20);
+    options.increase_parallelism(2);
+    options
+}
+
+fn family_options(name: &str) -> Options {
+    let mut table = BlockBasedOptions::default();
+    let mut options = Options::default();
+    match name {
+        // Rows and blobs do not compress, and are read in long runs or one whole row at a time.
+        VECTORS | BLOBS => {
+            options.set_compression_type(rocksdb::DBCompressionType::None);
+            options.set_write_buffer_size(64 << 20);
+            options.set_target_file_size_base(256 << 20);
+            options.set_max_bytes_for_level_base(1 << 30);
+            table.set_block_size(32 << 10);
+        }
+        _ => {
+            options.set_compression_type(rocksdb::DBCompressionType::Lz4);
+            options.set_write_buffer_size(16 << 20);
+            table.set_block_size(16 << 10);
+        }
+    }
+    table.set_bloom_filter(10.0, false);
+    table.set_block_cache(&BlockCache::new_lru_cache(64 << 20));
+    options.set_block_based_table_factory(&table);
+    options
+}
+
+fn scratch_folder() -> PathBuf {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let number = COUNT.fetch_add(1, Ordering::Relaxed);
+    std::env::temp_dir().join(format!("viscache-follower-{}-{number}", std::process::id()))
+}

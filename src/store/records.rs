@@ -1,0 +1,166 @@
+//! Value codecs: a version byte, then JSON.
+//!
+//! JSON because these records are small beside a row of 4 KiB, can be read by a person with `ldb`, and grow by
+//! optional fields without a new version. Rows and blobs have formats of their own.
+
+use std::collections::BTreeMap;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use super::{CacheId, Error};
+use crate::types::{CacheName, Fingerprint, Generation, ItemId, Modality, Origin};
+
+/// First byte of every record.
+const VERSION: u8 = 1;
+
+/// How rows are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RowType {
+    /// Four bytes a component.
+    F32,
+    /// Two bytes a component; scores keep three digits.
+    F16,
+}
+
+impl RowType {
+    /// Bytes of a component.
+    pub fn bytes(self) -> usize {
+        match self {
+            RowType::F32 => 4,
+            RowType::F16 => 2,
+        }
+    }
+
+    /// The word used in settings and reports.
+    pub fn word(self) -> &'static str {
+        match self {
+            RowType::F32 => "f32",
+            RowType::F16 => "f16",
+        }
+    }
+}
+
+/// A cache.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CacheRecord {
+    /// Its number.
+    pub id: CacheId,
+    /// Its name.
+    pub name: CacheName,
+    /// Components of every embedding.
+    pub dim: usize,
+    /// How rows are stored.
+    pub rows: RowType,
+    /// What made the embeddings.
+    pub origin: Origin,
+    /// The generation that is served, if the cache has been indexed.
+    pub current: Option<Generation>,
+    /// Items stored, indexed or not.
+    pub items: u64,
+    /// The id the next item gets.
+    pub next_item: ItemId,
+    /// When it was made, milliseconds since 1970.
+    pub created_ms: u64,
+}
+
+/// A committed generation.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct GenerationRecord {
+    /// Its number.
+    pub generation: Generation,
+    /// Items in it.
+    pub items: u64,
+    /// Length of the index blob.
+    pub index_bytes: u64,
+    /// How the graph was built, for people.
+    pub build: serde_json::Value,
+    /// Recall@10 against exact on a sample, by `ef_search`.
+    pub recall: Vec<(usize, f64)>,
+    /// When it was committed, milliseconds since 1970.
+    pub created_ms: u64,
+}
+
+/// What is known of an item beside its row.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ItemRecord {
+    /// Where it came from: a path, `shard.tar!member`, or what an import said.
+    pub uri: String,
+    /// What kind of input it was; imports may not know.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub modality: Option<Modality>,
+    /// Digest of its bytes (of the row for imports).
+    pub digest: Fingerprint,
+    /// Whatever else the user said of it.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub tags: BTreeMap<String, String>,
+}
+
+/// What a build did with one unit.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct LedgerRecord {
+    /// The unit's name.
+    pub uri: String,
+    /// Its size and time when it was read: a unit whose stamp has changed is read again.
+    pub stamp: Stamp,
+    /// What came of it.
+    pub outcome: Outcome,
+}
+
+/// Size and modification time of a unit's file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Stamp {
+    /// Bytes.
+    pub bytes: u64,
+    /// Nanoseconds since 1970.
+    pub modified_ns: u64,
+}
+
+/// What came of a unit.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Outcome {
+    /// Stored as this item.
+    Stored(ItemId),
+    /// Its content was already stored as this item.
+    Duplicate(ItemId),
+    /// Refused, with the reason.
+    Bad(String),
+}
+
+pub(super) fn encode<T: Serialize>(record: &T) -> Vec<u8> {
+    let mut bytes = vec![VERSION];
+    // Writing to memory does not fail, and every record's map keys are strings.
+    serde_json::to_writer(&mut bytes, record).expect("records serialise because their keys are strings");
+    bytes
+}
+
+pub(super) fn decode<T: DeserializeOwned>(what: &str, bytes: &[u8]) -> Result<T, Error> {
+    let damaged = |why: String| Error::Damaged { what: what.into(), why };
+    match bytes.split_first() {
+        Some((&VERSION, json)) => serde_json::from_slice(json).map_err(|e| damaged(e.to_string())),
+        Some((version, _)) => Err(damaged(format!("record version {version}, this program reads {VERSION}"))),
+        None => Err(damaged("it is empty".into())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_survive_and_damage_is_named() {
+        let record = LedgerRecord {
+            uri: "a/ü.jpg".into(),
+            stamp: Stamp { bytes: 3, modified_ns: 4 },
+            outcome: Outcome::Bad("not an image".into()),
+        };
+        let bytes = encode(&record);
+        assert_eq!(decode::<LedgerRecord>("ledger record", &bytes).unwrap(), record);
+        for (bytes, why) in [(&[][..], "empty"), (&[9, 1][..], "version 9"), (&bytes[..5], "EOF")] {
+            let error = decode::<LedgerRecord>("ledger record", bytes).unwrap_err().to_string();
+            assert!(error.contains(why) && error.contains("ledger record"), "{error}");
+        }
+    }
+}
