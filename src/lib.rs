@@ -4,3 +4,4 @@ pub mod blend;
 pub mod kernels;
 pub mod index;
 pub mod store;
+pub mod cache;

@@ -1,0 +1,314 @@
+//! One generation in memory: loaded, verified, searched.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::Error;
+use super::rows::{Rows, RowsMode, check_row};
+use crate::index::exact::{self, Scored, TopK};
+use crate::index::{self, AlignedBytes, Cost, Index, SearchParams, Searcher};
+use crate::kernels::Kernels;
+use crate::store::{BlobKind, CacheRecord, GenerationRecord, RowType, Store};
+use crate::types::{CacheName, Embedding, Generation, Hit, ItemId, Slot};
+
+/// How a generation is brought into memory.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct LoadOptions {
+    /// Where rows are kept.
+    pub rows: RowsMode,
+    /// Most bytes this cache may take.
+    pub memory_budget: u64,
+}
+
+/// What a generation takes in memory, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+pub struct MemoryPlan {
+    /// Graph, codes and ids.
+    pub index: u64,
+    /// Stored rows, if they are kept in memory.
+    pub rows: u64,
+}
+
+impl MemoryPlan {
+    /// Both together.
+    pub fn total(&self) -> u64 {
+        self.index + self.rows
+    }
+}
+
+impl fmt::Display for MemoryPlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "graph and codes {} MiB, rows {} MiB", self.index >> 20, self.rows >> 20)
+    }
+}
+
+/// What loading did.
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
+pub struct Loaded {
+    /// Memory taken.
+    pub plan: MemoryPlan,
+    /// Whether rows are in memory.
+    pub rows_in_memory: bool,
+    /// Time it took.
+    pub took: Duration,
+}
+
+/// A generation that readers share.
+pub struct Snapshot {
+    store: Arc<Store>,
+    record: CacheRecord,
+    generation: GenerationRecord,
+    index: Index,
+    rows: Rows,
+    loaded: Loaded,
+}
+
+/// The answer to one search.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Found {
+    /// At most `top_k` hits, best first.
+    pub hits: Vec<Hit>,
+    /// The work it took.
+    pub cost: Cost,
+}
+
+impl Snapshot {
+    /// Loads the current generation of a cache.
+    ///
+    /// # Errors
+    /// As [`super::Cache::open`].
+    pub fn load(store: &Arc<Store>, name: &CacheName, options: LoadOptions) -> Result<Self, Error> {
+        let start = Instant::now();
+        let record = store.cache(name)?;
+        let current = record.current.ok_or_else(|| Error::NotIndexed(name.clone()))?;
+        let generations = store.generations(record.id)?;
+        let generation = generations.iter().find(|g| g.generation == current).cloned().ok_or_else(|| {
+            let known = known_generations(&generations);
+            Error::NoGeneration { cache: name.clone(), generation: current, known }
+        })?;
+
+        let rows_bytes = generation.items * (record.dim * record.rows.bytes()) as u64;
+        let keep_rows = match options.rows {
+            RowsMode::Ram => true,
+            RowsMode::Disk => false,
+            RowsMode::Auto => generation.index_bytes + rows_bytes <= options.memory_budget,
+        };
+        let plan = MemoryPlan { index: generation.index_bytes, rows: if keep_rows { rows_bytes } else { 0 } };
+        if plan.total() > options.memory_budget {
+            let (needed, budget) = (plan.total().div_ceil(1 << 20), options.memory_budget >> 20);
+            return Err(Error::Memory { cache: name.clone(), needed, budget, plan });
+        }
+
+        // The index comes from one blob and the rows from another family: two readers keep the disk busy.
+        let (index, rows) = std::thread::scope(|scope| {
+            let rows = keep_rows.then(|| scope.spawn(|| load_rows(store, &record, generation.items)));
+            let index = load_index(store, &record, &generation);
+            (
+                index,
+                rows.map(|rows| rows.join().expect("reading rows does not panic: every length is checked")),
+            )
+        });
+        let (index, kind) = (index?, record.rows);
+        let rows = match rows {
+            Some(rows) => {
+                let (ids, bytes) = rows?;
+                match ids == index.ids() {
+                    true => Rows::Ram { kind, bytes },
+                    false => Rows::Ram { kind, bytes: select_rows(store, &record, &index)? },
+                }
+            }
+            None => Rows::Disk { kind },
+        };
+        let loaded = Loaded { plan, rows_in_memory: keep_rows, took: start.elapsed() };
+        Ok(Snapshot { store: store.clone(), record, generation, index, rows, loaded })
+    }
+
+    /// The cache's record as of loading.
+    pub fn record(&self) -> &CacheRecord {
+        &self.record
+    }
+
+    /// The generation's record.
+    pub fn generation_record(&self) -> &GenerationRecord {
+        &self.generation
+    }
+
+    /// The generation's number.
+    pub fn generation(&self) -> Generation {
+        self.generation.generation
+    }
+
+    /// The opened index.
+    pub fn index(&self) -> &Index {
+        &self.index
+    }
+
+    /// What loading did.
+    pub fn loaded(&self) -> Loaded {
+        self.loaded
+    }
+
+    /// The store it came from.
+    pub fn store(&self) -> &Arc<Store> {
+        &self.store
+    }
+
+    /// The `top_k` nearest items of a query, best first, scored in f32 on the stored rows.
+    ///
+    /// * `query`: length D, not necessarily unit. `top_k`: min(top_k, items) hits come back.
+    ///
+    /// # Errors
+    /// [`Error::Dimension`], [`index::Error::Parameter`], [`Error::Row`].
+    pub fn search(
+        &self,
+        searcher: &mut Searcher,
+        query: &Embedding,
+        top_k: usize,
+        params: &SearchParams,
+    ) -> Result<Found, Error> {
+        if query.dim() != self.record.dim {
+            let (expected, received) = (self.record.dim, query.dim());
+            return Err(Error::Dimension { cache: self.record.name.clone(), expected, received });
+        }
+        params.validate()?;
+        if params.exact {
+            return self.search_exact(query, top_k);
+        }
+        let wanted = top_k.max(params.rescore);
+        let (candidates, mut cost) = searcher.search(&self.index, query.as_slice(), wanted, params)?;
+        let slots: Vec<Slot> = candidates.iter().map(|c| c.slot).collect();
+        let mut best = TopK::new(top_k);
+        cost.scored_vectors += slots.len() as u64;
+        if let Some(rows) = self.rows.as_f32() {
+            let (mut scores, flat) = (Vec::new(), slots.iter().map(|s| s.0).collect::<Vec<_>>());
+            Kernels::get().score_f32(rows, &flat, query.as_slice(), &mut scores);
+            slots.iter().zip(scores).for_each(|(&slot, score)| best.push(Scored { slot, score }));
+            return Ok(Found { hits: self.hits(best.into_sorted())?, cost });
+        }
+        let ids: Vec<ItemId> = slots.iter().map(|&slot| self.index.id(slot)).collect();
+        let rows = self.rows.read(&self.store, &self.record, &slots, &ids)?;
+        for (&slot, row) in slots.iter().zip(&rows) {
+            best.push(Scored { slot, score: Kernels::get().dot(query.as_slice(), row) });
+        }
+        let by_slot: std::collections::HashMap<Slot, Vec<f32>> = slots.iter().copied().zip(rows).collect();
+        let hits = best.into_sorted().into_iter().map(|scored| {
+            let row = by_slot.get(&scored.slot).cloned().unwrap_or_default();
+            self.hit(scored, row)
+        });
+        Ok(Found { hits: hits.collect::<Result<_, _>>()?, cost })
+    }
+
+    fn search_exact(&self, query: &Embedding, top_k: usize) -> Result<Found, Error> {
+        let cost = Cost { visited_nodes: 0, scored_vectors: self.index.len() as u64 };
+        if let Some(rows) = self.rows.as_f32() {
+            return Ok(Found { hits: self.hits(exact::search(rows, query.as_slice(), top_k))?, cost });
+        }
+        let mut best = TopK::new(top_k);
+        let mut slot = 0u32;
+        let (record, ids) = (&self.record, self.index.ids());
+        self.store.scan_rows(record.id, ItemId(ids[0]), |id, bytes| {
+            // Items put since this generation are not in it.
+            if ids.get(slot as usize) == Some(&id.0) {
+                let row = check_row(&record.name, id, Some(bytes), record.rows, record.dim)?;
+                best.push(Scored { slot: Slot(slot), score: Kernels::get().dot(query.as_slice(), &row) });
+                slot += 1;
+            }
+            Ok::<bool, Error>((slot as usize) < ids.len())
+        })?;
+        Ok(Found { hits: self.hits(best.into_sorted())?, cost })
+    }
+
+    fn hits(&self, scored: Vec<Scored>) -> Result<Vec<Hit>, Error> {
+        let slots: Vec<Slot> = scored.iter().map(|s| s.slot).collect();
+        let ids: Vec<ItemId> = slots.iter().map(|&slot| self.index.id(slot)).collect();
+        let rows = self.rows.read(&self.store, &self.record, &slots, &ids)?;
+        scored.into_iter().zip(rows).map(|(scored, row)| self.hit(scored, row)).collect()
+    }
+
+    fn hit(&self, scored: Scored, row: Vec<f32>) -> Result<Hit, Error> {
+        let id = self.index.id(scored.slot);
+        let embedding = Embedding::new(row).map_err(|e| Error::Row {
+            cache: self.record.name.clone(),
+            id,
+            why: e.to_string(),
+        })?;
+        Ok(Hit { id, score: scored.score, embedding })
+    }
+}
+
+pub(super) fn known_generations(generations: &[GenerationRecord]) -> String {
+    let numbers: Vec<String> = generations.iter().map(|g| g.generation.to_string()).collect();
+    if numbers.is_empty() { "none".into() } else { numbers.join(", ") }
+}
+
+fn load_index(store: &Store, record: &CacheRecord, generation: &GenerationRecord) -> Result<Index, Error> {
+    let len = usize::try_from(generation.index_bytes).unwrap_or(usize::MAX);
+    let mut bytes = AlignedBytes::zeroed(len);
+    store.read_blob(record.id, generation.generation, BlobKind::Index, bytes.as_mut_slice())?;
+    let index = Index::open(bytes)?;
+    if index.dim() != record.dim || index.len() as u64 != generation.items {
+        let what = format!("it holds {} rows of {} components", index.len(), index.dim());
+        return Err(index::Error::Format(format!(
+            "{what}, its record says {} of {}",
+            generation.items, record.dim
+        ))
+        .into());
+    }
+    Ok(index)
+}
+
+/// The first `items` rows of a cache in id order: those of the generation, unless items were put or replaced since.
+fn load_rows(store: &Store, record: &CacheRecord, items: u64) -> Result<(Vec<u64>, AlignedBytes), Error> {
+    let len = record.dim * record.rows.bytes();
+    let items = items as usize;
+    let mut bytes = AlignedBytes::zeroed(items * len);
+    let mut ids = Vec::with_capacity(items);
+    store.scan_rows(record.id, ItemId(0), |id, row| {
+        if row.len() != len {
+            let why = format!("{} bytes long instead of {len}", row.len());
+            return Err(Error::Row { cache: record.name.clone(), id, why });
+        }
+        if ids.len() < items {
+            bytes.as_mut_slice()[ids.len() * len..][..len].copy_from_slice(row);
+            ids.push(id.0);
+        }
+        Ok(ids.len() < items)
+    })?;
+    check_finite(record, &ids, &bytes)?;
+    Ok((ids, bytes))
+}
+
+/// The rows of exactly the index's items, for a cache that holds others between them.
+fn select_rows(store: &Store, record: &CacheRecord, index: &Index) -> Result<AlignedBytes, Error> {
+    let len = record.dim * record.rows.bytes();
+    let mut bytes = AlignedBytes::zeroed(index.len() * len);
+    let ids: Vec<ItemId> = index.ids().iter().map(|&id| ItemId(id)).collect();
+    for (chunk, into) in ids.chunks(1024).zip(bytes.as_mut_slice().chunks_mut(1024 * len)) {
+        for ((row, &id), into) in
+            store.rows(record.id, chunk)?.into_iter().zip(chunk).zip(into.chunks_exact_mut(len))
+        {
+            check_row(&record.name, id, row.as_deref(), record.rows, record.dim)?;
+            into.copy_from_slice(&row.unwrap_or_default());
+        }
+    }
+    Ok(bytes)
+}
+
+/// A row that is not finite would poison every score; rows are finite by type when they are put.
+fn check_finite(record: &CacheRecord, ids: &[u64], bytes: &AlignedBytes) -> Result<(), Error> {
+    let broken = match record.rows {
+        RowType::F32 => {
+            let rows: &[f32] = bytemuck::cast_slice(bytes.as_slice());
+            rows.iter().position(|v| !v.is_finite())
+        }
+        RowType::F16 => {
+            let rows: &[half::f16] = bytemuck::cast_slice(bytes.as_slice());
+            rows.iter().position(|v| !v.is_finite())
+        }
+    };
+    match broken.and_then(|at| ids.get(at / record.dim)) {
+        Some(&id) => Err(Error::Row { cache: record.name.clone(), id: ItemId(id), why: "not finite".into() }),
+        None => Ok(()),
+    }
+}

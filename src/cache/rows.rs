@@ -1,0 +1,108 @@
+//! Where stored rows are read from: a block of memory, or RocksDB one batch at a time.
+
+use half::f16;
+
+use super::Error;
+use crate::index::AlignedBytes;
+use crate::store::{RowType, Store};
+use crate::types::{CacheName, ItemId, Slot};
+
+/// Where rows are kept while serving.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RowsMode {
+    /// In memory when they fit the budget, else on disk.
+    #[default]
+    Auto,
+    /// In memory, or refuse.
+    Ram,
+    /// Read from RocksDB for every query.
+    Disk,
+}
+
+impl std::str::FromStr for RowsMode {
+    type Err = String;
+
+    fn from_str(word: &str) -> Result<Self, String> {
+        match word {
+            "auto" => Ok(RowsMode::Auto),
+            "ram" => Ok(RowsMode::Ram),
+            "disk" => Ok(RowsMode::Disk),
+            other => Err(format!("`{other}` is not one of auto, ram, disk")),
+        }
+    }
+}
+
+/// The rows of one generation, by slot.
+pub(super) enum Rows {
+    Ram { kind: RowType, bytes: AlignedBytes },
+    Disk { kind: RowType },
+}
+
+impl Rows {
+    /// Reads the rows of `slots` as f32, in their order.
+    pub(super) fn read(
+        &self,
+        store: &Store,
+        cache: &crate::store::CacheRecord,
+        slots: &[Slot],
+        ids: &[ItemId],
+    ) -> Result<Vec<Vec<f32>>, Error> {
+        match self {
+            Rows::Ram { kind, bytes } => {
+                let len = cache.dim * kind.bytes();
+                let row = |slot: &Slot| decode_row(&bytes.as_slice()[slot.index() * len..][..len], *kind);
+                Ok(slots.iter().map(row).collect())
+            }
+            Rows::Disk { kind } => {
+                let found = store.rows(cache.id, ids)?;
+                let pairs = found.into_iter().zip(ids);
+                pairs.map(|(row, &id)| check_row(&cache.name, id, row.as_deref(), *kind, cache.dim)).collect()
+            }
+        }
+    }
+
+    /// All rows as one f32 slice, when they are in memory in that form.
+    pub(super) fn as_f32(&self) -> Option<&[f32]> {
+        match self {
+            Rows::Ram { kind: RowType::F32, bytes } => Some(bytemuck::cast_slice(bytes.as_slice())),
+            _ => None,
+        }
+    }
+}
+
+/// Brings a row into its stored form: little-endian components.
+pub fn encode_row(row: &[f32], kind: RowType) -> Vec<u8> {
+    match kind {
+        RowType::F32 => row.iter().flat_map(|v| v.to_le_bytes()).collect(),
+        RowType::F16 => row.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes()).collect(),
+    }
+}
+
+/// Reads a row back. `bytes` holds whole components.
+pub fn decode_row(bytes: &[u8], kind: RowType) -> Vec<f32> {
+    match kind {
+        RowType::F32 => bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
+        RowType::F16 => bytes.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
+    }
+}
+
+/// Decodes a row that must be there and have `dim` finite components.
+pub(super) fn check_row(
+    cache: &CacheName,
+    id: ItemId,
+    bytes: Option<&[u8]>,
+    kind: RowType,
+    dim: usize,
+) -> Result<Vec<f32>, Error> {
+    let wrong = |why: String| Error::Row { cache: cache.clone(), id, why };
+    let bytes = bytes.ok_or_else(|| wrong("missing".into()))?;
+    if bytes.len() != dim * kind.bytes() {
+        return Err(wrong(format!("{} bytes long instead of {}", bytes.len(), dim * kind.bytes())));
+    }
+    let row = decode_row(bytes, kind);
+    match row.iter().all(|v| v.is_finite()) {
+        true => Ok(row),
+        false => Err(wrong("not finite".into())),
+    }
+}

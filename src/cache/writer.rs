@@ -1,0 +1,284 @@
+//! The single writer: put items, index them, publish.
+//!
+//! ```text
+//! put(items + ledger) ─── one synced batch each ───► items, vectors, ledger, cache record
+//! index():
+//!   read rows ─► train ─► build ─► freeze ─► encode        memory only
+//!   drop orphan blobs of generations after the newest       ①
+//!   write the blob of g+1                                   ②   a crash up to here: g is current, an orphan stays
+//!   one batch: record of g+1, current = g+1, drop g−1       ③   the flip
+//! ```
+//!
+//! The generation before the current one is kept, so that a publish can be taken back ([`publish_existing`]).
+//! Fail points stand at every arrow; `tests/crash.rs` aborts at each and reopens.
+
+use std::time::Instant;
+
+use super::Error;
+use super::generation::known_generations;
+use super::rows::{check_row, encode_row};
+use crate::index::{self, BuildParams, Codec, Parts, Reach};
+use crate::store::{Access, Batch, BlobKind, CacheRecord, GenerationRecord, ItemRecord, RowType, Store};
+use crate::types::{CacheName, Embedding, Generation, ItemId, Origin};
+
+/// Writes one cache of a store that was opened for writing.
+pub struct Writer<'a> {
+    store: &'a Store,
+    record: CacheRecord,
+}
+
+/// What a new cache is made with.
+#[derive(Debug, Clone)]
+pub struct NewCache {
+    /// Components of every embedding.
+    pub dim: usize,
+    /// How rows are stored.
+    pub rows: RowType,
+    /// What makes the embeddings.
+    pub origin: Origin,
+}
+
+/// One item to put.
+#[derive(Debug, Clone)]
+pub struct NewItem {
+    /// A stable id, or `None` for the next free one. An id that exists is replaced.
+    pub id: Option<ItemId>,
+    /// The embedding; stored with unit norm.
+    pub embedding: Embedding,
+    /// What is known of it.
+    pub record: ItemRecord,
+}
+
+/// A moment of [`Writer::index`], for progress display.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum IndexStep {
+    /// Rows are being read.
+    Read,
+    /// So many rows (added to those before) have been inserted into the graph.
+    Inserted(usize),
+    /// The graph is being frozen and written.
+    Publish,
+}
+
+/// What indexing did.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct IndexReport {
+    /// The new generation.
+    pub generation: Generation,
+    /// Items in it.
+    pub items: u64,
+    /// Length of the index.
+    pub index_bytes: u64,
+    /// What freezing mended.
+    pub reach: Reach,
+    /// Recall@10 against exact, by `ef_search`.
+    pub recall: Vec<(usize, f64)>,
+    /// Seconds of reading rows, building, measuring recall, and writing.
+    pub seconds: [f64; 4],
+}
+
+impl<'a> Writer<'a> {
+    /// Opens a cache for writing, or makes it.
+    ///
+    /// # Errors
+    /// [`Error::Dimension`] and [`Error::Origin`] when the cache exists and was made otherwise.
+    pub fn open(store: &'a Store, name: &CacheName, new: &NewCache) -> Result<Self, Error> {
+        let existing = store.caches()?.into_iter().find(|record| &record.name == name);
+        let record = match existing {
+            Some(record) => {
+                if record.dim != new.dim {
+                    let (expected, received) = (record.dim, new.dim);
+                    return Err(Error::Dimension { cache: name.clone(), expected, received });
+                }
+                if let Some(difference) = record.origin.difference(&new.origin) {
+                    return Err(Error::Origin { cache: name.clone(), difference });
+                }
+                record
+            }
+            None => store.create_cache(CacheRecord {
+                id: crate::store::CacheId(0),
+                name: name.clone(),
+                dim: new.dim,
+                rows: new.rows,
+                origin: new.origin.clone(),
+                current: None,
+                items: 0,
+                next_item: ItemId(0),
+                created_ms: now_ms(),
+            })?,
+        };
+        Ok(Writer { store, record })
+    }
+
+    /// Opens a cache that exists.
+    ///
+    /// # Errors
+    /// [`crate::store::Error::NoCache`].
+    pub fn existing(store: &'a Store, name: &CacheName) -> Result<Self, Error> {
+        Ok(Writer { store, record: store.cache(name)? })
+    }
+
+    /// The cache's record as of the last commit.
+    pub fn record(&self) -> &CacheRecord {
+        &self.record
+    }
+
+    /// Puts items and ledger entries in one synced batch: all of it is there afterwards, or nothing.
+    ///
+    /// `ledger` is called with each item's final id, so that an entry can name it.
+    ///
+    /// # Errors
+    /// [`Error::Dimension`], [`crate::types::Error::ZeroVector`] as [`Error::Row`].
+    pub fn put(
+        &mut self,
+        items: Vec<NewItem>,
+        ledger: impl FnOnce(&[ItemId], &mut Batch<'_>, &CacheRecord),
+    ) -> Result<Vec<ItemId>, Error> {
+        let mut record = self.record.clone();
+        let mut batch = self.store.batch();
+        let mut ids = Vec::with_capacity(items.len());
+        let mut fresh = std::collections::HashSet::new();
+        for item in items {
+            if item.embedding.dim() != record.dim {
+                let (expected, received) = (record.dim, item.embedding.dim());
+                return Err(Error::Dimension { cache: record.name.clone(), expected, received });
+            }
+            let id = item.id.unwrap_or(record.next_item);
+            let unit = item.embedding.unit();
+            let unit = unit.map_err(|e| Error::Row { cache: record.name.clone(), id, why: e.to_string() })?;
+            let new = id >= record.next_item || self.store.row(record.id, id)?.is_none();
+            if new && fresh.insert(id) {
+                record.items += 1;
+            }
+            record.next_item = record.next_item.max(ItemId(id.0.saturating_add(1)));
+            batch.put_item(record.id, id, &item.record, &encode_row(unit.as_slice(), record.rows));
+            ids.push(id);
+        }
+        ledger(&ids, &mut batch, &record);
+        batch.put_cache(&record);
+        fail::fail_point!("put::before_commit", |_| std::process::abort());
+        self.store.commit(batch)?;
+        fail::fail_point!("put::after_commit", |_| std::process::abort());
+        self.record = record;
+        Ok(ids)
+    }
+
+    /// Builds a graph over everything stored and publishes it as the next generation.
+    ///
+    /// * `measure`: recall@10 of the finished index against exact, by `ef_search`; called before publishing, and a
+    ///   failure there leaves the current generation in place.
+    ///
+    /// # Errors
+    /// [`index::Error::Empty`] for a cache without items; otherwise as the parts fail.
+    pub fn index(
+        &mut self,
+        params: &BuildParams,
+        progress: impl Fn(IndexStep) + Sync,
+        measure: impl FnOnce(&index::Index, &[f32]) -> Result<Vec<(usize, f64)>, Error>,
+    ) -> Result<IndexReport, Error> {
+        let mut clock = Instant::now();
+        let mut lap = || std::mem::replace(&mut clock, Instant::now()).elapsed().as_secs_f64();
+        progress(IndexStep::Read);
+        let (ids, rows) = self.read_rows()?;
+        if ids.is_empty() {
+            return Err(index::Error::Empty.into());
+        }
+        let read = lap();
+        let codec = Codec::train(params.codes, &rows, self.record.dim);
+        let graph = index::build(params, &codec, &rows, |inserted| progress(IndexStep::Inserted(inserted)))?;
+        progress(IndexStep::Publish);
+        let codes = codec.encode(&rows);
+        let parts = Parts { graph: &graph, codec: &codec, ids: &ids, codes: &codes };
+        let build = lap();
+
+        // Measured on the very bytes that will be published, read back as a server reads them.
+        let mut bytes = Vec::with_capacity(parts.len() as usize);
+        parts.write(&mut bytes)?;
+        let opened = index::Index::open(index::AlignedBytes::copy_of(&bytes))?;
+        let recall = measure(&opened, &rows)?;
+        drop((opened, rows));
+        let measured = lap();
+        let build_json = serde_json::to_value(params).unwrap_or_default();
+        let generation = self.publish(&bytes, ids.len() as u64, build_json, recall.clone())?;
+        let seconds = [read, build, measured, lap()];
+        let (items, index_bytes) = (ids.len() as u64, bytes.len() as u64);
+        Ok(IndexReport { generation, items, index_bytes, reach: graph.reach(), recall, seconds })
+    }
+
+    /// Every row of the cache in id order, as f32.
+    fn read_rows(&self) -> Result<(Vec<ItemId>, Vec<f32>), Error> {
+        let record = &self.record;
+        let mut ids = Vec::with_capacity(record.items as usize);
+        let mut rows = Vec::with_capacity(record.items as usize * record.dim);
+        self.store.scan_rows(record.id, ItemId(0), |id, bytes| {
+            rows.extend(check_row(&record.name, id, Some(bytes), record.rows, record.dim)?);
+            ids.push(id);
+            Ok::<bool, Error>(true)
+        })?;
+        Ok((ids, rows))
+    }
+
+    fn publish(
+        &mut self,
+        bytes: &[u8],
+        items: u64,
+        build: serde_json::Value,
+        recall: Vec<(usize, f64)>,
+    ) -> Result<Generation, Error> {
+        let cache = self.record.id;
+        let stored = self.store.generations(cache)?;
+        let newest = stored.iter().map(|g| g.generation.0).max().unwrap_or(0);
+        let generation = Generation(newest + 1);
+
+        let mut orphans = self.store.batch();
+        orphans.delete_blobs_from(cache, generation);
+        self.store.commit(orphans)?;
+        fail::fail_point!("publish::before_blob", |_| std::process::abort());
+
+        let mut blob = self.store.write_blob(cache, generation, BlobKind::Index);
+        std::io::Write::write_all(&mut blob, bytes).map_err(index::Error::Write)?;
+        let index_bytes = blob.finish()?;
+        fail::fail_point!("publish::before_flip", |_| std::process::abort());
+
+        let record = CacheRecord { current: Some(generation), ..self.record.clone() };
+        let mut flip = self.store.batch();
+        flip.put_generation(
+            cache,
+            &GenerationRecord { generation, items, index_bytes, build, recall, created_ms: now_ms() },
+        );
+        flip.put_cache(&record);
+        for old in stored.iter().filter(|old| Some(old.generation) != self.record.current) {
+            flip.delete_generation(cache, old.generation);
+        }
+        self.store.commit(flip)?;
+        fail::fail_point!("publish::after_flip", |_| std::process::abort());
+        self.record = record;
+        Ok(generation)
+    }
+}
+
+/// Makes a stored generation the current one: a roll-back, or its opposite. Takes the store's lock for a moment.
+///
+/// # Errors
+/// [`Error::NoGeneration`] naming those there are; [`crate::store::Error::Locked`].
+pub fn publish_existing(
+    path: &std::path::Path,
+    name: &CacheName,
+    generation: Generation,
+) -> Result<(), Error> {
+    let store = Store::open(path, Access::Write)?;
+    let record = store.cache(name)?;
+    let stored = store.generations(record.id)?;
+    if !stored.iter().any(|g| g.generation == generation) {
+        let known = known_generations(&stored);
+        return Err(Error::NoGeneration { cache: name.clone(), generation, known });
+    }
+    let mut batch = store.batch();
+    batch.put_cache(&CacheRecord { current: Some(generation), ..record });
+    Ok(store.commit(batch)?)
+}
+
+fn now_ms() -> u64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    now.map_or(0, |since| since.as_millis() as u64)
+}
