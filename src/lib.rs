@@ -5,3 +5,5 @@ pub mod kernels;
 pub mod index;
 pub mod store;
 pub mod cache;
+pub mod text;
+pub mod media;

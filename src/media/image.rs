@@ -1,0 +1,406 @@
+//! A picture file becomes `[3, S, S]` f32, the way the published loader makes it.
+//!
+//! ```text
+//! bytes ─► header: format, size, limits ─► 8-bit RGB ─► upright ─► resize short side to S ─► centre S×S ─► normalise
+//! ```
+//!
+//! * **RGB.** Grey is replicated, alpha dropped (not composited), 16 bits cut to 8, the first frame of an animation
+//!   taken. Colour profiles are ignored.
+//! * **Upright.** EXIF orientation is applied by default, since photographs from phones need it;
+//!   [`Orientation::Reference`] ignores it as the published loader does.
+//! * **Resize.** On 8-bit values, with integer weights of 22 fractional bits, rounded to 8 bits between the horizontal
+//!   and the vertical pass: Pillow's bicubic, to the bit. Only what the crop keeps is computed.
+//!
+//! The header is read before anything is allocated: `image`'s own limits let a file of 389 kB grow to 1.5 GiB.
+//!
+//! Source: ImageBind, `imagebind/data.py`, `load_and_transform_vision_data`; Pillow, `src/libImaging/Resample.c`.
+
+use std::io::Cursor;
+
+use image::{DynamicImage, ImageDecoder, ImageReader};
+use serde::{Deserialize, Serialize};
+
+use super::Error;
+use crate::types::Fingerprint;
+
+/// Mean of each channel over CLIP's training pictures.
+const MEAN: [f32; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
+/// Standard deviation of each channel.
+const STD: [f32; 3] = [0.268_629_54, 0.261_302_58, 0.275_777_11];
+/// The cubic of Pillow.
+const CUBIC_A: f64 = -0.5;
+/// Fractional bits of a resize weight.
+const WEIGHT_BITS: u32 = 22;
+/// Changes whenever a rule in this file changes a number.
+const RULES_VERSION: u32 = 1;
+
+/// What is done with EXIF orientation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Orientation {
+    /// The picture is turned upright.
+    #[default]
+    Apply,
+    /// It is ignored, as the published loader does.
+    Reference,
+}
+
+impl std::str::FromStr for Orientation {
+    type Err = String;
+
+    fn from_str(word: &str) -> Result<Self, String> {
+        match word {
+            "apply" => Ok(Orientation::Apply),
+            "reference" => Ok(Orientation::Reference),
+            other => Err(format!("`{other}` is not one of apply, reference")),
+        }
+    }
+}
+
+/// What one file may cost. Checked on the header, before anything is allocated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    /// Bytes of the encoded file.
+    pub max_bytes: usize,
+    /// Pixels of the longer side.
+    pub max_side: u32,
+    /// Pixels in all. Decoding takes up to 12 bytes for each (a 16-bit picture and its 8-bit copy).
+    pub max_pixels: u64,
+}
+
+impl Limits {
+    /// Default of [`Limits::max_bytes`]: 32 MiB.
+    pub const DEFAULT_MAX_BYTES: usize = 32 << 20;
+    /// Default of [`Limits::max_side`].
+    pub const DEFAULT_MAX_SIDE: u32 = 16_384;
+    /// Default of [`Limits::max_pixels`]: a camera of 64 megapixels.
+    pub const DEFAULT_MAX_PIXELS: u64 = 64 << 20;
+    /// Memory that decoding one allowed picture may take, per pixel.
+    const BYTES_PER_PIXEL: u64 = 12;
+
+    /// Most memory that decoding one picture may take.
+    pub fn memory(&self) -> u64 {
+        self.max_bytes as u64 + self.max_pixels * Self::BYTES_PER_PIXEL
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits {
+            max_bytes: Self::DEFAULT_MAX_BYTES,
+            max_side: Self::DEFAULT_MAX_SIDE,
+            max_pixels: Self::DEFAULT_MAX_PIXELS,
+        }
+    }
+}
+
+/// How pictures are prepared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ImageOptions {
+    /// Side of the square the encoder takes, S.
+    pub side: usize,
+    /// What is done with EXIF orientation.
+    pub orientation: Orientation,
+    /// What one file may cost.
+    pub limits: Limits,
+}
+
+impl ImageOptions {
+    /// Identifies everything here that changes a number.
+    pub fn fingerprint(&self) -> Fingerprint {
+        let rules = format!(
+            "image rules {RULES_VERSION}; side {}; orientation {:?}; mean {MEAN:?}; std {STD:?}",
+            self.side, self.orientation
+        );
+        Fingerprint::of(rules.as_bytes())
+    }
+}
+
+/// Prepares a picture: `[3, S, S]`, channel by channel, row by row.
+///
+/// # Errors
+/// Every variant of [`Error`].
+pub fn prepare(bytes: &[u8], options: &ImageOptions) -> Result<Vec<f32>, Error> {
+    Ok(normalise(&resize_and_crop(&decode(bytes, options)?, options.side)))
+}
+
+/// 8-bit RGB pixels, row by row.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rgb {
+    /// Columns.
+    pub width: usize,
+    /// Rows.
+    pub height: usize,
+    /// `width · height · 3` bytes.
+    pub data: Vec<u8>,
+}
+
+/// Decodes a picture into 8-bit RGB, upright if the options say so.
+///
+/// # Errors
+/// Every variant of [`Error`].
+pub fn decode(bytes: &[u8], options: &ImageOptions) -> Result<Rgb, Error> {
+    let limits = &options.limits;
+    if bytes.is_empty() {
+        return Err(Error::Empty);
+    }
+    if bytes.len() > limits.max_bytes {
+        return Err(Error::TooManyBytes { received: bytes.len(), limit: limits.max_bytes });
+    }
+    let mut reader = ImageReader::new(Cursor::new(bytes))
+        .with_guessed_format()
+        .map_err(|e| Error::NotAnImage(e.to_string()))?;
+    let mut allocation = image::Limits::default();
+    allocation.max_image_width = Some(limits.max_side);
+    allocation.max_image_height = Some(limits.max_side);
+    allocation.max_alloc = Some(limits.memory());
+    reader.limits(allocation);
+    let mut decoder = match reader.into_decoder() {
+        Ok(decoder) => decoder,
+        Err(image::ImageError::Limits(_)) => return Err(too_many_pixels(bytes, limits)),
+        Err(e) => return Err(Error::NotAnImage(e.to_string())),
+    };
+    let (width, height) = decoder.dimensions();
+    if width.max(height) > limits.max_side || u64::from(width) * u64::from(height) > limits.max_pixels {
+        let (max_side, max_pixels) = (limits.max_side, limits.max_pixels);
+        return Err(Error::TooManyPixels { width, height, max_side, max_pixels });
+    }
+    if width == 0 || height == 0 {
+        return Err(Error::NotAnImage(format!("it is {width}×{height}")));
+    }
+    // Orientation in a picture whose EXIF block is itself broken is not known; the pixels still count.
+    let orientation = match options.orientation {
+        Orientation::Apply => decoder.orientation().unwrap_or(image::metadata::Orientation::NoTransforms),
+        Orientation::Reference => image::metadata::Orientation::NoTransforms,
+    };
+    let mut picture = DynamicImage::from_decoder(decoder).map_err(|e| Error::Damaged(e.to_string()))?;
+    picture.apply_orientation(orientation);
+    let rgb = picture.into_rgb8();
+    Ok(Rgb { width: rgb.width() as usize, height: rgb.height() as usize, data: rgb.into_raw() })
+}
+
+/// The error for a picture that the decoder itself refused by its header.
+fn too_many_pixels(bytes: &[u8], limits: &Limits) -> Error {
+    let size = ImageReader::new(Cursor::new(bytes)).with_guessed_format().ok().and_then(|mut reader| {
+        reader.no_limits();
+        reader.into_dimensions().ok()
+    });
+    let (width, height) = size.unwrap_or((u32::MAX, u32::MAX));
+    Error::TooManyPixels { width, height, max_side: limits.max_side, max_pixels: limits.max_pixels }
+}
+
+/// Resizes the shorter side to `side` and cuts the centre square: `side · side · 3` bytes.
+pub fn resize_and_crop(picture: &Rgb, side: usize) -> Vec<u8> {
+    let (width, height) = (picture.width, picture.height);
+    let (new_width, new_height) = match width <= height {
+        true => (side, side * height / width),
+        false => (side * width / height, side),
+    };
+    let (left, top) = (centre_offset(new_width, side), centre_offset(new_height, side));
+    let across = Taps::new(width, new_width, left..left + side);
+    let down = Taps::new(height, new_height, top..top + side);
+
+    // Horizontally first, and only the rows that the vertical pass will read.
+    let rows = down.source();
+    let mut narrow = Vec::with_capacity(rows.len() * side * 3);
+    for row in picture.data.chunks_exact(width * 3).skip(rows.start).take(rows.len()) {
+        across.for_each(|from, weights| {
+            let mut sums = [Taps::ROUNDING; 3];
+            for (pixel, &weight) in row[from * 3..].chunks_exact(3).zip(weights) {
+                for channel in 0..3 {
+                    sums[channel] += weight * i32::from(pixel[channel]);
+                }
+            }
+            narrow.extend(sums.map(Taps::round));
+        });
+    }
+
+    let mut square = Vec::with_capacity(side * side * 3);
+    let mut sums = vec![0i32; side * 3];
+    down.for_each(|from, weights| {
+        sums.fill(Taps::ROUNDING);
+        for (row, &weight) in narrow.chunks_exact(side * 3).skip(from - rows.start).zip(weights) {
+            sums.iter_mut().zip(row).for_each(|(sum, &v)| *sum += weight * i32::from(v));
+        }
+        square.extend(sums.iter().map(|&sum| Taps::round(sum)));
+    });
+    square
+}
+
+/// Half of the surplus, ties to even, as Python's `round`.
+fn centre_offset(size: usize, side: usize) -> usize {
+    let surplus = size - side;
+    match surplus % 4 {
+        3 => surplus / 2 + 1,
+        _ => surplus / 2,
+    }
+}
+
+/// `(v/255 − mean)/std`, channels first.
+fn normalise(square: &[u8]) -> Vec<f32> {
+    let plane = |channel: usize| {
+        square
+            .iter()
+            .skip(channel)
+            .step_by(3)
+            .map(move |&v| (f32::from(v) / 255.0 - MEAN[channel]) / STD[channel])
+    };
+    (0..3).flat_map(plane).collect()
+}
+
+/// The source samples and integer weights of each output sample of one pass.
+struct Taps {
+    /// First source sample, and where its weights begin.
+    starts: Vec<(usize, usize)>,
+    weights: Vec<i32>,
+    source: std::ops::Range<usize>,
+}
+
+impl Taps {
+    /// Half of the last kept place, so that a shift rounds.
+    const ROUNDING: i32 = 1 << (WEIGHT_BITS - 1);
+
+    /// Weights of the outputs `kept` when `from` samples become `to`.
+    fn new(from: usize, to: usize, kept: std::ops::Range<usize>) -> Self {
+        let mut taps = Taps { starts: Vec::with_capacity(kept.len()), weights: Vec::new(), source: 0..0 };
+        if from == to {
+            // No pass at all: weight one on the sample itself rounds to the sample.
+            taps.starts.extend(kept.clone().enumerate().map(|(i, o)| (o, i)));
+            taps.weights = vec![1 << WEIGHT_BITS; kept.len()];
+            taps.source = kept;
+            return taps;
+        }
+        let scale = from as f64 / to as f64;
+        let filter_scale = scale.max(1.0);
+        let support = 2.0 * filter_scale;
+        let (mut first, mut last) = (from, 0);
+        for output in kept {
+            let centre = (output as f64 + 0.5) * scale;
+            let low = (centre - support + 0.5).max(0.0) as usize;
+            let high = ((centre + support + 0.5) as usize).min(from);
+            let raw: Vec<f64> =
+                (low..high).map(|j| cubic((j as f64 - centre + 0.5) / filter_scale)).collect();
+            let sum: f64 = raw.iter().sum();
+            taps.starts.push((low, taps.weights.len()));
+            taps.weights.extend(raw.iter().map(|w| {
+                let scaled = w / sum * f64::from(1 << WEIGHT_BITS);
+                (scaled + 0.5f64.copysign(scaled)) as i32
+            }));
+            (first, last) = (first.min(low), last.max(high));
+        }
+        taps.source = first..last;
+        taps
+    }
+
+    /// Source samples that any output reads.
+    fn source(&self) -> std::ops::Range<usize> {
+        self.source.clone()
+    }
+
+    /// Calls `each` with the first source sample and the weights of every output.
+    fn for_each(&self, mut each: impl FnMut(usize, &[i32])) {
+        let ends = self.starts.iter().skip(1).map(|&(_, at)| at).chain([self.weights.len()]);
+        for (&(from, at), end) in self.starts.iter().zip(ends) {
+            each(from, &self.weights[at..end]);
+        }
+    }
+
+    fn round(sum: i32) -> u8 {
+        (sum >> WEIGHT_BITS).clamp(0, 255) as u8
+    }
+}
+
+fn cubic(d: f64) -> f64 {
+    let d = d.abs();
+    if d < 1.0 {
+        ((CUBIC_A + 2.0) * d - (CUBIC_A + 3.0)) * d * d + 1.0
+    } else if d < 2.0 {
+        (((d - 5.0) * d + 8.0) * d - 4.0) * CUBIC_A
+    } else {
+        0.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn options(side: usize) -> ImageOptions {
+        ImageOptions { side, orientation: Orientation::Apply, limits: Limits::default() }
+    }
+
+    fn png(width: u32, height: u32) -> Vec<u8> {
+        let picture =
+            image::RgbImage::from_fn(width, height, |x, y| image::Rgb([x as u8, y as u8, (x ^ y) as u8]));
+        let mut bytes = Vec::new();
+        picture.write_to(&mut Cursor::new(&mut bytes), image::ImageFormat::Png).unwrap();
+        bytes
+    }
+
+    #[test]
+    fn crop_offsets_round_half_to_even() {
+        let offsets: Vec<usize> = [1, 3, 5, 7, 2, 0].iter().map(|s| centre_offset(224 + s, 224)).collect();
+        assert_eq!(offsets, [0, 2, 2, 4, 1, 0]);
+    }
+
+    #[test]
+    fn flat_pictures_stay_flat_at_any_size() {
+        for (width, height) in [(1, 1), (7, 500), (500, 7), (64, 64), (63, 65)] {
+            let picture = Rgb { width, height, data: [200, 10, 90].repeat(width * height) };
+            let square = resize_and_crop(&picture, 64);
+            assert_eq!(square.len(), 64 * 64 * 3);
+            assert!(square.chunks_exact(3).all(|p| p == [200, 10, 90]), "{width}×{height}");
+        }
+    }
+
+    #[test]
+    fn limits_are_checked_on_the_header() {
+        let bytes = png(40, 30);
+        let limited = |max_bytes, max_side, max_pixels| ImageOptions {
+            limits: Limits { max_bytes, max_side, max_pixels },
+            ..options(8)
+        };
+        assert_eq!(prepare(&[], &options(8)), Err(Error::Empty));
+        assert!(matches!(
+            prepare(&bytes, &limited(10, 99, 9999)),
+            Err(Error::TooManyBytes { limit: 10, .. })
+        ));
+        let side = prepare(&bytes, &limited(1 << 20, 39, 9999));
+        assert!(matches!(side, Err(Error::TooManyPixels { width: 40, height: 30, .. })), "{side:?}");
+        let pixels = prepare(&bytes, &limited(1 << 20, 99, 1199));
+        assert!(matches!(pixels, Err(Error::TooManyPixels { width: 40, .. })), "{pixels:?}");
+        assert!(prepare(&bytes, &limited(1 << 20, 40, 1200)).is_ok());
+    }
+
+    #[test]
+    fn the_orientation_setting_is_part_of_the_fingerprint() {
+        let reference = ImageOptions { orientation: Orientation::Reference, ..options(8) };
+        assert_ne!(options(8).fingerprint(), reference.fingerprint());
+        assert_ne!(options(8).fingerprint(), options(9).fingerprint());
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(200))]
+        #[test]
+        fn arbitrary_and_damaged_files_never_panic(
+            noise in prop::collection::vec(any::<u8>(), 0..300), cut in 0usize..2000, flip in any::<(usize, u8)>()
+        ) {
+            prop_assert!(prepare(&noise, &options(8)).is_err());
+            let mut bytes = png(20, 30);
+            bytes.truncate(cut.max(1));
+            let at = flip.0 % bytes.len();
+            bytes[at] ^= flip.1;
+            if let Ok(values) = prepare(&bytes, &options(8)) {
+                prop_assert_eq!(values.len(), 3 * 64);
+            }
+        }
+
+        #[test]
+        fn every_size_gives_a_full_square(width in 1usize..90, height in 1usize..90) {
+            let data = (0..width * height * 3).map(|i| (i * 7 % 256) as u8).collect();
+            prop_assert_eq!(resize_and_crop(&Rgb { width, height, data }, 16).len(), 16 * 16 * 3);
+        }
+    }
+}
