@@ -1,9 +1,10 @@
-//! A training-free visual cache for multimodal models.
-pub mod types;
+//! viscache
 pub mod blend;
-pub mod kernels;
-pub mod index;
-pub mod store;
 pub mod cache;
-pub mod text;
+pub mod index;
+pub mod kernels;
 pub mod media;
+pub mod models;
+pub mod store;
+pub mod text;
+pub mod types;

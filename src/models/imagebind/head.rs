@@ -1,0 +1,80 @@
+//! Select a token, norm, project, normalise.
+//!
+//! The norm works token by token, so selecting first gives the same for less. The logit scale belongs to the
+//! postprocessor and comes from the checkpoint: text embeddings have its length, not length 1.
+//!
+//! Source: ImageBind, `imagebind/models/imagebind_model.py`, `_create_modality_heads` and `_postprocessors`.
+
+use candle_core::{D, DType, Tensor};
+
+use super::LAYER_NORM_EPS;
+use crate::models::Error;
+use crate::models::layers::{LayerNorm, Linear, Scope};
+
+/// Norms below it are taken as it, like PyTorch's `normalize`.
+const NORMALIZE_EPS: f64 = 1e-12;
+/// Largest logit scale.
+const MAX_SCALE: f64 = 100.0;
+
+pub(super) struct Head {
+    norm: LayerNorm,
+    project: Linear,
+    scale: Option<Scale>,
+}
+
+/// `min(exp(log_logit_scale), 100)`
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Scale(f64);
+
+/// Both results of a head, f32, `[B, D]`.
+pub(super) struct Heads {
+    /// Before the postprocessor.
+    pub(super) head: Tensor,
+    /// After it.
+    pub(super) post: Tensor,
+}
+
+impl Scale {
+    pub(super) fn from_log(log_scale: f32) -> Self {
+        Scale(f64::from(log_scale).exp().min(MAX_SCALE))
+    }
+}
+
+impl Head {
+    pub(super) fn load_vision(scope: &Scope<'_>, width: usize, dim: usize) -> Result<Self, Error> {
+        let norm = LayerNorm::load(&scope.at("0"), width, LAYER_NORM_EPS)?;
+        Ok(Head { norm, project: Linear::load(&scope.at("2"), dim, width, false)?, scale: None })
+    }
+
+    pub(super) fn load_text(
+        scope: &Scope<'_>,
+        width: usize,
+        dim: usize,
+        scale: Scale,
+    ) -> Result<Self, Error> {
+        let norm = LayerNorm::load(&scope.at("0"), width, LAYER_NORM_EPS)?;
+        Ok(Head { norm, project: Linear::load(&scope.at("1"), dim, width, false)?, scale: Some(scale) })
+    }
+
+    /// `[B, L, width]` → `[B, D]`, from token 0 or from the token that `select` names per row.
+    pub(super) fn forward(&self, x: &Tensor, select: Option<&[u32]>) -> Result<Heads, Error> {
+        let token = match select {
+            None => x.narrow(1, 0, 1)?.squeeze(1)?,
+            Some(positions) => {
+                let rows = positions
+                    .iter()
+                    .enumerate()
+                    .map(|(b, &p)| x.narrow(0, b, 1)?.narrow(1, p as usize, 1)?.squeeze(1));
+                Tensor::cat(&rows.collect::<Result<Vec<_>, _>>()?, 0)?
+            }
+        }; // [B, width]
+        let head = self.project.forward(&self.norm.forward(&token)?)?.to_dtype(DType::F32)?; // [B, D]
+        let norm = head.sqr()?.sum_keepdim(D::Minus1)?.sqrt()?.maximum(NORMALIZE_EPS)?; // [B, 1]
+        let unit = head.broadcast_div(&norm)?;
+        let post = match self.scale {
+            Some(Scale(scale)) => (unit * scale)?,
+            None => unit,
+        };
+        Ok(Heads { head, post })
+    }
+}

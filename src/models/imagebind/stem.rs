@@ -1,0 +1,212 @@
+//! Inputs become tokens.
+//!
+//! **Vision.** A patch is 2 frames × kh × kw pixels; a picture is repeated to two frames. Since both are then equal, one
+//! frame is multiplied by the kernel summed over time. The convolution has stride = kernel and no padding, so it is
+//! a matrix product over unfolded patches; rows and columns left over are dropped.
+//!
+//! **Positions at other sizes.** If the number of patches is the trained one, the stored embedding is used as it is,
+//! whatever the aspect. Otherwise the stored grid s×s is resized to r×r, r = √patches, by bicubic interpolation with
+//! A = −0.75, half-pixel centres, edges clamped and no anti-aliasing.
+//!
+//! Source: ImageBind, `imagebind/models/multimodal_preprocessors.py`.
+
+use candle_core::{D, DType, Tensor};
+
+use super::config::{TextConfig, VisionConfig};
+use crate::models::Error;
+use crate::models::layers::{Linear, Scope};
+
+/// The cubic of PyTorch's `interpolate`.
+const CUBIC_A: f64 = -0.75;
+
+pub(super) struct VisionStem {
+    kernel: (usize, usize),
+    grid: (usize, usize),
+    width: usize,
+    /// `[width, 3·kh·kw]`, summed over time: for equal frames.
+    still: Linear,
+    /// `[width, 3·2·kh·kw]`: for clips.
+    moving: Linear,
+    /// `[1, 1, width]`
+    cls: Tensor,
+    /// `[1 + s², width]`, f32 on the CPU, to interpolate from.
+    positions: Vec<f32>,
+    /// The same where the model runs, for the trained size.
+    trained: Tensor,
+}
+
+impl VisionStem {
+    pub(super) fn load(scope: &Scope<'_>, sizes: &VisionConfig) -> Result<Self, Error> {
+        let ([t, kh, kw], width, (rows, columns)) = (sizes.kernel, sizes.embed_dim, sizes.grid());
+        let kernel = scope.tensor("rgbt_stem.proj.1.weight", &[width, 3, t, kh, kw])?;
+        let still = kernel.to_dtype(DType::F32)?.sum(2)?.to_dtype(scope.dtype)?; // [width, 3, kh, kw]
+        let positions = scope.values("pos_embedding_helper.pos_embed", &[1, 1 + rows * columns, width])?;
+        let trained = Tensor::from_slice(&positions, (1, 1 + rows * columns, width), scope.device)?;
+        Ok(VisionStem {
+            kernel: (kh, kw),
+            grid: (rows, columns),
+            width,
+            still: Linear::new(still.reshape((width, 3 * kh * kw))?, None),
+            moving: Linear::new(kernel.reshape((width, 3 * t * kh * kw))?, None),
+            cls: scope.tensor("cls_token", &[1, 1, width])?,
+            positions,
+            trained: trained.to_dtype(scope.dtype)?,
+        })
+    }
+
+    /// `[B, 3, T, H, W]` → `[B, 1 + patches, width]`.
+    pub(super) fn forward(&self, frames: &Tensor) -> Result<Tensor, Error> {
+        let (batch, channels, t, h, w) = frames.dims5()?;
+        let (kh, kw) = self.kernel;
+        let (rows, columns) = (h / kh, w / kw);
+        let refuse = |why: String| Err(Error::Input { received: frames.dims().to_vec(), why });
+        if rows == 0 || columns == 0 {
+            return refuse(format!("a picture must be at least {kh}×{kw} pixels"));
+        }
+        let (linear, t) = match t {
+            1 => (&self.still, 1),
+            2 | 3 => (&self.moving, 2),
+            _ => return refuse(format!("clips of {t} frames are not supported; send 1, 2 or 3")),
+        };
+        let patches = frames
+            .narrow(2, 0, t)?
+            .narrow(3, 0, rows * kh)?
+            .narrow(4, 0, columns * kw)?
+            .contiguous()?
+            .reshape(&[batch, channels * t, rows, kh, columns, kw][..])? // [B, 3·T, rows, kh, columns, kw]
+            .permute((0, 2, 4, 1, 3, 5))? // [B, rows, columns, 3·T, kh, kw]
+            .contiguous()?
+            .reshape((batch, rows * columns, channels * t * kh * kw))?; // [B, patches, 3·T·kh·kw]
+        let tokens = linear.forward(&patches)?; // [B, patches, width]
+        let cls = self.cls.broadcast_as((batch, 1, self.width))?;
+        let tokens = Tensor::cat(&[&cls, &tokens], 1)?; // [B, 1 + patches, width]
+        Ok(tokens.broadcast_add(&self.positions_for(frames, rows * columns)?)?)
+    }
+
+    /// `[1, 1 + patches, width]`
+    fn positions_for(&self, frames: &Tensor, patches: usize) -> Result<Tensor, Error> {
+        let stored = self.grid.0 * self.grid.1;
+        if patches == stored {
+            return Ok(self.trained.clone());
+        }
+        let (from, to) = (stored.isqrt(), patches.isqrt());
+        if from * from != stored || to * to != patches {
+            let why = format!(
+                "{patches} patches are neither the trained {stored} nor a square number, so positions cannot be interpolated"
+            );
+            return Err(Error::Input { received: frames.dims().to_vec(), why });
+        }
+        let (cls, grid) = self.positions.split_at(self.width);
+        let resized = [cls, &resize_grid(grid, from, to, self.width)].concat();
+        let resized = Tensor::from_vec(resized, (1, 1 + patches, self.width), frames.device())?;
+        Ok(resized.to_dtype(frames.dtype())?)
+    }
+}
+
+/// Bicubic resize of `[from, from, width]` to `[to, to, width]`.
+fn resize_grid(grid: &[f32], from: usize, to: usize, width: usize) -> Vec<f32> {
+    let taps: Vec<[(usize, f64); 4]> = (0..to).map(|o| cubic_taps(o, from, to)).collect();
+    let mut resized = Vec::with_capacity(to * to * width);
+    for vertical in &taps {
+        for horizontal in &taps {
+            resized.extend((0..width).map(|c| {
+                let row = |y: usize| -> f64 {
+                    horizontal.iter().map(|&(x, wx)| wx * f64::from(grid[(y * from + x) * width + c])).sum()
+                };
+                vertical.iter().map(|&(y, wy)| wy * row(y)).sum::<f64>() as f32
+            }));
+        }
+    }
+    resized
+}
+
+/// Source positions and weights of output `o` when `from` samples become `to`.
+fn cubic_taps(o: usize, from: usize, to: usize) -> [(usize, f64); 4] {
+    let x = (o as f64 + 0.5) * from as f64 / to as f64 - 0.5;
+    let (floor, t) = (x.floor(), x - x.floor());
+    let weight = |d: f64| {
+        let d = d.abs();
+        if d <= 1.0 {
+            (CUBIC_A + 2.0) * d.powi(3) - (CUBIC_A + 3.0) * d.powi(2) + 1.0
+        } else if d < 2.0 {
+            CUBIC_A * d.powi(3) - 5.0 * CUBIC_A * d.powi(2) + 8.0 * CUBIC_A * d - 4.0 * CUBIC_A
+        } else {
+            0.0
+        }
+    };
+    [-1.0, 0.0, 1.0, 2.0].map(|offset| {
+        let at = (floor + offset).clamp(0.0, (from - 1) as f64) as usize;
+        (at, weight(t - offset))
+    })
+}
+
+pub(super) struct TextStem {
+    context: usize,
+    /// `[vocabulary, width]`
+    tokens: Tensor,
+    /// `[context, width]`
+    positions: Tensor,
+}
+
+impl TextStem {
+    pub(super) fn load(scope: &Scope<'_>, sizes: &TextConfig) -> Result<Self, Error> {
+        let (context, width) = (sizes.context_length, sizes.embed_dim);
+        Ok(TextStem {
+            context,
+            tokens: scope.tensor("token_embedding.weight", &[sizes.vocab_size, width])?,
+            positions: scope.tensor("pos_embed", &[1, context, width])?,
+        })
+    }
+
+    /// Ids `[B, context]` → B, tokens `[B, context, width]`, and per row the first position of the largest id.
+    pub(super) fn forward(&self, ids: &Tensor) -> Result<(usize, Tensor, Vec<u32>), Error> {
+        let refuse = |why: String| Error::Input { received: ids.dims().to_vec(), why };
+        let (batch, length) = ids.dims2().map_err(|_| refuse("text takes ids [B, context]".into()))?;
+        if length != self.context {
+            return Err(refuse(format!("a text has exactly {} ids, padding included", self.context)));
+        }
+        let rows = ids.to_dtype(DType::I64)?.to_device(&candle_core::Device::Cpu)?.to_vec2::<i64>()?;
+        let vocabulary = self.tokens.dim(0)? as i64;
+        if let Some(id) = rows.iter().flatten().find(|id| !(0..vocabulary).contains(*id)) {
+            return Err(refuse(format!("token id {id} is outside the vocabulary of {vocabulary}")));
+        }
+        let ends = rows.iter().map(|row| first_maximum(row)).collect();
+        let flat: Vec<u32> = rows.concat().into_iter().map(|id| id as u32).collect();
+        let flat = Tensor::from_vec(flat, batch * length, self.tokens.device())?;
+        let tokens =
+            self.tokens.index_select(&flat, 0)?.reshape((batch, length, self.tokens.dim(D::Minus1)?))?;
+        Ok((batch, tokens.broadcast_add(&self.positions)?, ends)) // [B, context, width]
+    }
+}
+
+fn first_maximum(ids: &[i64]) -> u32 {
+    let best = (0..ids.len()).max_by_key(|&i| (ids[i], std::cmp::Reverse(i)));
+    best.unwrap_or(0) as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_of_equal_ids_counts() {
+        assert_eq!(first_maximum(&[1, 9, 3, 9]), 1);
+        assert_eq!(first_maximum(&[0, 0]), 0);
+    }
+
+    #[test]
+    fn resizing_to_the_same_grid_changes_nothing() {
+        let grid: Vec<f32> = (0..18).map(|v| v as f32).collect();
+        assert_eq!(resize_grid(&grid, 3, 3, 2), grid);
+    }
+
+    #[test]
+    fn taps_sum_to_one() {
+        for (from, to) in [(4, 7), (7, 4), (16, 20)] {
+            for o in 0..to {
+                let sum: f64 = cubic_taps(o, from, to).iter().map(|tap| tap.1).sum();
+                assert!((sum - 1.0).abs() < 1e-12);
+            }
+        }
+    }
+}

@@ -1,0 +1,144 @@
+//! The networks: tensors in, tensors out.
+//!
+//! | network | source | checkpoint | licence of the weights |
+//! |---|---|---|---|
+//! | [`imagebind`], `huge` | facebookresearch/ImageBind, arXiv 2305.05665 | `imagebind_huge.pth`, or the same as safetensors | CC BY-NC-SA 4.0 |
+//! | [`imagebind`], any size | – | a JSON file of sizes and a file of weights | the user's |
+//! | [`nano`] | trained by us on drawn scenes | compiled in | as this project |
+//!
+//! Computation is f32 on the CPU. There one input is one thread's work ([`encoder`]): a large batch is slower per
+//! input, because softmax and norms are not blocked. With the feature `cuda` a whole batch goes to the card, in bf16 or
+//! f32.
+
+pub mod encoder;
+pub mod imagebind;
+mod layers;
+pub mod nano;
+pub mod weights;
+
+use candle_core::{DType, Device};
+
+/// Why a model cannot be loaded or run.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A device this build or machine does not have.
+    #[error("device `{asked}` is not available: {why}")]
+    Device {
+        /// What was asked for.
+        asked: String,
+        /// Why not.
+        why: String,
+    },
+    /// The weights file cannot be read.
+    #[error("cannot read weights from {path}: {why}")]
+    Weights {
+        /// Which file.
+        path: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// A tensor the model needs and the file lacks.
+    #[error(
+        "{path} has no tensor `{name}`, which the model needs with shape {expected:?}; do the sizes fit this checkpoint?"
+    )]
+    MissingTensor {
+        /// Which file.
+        path: String,
+        /// Which tensor.
+        name: String,
+        /// The shape it should have.
+        expected: Vec<usize>,
+    },
+    /// A tensor of another shape.
+    #[error("tensor `{name}` in {path} has shape {received:?}, the model needs {expected:?}")]
+    TensorShape {
+        /// Which file.
+        path: String,
+        /// Which tensor.
+        name: String,
+        /// The shape the model needs.
+        expected: Vec<usize>,
+        /// The shape in the file.
+        received: Vec<usize>,
+    },
+    /// A tensor nobody asked for.
+    #[error(
+        "{path} has a tensor `{name}` of shape {received:?} that the model has no place for (expected: no such tensor)"
+    )]
+    SurplusTensor {
+        /// Which file.
+        path: String,
+        /// Which tensor.
+        name: String,
+        /// Its shape.
+        received: Vec<usize>,
+    },
+    /// Sizes that make no network.
+    #[error("the model's sizes are not usable: {0}")]
+    Config(String),
+    /// A modality that was not loaded.
+    #[error("this model was loaded without {0}; start with that modality to embed it")]
+    NotLoaded(crate::types::Modality),
+    /// An input of a shape the network does not take.
+    #[error("input of shape {received:?}: {why}")]
+    Input {
+        /// Its shape.
+        received: Vec<usize>,
+        /// What would be taken.
+        why: String,
+    },
+    /// The network produced something that is not an embedding.
+    #[error("the model's output is not an embedding")]
+    Output(#[from] crate::types::Error),
+    /// The tensor library failed.
+    #[error("tensor arithmetic failed")]
+    Tensor(#[from] candle_core::Error),
+}
+
+/// Where a model runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DeviceKind {
+    /// The processor, f32.
+    #[default]
+    Cpu,
+    /// The first CUDA card, bf16 for matrix products.
+    Cuda,
+    /// The first CUDA card, f32 throughout.
+    #[serde(rename = "cuda-f32")]
+    CudaF32,
+}
+
+impl std::str::FromStr for DeviceKind {
+    type Err = Error;
+
+    fn from_str(word: &str) -> Result<Self, Error> {
+        match word {
+            "cpu" => Ok(DeviceKind::Cpu),
+            "cuda" => Ok(DeviceKind::Cuda),
+            "cuda-f32" => Ok(DeviceKind::CudaF32),
+            _ => Err(Error::Device { asked: word.into(), why: "it must be cpu, cuda or cuda-f32".into() }),
+        }
+    }
+}
+
+impl DeviceKind {
+    /// Opens the device and names the type that weights are kept in.
+    ///
+    /// # Errors
+    /// [`Error::Device`], also when this program was built without the feature `cuda`.
+    pub fn open(self) -> Result<(Device, DType), Error> {
+        let (asked, dtype) = match self {
+            DeviceKind::Cpu => return Ok((Device::Cpu, DType::F32)),
+            DeviceKind::Cuda => ("cuda", DType::BF16),
+            DeviceKind::CudaF32 => ("cuda-f32", DType::F32),
+        };
+        if !cfg!(feature = "cuda") {
+            let why = "this program was built without it; build with `--features cuda`".into();
+            return Err(Error::Device { asked: asked.into(), why });
+        }
+        let device =
+            Device::new_cuda(0).map_err(|e| Error::Device { asked: asked.into(), why: e.to_string() })?;
+        Ok((device, dtype))
+    }
+}

@@ -1,0 +1,351 @@
+//! Checkpoints: safetensors and PyTorch `.pth`, one tensor at a time.
+//!
+//! ```text
+//! open   header only: every tensor's name, type, shape and place in the file
+//! take   maps that one tensor's bytes, converts them to f32, unmaps      so memory holds the model and one tensor
+//! ```
+//!
+//! A `.pth` is a zip of a pickle and raw storages. The pickle is interpreted by candle's reader, which builds tables
+//! and runs no code; the storages lie in the zip uncompressed, so they are mapped like any other bytes. Both a flat
+//! dictionary and `{"model": {…}}` are read.
+//!
+//! The fingerprint identifies the weights whatever the container: names, types, shapes, and of every tensor its
+//! beginning, its end and evenly spaced pieces between. It reads some 20 MB of a checkpoint of 5 GB. It tells trained
+//! weights apart; it is no defence against someone who forges a file to collide.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::path::Path;
+
+use candle_core::{DType, Device, Tensor};
+use half::{bf16, f16};
+use safetensors::Dtype;
+use safetensors::tensor::Metadata;
+
+use super::Error;
+use crate::types::Fingerprint;
+
+/// Bytes of one fingerprint sample, and how many are taken of a large tensor.
+const SAMPLE_LEN: usize = 1024;
+const SAMPLES: usize = 16;
+/// Most bytes of a safetensors header: that of 100 000 tensors.
+const MAX_HEADER: u64 = 64 << 20;
+
+/// An open checkpoint.
+pub struct Weights {
+    path: String,
+    source: Source,
+    entries: BTreeMap<String, Entry>,
+}
+
+enum Source {
+    File(File),
+    Static(&'static [u8]),
+}
+
+#[derive(Debug, Clone, PartialEq)]
+struct Entry {
+    dtype: Dtype,
+    shape: Vec<usize>,
+    start: u64,
+    len: usize,
+}
+
+impl Weights {
+    /// Reads the table of contents of a checkpoint file.
+    ///
+    /// # Errors
+    /// [`Error::Weights`] for a file that is neither format, is cut short, or holds strided tensors.
+    pub fn open(path: &Path) -> Result<Self, Error> {
+        let name = path.display().to_string();
+        let fail = |why: String| Error::Weights { path: name.clone(), why };
+        let file = File::open(path).map_err(|e| fail(e.to_string()))?;
+        let total = file.metadata().map_err(|e| fail(e.to_string()))?.len();
+        let mut magic = [0u8; 4];
+        read_at(&file, 0, &mut magic)
+            .map_err(|e| fail(format!("it is shorter than any checkpoint ({e})")))?;
+        let entries = match &magic {
+            b"PK\x03\x04" => pth_entries(path, total).map_err(&fail)?,
+            _ => safetensors_entries(total, |at, into| read_at(&file, at, into)).map_err(&fail)?,
+        };
+        Ok(Weights { path: name, source: Source::File(file), entries })
+    }
+
+    /// Reads safetensors bytes that are part of the program.
+    ///
+    /// # Errors
+    /// [`Error::Weights`].
+    pub fn from_static(name: &str, bytes: &'static [u8]) -> Result<Self, Error> {
+        let read = |at: u64, into: &mut [u8]| {
+            let start = usize::try_from(at).map_err(std::io::Error::other)?;
+            let from = bytes.get(start..start + into.len()).ok_or(std::io::ErrorKind::UnexpectedEof)?;
+            into.copy_from_slice(from);
+            Ok(())
+        };
+        let entries = safetensors_entries(bytes.len() as u64, read)
+            .map_err(|why| Error::Weights { path: name.into(), why })?;
+        Ok(Weights { path: name.into(), source: Source::Static(bytes), entries })
+    }
+
+    /// The file's name, for messages.
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// Names of all tensors, sorted.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.entries.keys().map(String::as_str)
+    }
+
+    /// Loads one tensor as `dtype` on `device`.
+    ///
+    /// # Errors
+    /// [`Error::MissingTensor`], [`Error::TensorShape`] naming both shapes, [`Error::Weights`].
+    pub fn take(&self, name: &str, shape: &[usize], dtype: DType, device: &Device) -> Result<Tensor, Error> {
+        let values = self.values(name, shape)?;
+        Ok(Tensor::from_vec(values, shape, &Device::Cpu)?.to_dtype(dtype)?.to_device(device)?)
+    }
+
+    /// Loads one tensor as f32 numbers in row-major order.
+    ///
+    /// # Errors
+    /// As [`Weights::take`].
+    pub fn values(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, Error> {
+        let entry = self.entries.get(name).ok_or_else(|| Error::MissingTensor {
+            path: self.path.clone(),
+            name: name.into(),
+            expected: shape.to_vec(),
+        })?;
+        if entry.shape != shape {
+            return Err(Error::TensorShape {
+                path: self.path.clone(),
+                name: name.into(),
+                expected: shape.to_vec(),
+                received: entry.shape.clone(),
+            });
+        }
+        self.with_bytes(entry.start, entry.len, |bytes| to_f32(entry.dtype, bytes))?.ok_or_else(|| {
+            self.fail(format!("tensor `{name}` has type {:?}; f64, f32, f16 and bf16 are read", entry.dtype))
+        })
+    }
+
+    /// Refuses every tensor that `known` does not claim.
+    ///
+    /// # Errors
+    /// [`Error::SurplusTensor`] naming the first.
+    pub fn refuse_surplus(&self, known: impl Fn(&str) -> bool) -> Result<(), Error> {
+        match self.entries.iter().find(|(name, _)| !known(name)) {
+            None => Ok(()),
+            Some((name, entry)) => Err(Error::SurplusTensor {
+                path: self.path.clone(),
+                name: name.clone(),
+                received: entry.shape.clone(),
+            }),
+        }
+    }
+
+    /// Identifies the weights; see the module's description.
+    ///
+    /// # Errors
+    /// [`Error::Weights`] when the file cannot be read.
+    pub fn fingerprint(&self) -> Result<Fingerprint, Error> {
+        let mut hasher = blake3::Hasher::new();
+        for (name, entry) in &self.entries {
+            hasher.update(format!("{name} {:?} {:?}\n", entry.dtype, entry.shape).as_bytes());
+            let step = (entry.len.saturating_sub(SAMPLE_LEN)) / (SAMPLES - 1);
+            if step < SAMPLE_LEN {
+                self.with_bytes(entry.start, entry.len, |bytes| hasher.update(bytes).count())?;
+                continue;
+            }
+            for sample in 0..SAMPLES {
+                let at = entry.start + (sample * step) as u64;
+                self.with_bytes(at, SAMPLE_LEN, |bytes| hasher.update(bytes).count())?;
+            }
+        }
+        Ok(Fingerprint::from_digest(*hasher.finalize().as_bytes()))
+    }
+
+    fn with_bytes<T>(&self, start: u64, len: usize, read: impl FnOnce(&[u8]) -> T) -> Result<T, Error> {
+        match &self.source {
+            Source::Static(bytes) => Ok(read(&bytes[start as usize..][..len])),
+            Source::File(_) if len == 0 => Ok(read(&[])),
+            Source::File(file) => {
+                let mut options = memmap2::MmapOptions::new();
+                let options = options.offset(start).len(len);
+                // SAFETY: the map is read-only and lives for this call. Whoever truncates a checkpoint while it is being
+                // loaded ends the process, as with every program that maps files; nothing is written through it.
+                let map = unsafe { options.map(file) }.map_err(|e| self.fail(e.to_string()))?;
+                Ok(read(&map))
+            }
+        }
+    }
+
+    fn fail(&self, why: String) -> Error {
+        Error::Weights { path: self.path.clone(), why }
+    }
+}
+
+fn to_f32(dtype: Dtype, bytes: &[u8]) -> Option<Vec<f32>> {
+    let values = match dtype {
+        Dtype::F32 => bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
+        Dtype::F16 => bytes.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
+        Dtype::BF16 => bytes.chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
+        Dtype::F64 => bytes
+            .chunks_exact(8)
+            .map(|b| f64::from_le_bytes([b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]]) as f32)
+            .collect(),
+        _ => return None,
+    };
+    Some(values)
+}
+
+fn read_at(file: &File, at: u64, into: &mut [u8]) -> std::io::Result<()> {
+    std::os::unix::fs::FileExt::read_exact_at(file, into, at)
+}
+
+fn safetensors_entries(
+    total: u64,
+    read: impl Fn(u64, &mut [u8]) -> std::io::Result<()>,
+) -> Result<BTreeMap<String, Entry>, String> {
+    let not_one =
+        |e: &dyn std::fmt::Display| format!("it is neither safetensors nor a zip-format .pth ({e})");
+    let mut length = [0u8; 8];
+    read(0, &mut length).map_err(|e| not_one(&e))?;
+    let header_len = u64::from_le_bytes(length);
+    if header_len > MAX_HEADER || header_len + 8 > total {
+        return Err(not_one(&"its first bytes are no header length"));
+    }
+    let mut header = vec![0u8; header_len as usize];
+    read(8, &mut header).map_err(|e| not_one(&e))?;
+    let metadata: Metadata = serde_json::from_slice(&header).map_err(|e| not_one(&e))?;
+    let data = 8 + header_len;
+    metadata
+        .tensors()
+        .into_iter()
+        .map(|(name, info)| {
+            let (from, to) = info.data_offsets;
+            let (start, end) = (data + from as u64, data + to as u64);
+            if from > to || end > total {
+                return Err(format!("tensor `{name}` lies beyond the end of the file; is it cut short?"));
+            }
+            Ok((name, Entry { dtype: info.dtype, shape: info.shape.clone(), start, len: to - from }))
+        })
+        .collect()
+}
+
+fn pth_entries(path: &Path, total: u64) -> Result<BTreeMap<String, Entry>, String> {
+    let mut infos =
+        candle_core::pickle::read_pth_tensor_info(path, false, None).map_err(|e| e.to_string())?;
+    if infos.is_empty() {
+        infos = candle_core::pickle::read_pth_tensor_info(path, false, Some("model"))
+            .map_err(|e| format!("it holds neither tensors nor a `model` dictionary ({e})"))?;
+    }
+    if infos.is_empty() {
+        return Err("it holds neither tensors nor a `model` dictionary of tensors".into());
+    }
+    let file = File::open(path).map_err(|e| e.to_string())?;
+    let mut zip = zip::ZipArchive::new(std::io::BufReader::new(file)).map_err(|e| e.to_string())?;
+    infos
+        .into_iter()
+        .map(|info| {
+            let name = info.name;
+            let stored = zip.by_name(&info.path).map_err(|e| format!("tensor `{name}`: {e}"))?;
+            if stored.compression() != zip::CompressionMethod::Stored {
+                return Err(format!("tensor `{name}` is compressed; save it again with torch.save"));
+            }
+            if !info.layout.is_contiguous() {
+                return Err(format!("tensor `{name}` is strided; save it again after `.contiguous()`"));
+            }
+            let dtype = safetensors_type(info.dtype)
+                .ok_or_else(|| format!("tensor `{name}` has type {:?}", info.dtype))?;
+            let size = info.dtype.size_in_bytes();
+            let (offset, len) = (info.layout.start_offset() * size, info.layout.shape().elem_count() * size);
+            let data =
+                stored.data_start().ok_or_else(|| format!("tensor `{name}` has no data in the file"))?;
+            let start = data + offset as u64;
+            if (offset + len) as u64 > stored.size() || start + len as u64 > total {
+                return Err(format!(
+                    "tensor `{name}` lies beyond the end of its storage; is the file cut short?"
+                ));
+            }
+            Ok((name, Entry { dtype, shape: info.layout.dims().to_vec(), start, len }))
+        })
+        .collect()
+}
+
+fn safetensors_type(dtype: DType) -> Option<Dtype> {
+    Some(match dtype {
+        DType::F64 => Dtype::F64,
+        DType::F32 => Dtype::F32,
+        DType::F16 => Dtype::F16,
+        DType::BF16 => Dtype::BF16,
+        DType::I64 => Dtype::I64,
+        DType::I32 => Dtype::I32,
+        DType::U32 => Dtype::U32,
+        DType::U8 => Dtype::U8,
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::io::Write;
+
+    fn file(bytes: &[u8]) -> tempfile::NamedTempFile {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(bytes).unwrap();
+        file
+    }
+
+    fn two_tensors() -> Vec<u8> {
+        let view = |dtype, shape: Vec<usize>, data| {
+            safetensors::tensor::TensorView::new(dtype, shape, data).unwrap()
+        };
+        let (a, b) = ([1.0f32, 2.0], [f16::from_f32(0.5)]);
+        let tensors = [
+            ("a", view(Dtype::F32, vec![2], bytemuck::cast_slice(&a))),
+            ("b", view(Dtype::F16, vec![1, 1], bytemuck::cast_slice(&b))),
+        ];
+        safetensors::serialize(tensors, None).unwrap()
+    }
+
+    #[test]
+    fn tensors_come_out_as_f32_and_errors_name_both_shapes() {
+        let file = file(&two_tensors());
+        let weights = Weights::open(file.path()).unwrap();
+        assert_eq!(weights.values("a", &[2]).unwrap(), [1.0, 2.0]);
+        assert_eq!(weights.values("b", &[1, 1]).unwrap(), [0.5]);
+        let shape = weights.values("a", &[3]).unwrap_err().to_string();
+        assert!(shape.contains("`a`") && shape.contains("[2]") && shape.contains("[3]"), "{shape}");
+        let missing = weights.values("c", &[4]).unwrap_err().to_string();
+        assert!(missing.contains("`c`") && missing.contains("[4]"), "{missing}");
+        let surplus = weights.refuse_surplus(|name| name == "a").unwrap_err().to_string();
+        assert!(surplus.contains("`b`") && surplus.contains("[1, 1]"), "{surplus}");
+    }
+
+    #[test]
+    fn a_changed_weight_changes_the_fingerprint() {
+        let bytes = two_tensors();
+        let mut other = bytes.clone();
+        *other.last_mut().unwrap() ^= 1;
+        let print = |bytes: &[u8]| Weights::open(file(bytes).path()).unwrap().fingerprint().unwrap();
+        assert_eq!(print(&bytes), print(&bytes));
+        assert_ne!(print(&bytes), print(&other));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        #[test]
+        fn arbitrary_and_cut_files_are_errors(
+            noise in prop::collection::vec(any::<u8>(), 0..200), cut in 0usize..60, zip in any::<bool>()
+        ) {
+            let noise = if zip { [b"PK\x03\x04", &noise[..]].concat() } else { noise };
+            prop_assert!(Weights::open(file(&noise).path()).is_err());
+            let bytes = two_tensors();
+            let keep = bytes.len().saturating_sub(1 + cut);
+            prop_assert!(Weights::open(file(&bytes[..keep]).path()).is_err());
+        }
+    }
+}
