@@ -1,6 +1,7 @@
 //! viscache
 pub mod blend;
 pub mod cache;
+pub mod flow;
 pub mod index;
 pub mod kernels;
 pub mod media;

@@ -18,7 +18,7 @@ use super::Error;
 use super::generation::known_generations;
 use super::rows::{check_row, encode_row};
 use crate::index::{self, BuildParams, Codec, Parts, Reach};
-use crate::store::{Access, Batch, BlobKind, CacheRecord, GenerationRecord, ItemRecord, RowType, Store};
+use crate::store::{Access, Batch, BlobKind, CacheRecord, GenerationRecord, ItemRecord, ModelSource, RowType, Store};
 use crate::types::{CacheName, Embedding, Generation, ItemId, Origin};
 
 /// Writes one cache of a store that was opened for writing.
@@ -36,6 +36,8 @@ pub struct NewCache {
     pub rows: RowType,
     /// What makes the embeddings.
     pub origin: Origin,
+    /// How to load it again, when it is known.
+    pub model: Option<ModelSource>,
 }
 
 /// One item to put.
@@ -101,6 +103,7 @@ impl<'a> Writer<'a> {
                 dim: new.dim,
                 rows: new.rows,
                 origin: new.origin.clone(),
+                model: new.model.clone(),
                 current: None,
                 items: 0,
                 next_item: ItemId(0),

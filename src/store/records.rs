@@ -4,11 +4,13 @@
 //! optional fields without a new version. Rows and blobs have formats of their own.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::{CacheId, Error};
+use crate::media::Orientation;
 use crate::types::{CacheName, Fingerprint, Generation, ItemId, Modality, Origin};
 
 /// First byte of every record.
@@ -55,6 +57,9 @@ pub struct CacheRecord {
     pub rows: RowType,
     /// What made the embeddings.
     pub origin: Origin,
+    /// How to load the model that made them, so that a server can embed queries; `None` for imports that state none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<ModelSource>,
     /// The generation that is served, if the cache has been indexed.
     pub current: Option<Generation>,
     /// Items stored, indexed or not.
@@ -63,6 +68,17 @@ pub struct CacheRecord {
     pub next_item: ItemId,
     /// When it was made, milliseconds since 1970.
     pub created_ms: u64,
+}
+
+/// Where a model comes from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModelSource {
+    /// The checkpoint; `None` is the built-in nano model.
+    pub weights: Option<PathBuf>,
+    /// Sizes as JSON; `None` with a checkpoint is the published `imagebind_huge`.
+    pub sizes: Option<PathBuf>,
+    /// What is done with EXIF orientation.
+    pub orientation: Orientation,
 }
 
 /// A committed generation.

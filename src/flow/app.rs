@@ -1,0 +1,127 @@
+//! What `serve` and the command line hold: the store, the open caches, the model.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::Error;
+use crate::blend::BlendParams;
+use crate::cache::Cache;
+use crate::index::{SearchParams, Searcher};
+use crate::media;
+use crate::models::encoder::Encoder;
+use crate::store::Store;
+use crate::text::MAX_TEXT_BYTES;
+use crate::types::CacheName;
+
+/// What is refused beyond. Every number is real: shown by Describe and checked at the door.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Bytes of one request message.
+    pub max_message_bytes: usize,
+    /// Queries or inputs of one request.
+    pub max_batch: usize,
+    /// Parts of one query.
+    pub max_parts: usize,
+    /// Requests worked on or waiting.
+    pub max_concurrent: usize,
+    /// What one picture may cost.
+    pub media: media::Limits,
+}
+
+impl Limits {
+    /// Default of [`Limits::max_message_bytes`]: 64 MiB, 16 000 embeddings of ImageBind.
+    pub const DEFAULT_MAX_MESSAGE_BYTES: usize = 64 << 20;
+    /// Default of [`Limits::max_batch`].
+    pub const DEFAULT_MAX_BATCH: usize = 4096;
+    /// Default of [`Limits::max_parts`].
+    pub const DEFAULT_MAX_PARTS: usize = 16;
+    /// Default of [`Limits::max_concurrent`].
+    pub const DEFAULT_MAX_CONCURRENT: usize = 256;
+
+    /// Bytes of one text.
+    pub fn max_text_bytes(&self) -> usize {
+        MAX_TEXT_BYTES
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits {
+            max_message_bytes: Self::DEFAULT_MAX_MESSAGE_BYTES,
+            max_batch: Self::DEFAULT_MAX_BATCH,
+            max_parts: Self::DEFAULT_MAX_PARTS,
+            max_concurrent: Self::DEFAULT_MAX_CONCURRENT,
+            media: media::Limits::default(),
+        }
+    }
+}
+
+/// A cache that should be served: open, or the reason why not.
+pub type ServedCache = Result<Arc<Cache>, String>;
+
+/// Everything the use-cases need.
+pub struct App {
+    /// The store, opened for reading.
+    pub store: Arc<Store>,
+    /// The caches by name.
+    pub caches: BTreeMap<CacheName, ServedCache>,
+    /// The cache meant when a request names none.
+    pub default_cache: Option<CacheName>,
+    /// The model, when one is loaded.
+    pub encoder: Option<Encoder>,
+    /// Values used where a request leaves one out.
+    pub default_blend: BlendParams,
+    /// Likewise.
+    pub default_search: SearchParams,
+    /// What is refused beyond.
+    pub limits: Limits,
+    searchers: Mutex<Vec<Searcher>>,
+}
+
+impl App {
+    /// Puts the parts together. Without a default, a single cache is it.
+    pub fn new(
+        store: Arc<Store>,
+        caches: BTreeMap<CacheName, ServedCache>,
+        default_cache: Option<CacheName>,
+        encoder: Option<Encoder>,
+        limits: Limits,
+    ) -> Self {
+        let only = caches.keys().next().filter(|_| caches.len() == 1).cloned();
+        App {
+            store,
+            default_cache: default_cache.or(only),
+            caches,
+            encoder,
+            default_blend: BlendParams::default(),
+            default_search: SearchParams::default(),
+            limits,
+            searchers: Mutex::new(Vec::new()),
+        }
+    }
+
+    /// The cache of this name, or the default for an empty one.
+    ///
+    /// # Errors
+    /// [`Error::NoDefaultCache`], [`Error::NoCache`], [`Error::CacheUnavailable`].
+    pub fn cache(&self, name: &str) -> Result<&Arc<Cache>, Error> {
+        let known = || self.caches.keys().map(CacheName::as_str).collect::<Vec<_>>().join(", ");
+        let name = match (name, &self.default_cache) {
+            ("", Some(default)) => default.as_str(),
+            ("", None) => return Err(Error::NoDefaultCache(known())),
+            (name, _) => name,
+        };
+        let found = self.caches.iter().find(|(known, _)| known.as_str() == name);
+        let (name, served) = found.ok_or_else(|| Error::NoCache { name: name.into(), known: known() })?;
+        served.as_ref().map_err(|problem| Error::CacheUnavailable { name: name.clone(), problem: problem.clone() })
+    }
+
+    /// Lends a searcher's scratch memory to `work`.
+    pub(super) fn with_searcher<T>(&self, work: impl FnOnce(&mut Searcher) -> T) -> T {
+        let pool = || self.searchers.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut searcher = pool().pop().unwrap_or_default();
+        let result = work(&mut searcher);
+        pool().push(searcher);
+        result
+    }
+}

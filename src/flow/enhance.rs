@@ -1,0 +1,122 @@
+//! Queries in, enhanced queries out.
+
+use std::time::{Duration, Instant};
+
+use super::search::{SnapshotRef, each, embed_parts, embeddings, find};
+use super::{App, Call, Error, Query, Searched};
+use crate::blend::{self, BlendParams};
+use crate::index::{Cost, SearchParams};
+use crate::types::{Embedding, Hit};
+
+/// How parts are mixed and what comes back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Variant {
+    /// For a decoder: normalised parts, un-normalised mixture, unit result.
+    #[default]
+    Condition,
+    /// For an image generator: parts and result keep their length.
+    ImageGeneration,
+}
+
+/// What to enhance.
+#[derive(Debug)]
+pub struct Request {
+    /// Name of the cache; empty means the default.
+    pub cache: String,
+    /// The queries, each possibly already refused.
+    pub queries: Vec<Result<Query, Error>>,
+    /// What the cache does to them.
+    pub blend: BlendParams,
+    /// How it is searched.
+    pub search: SearchParams,
+    /// How parts are mixed.
+    pub variant: Variant,
+    /// The digest of the weights that the caller relies on; empty for any.
+    pub expected_weights: String,
+}
+
+/// One enhanced query and how it came about.
+#[derive(Debug)]
+pub struct Enhanced {
+    /// The result.
+    pub embedding: Embedding,
+    /// The neighbours, best first.
+    pub hits: Vec<Hit>,
+    /// Softmax weight of each.
+    pub weights: Vec<f32>,
+    /// Entropy of the weights, nats.
+    pub entropy: f32,
+    /// Score of the best.
+    pub max_score: f32,
+    /// Cosine between query and result.
+    pub cosine: f32,
+    /// The work of the search.
+    pub cost: Cost,
+    /// Time of the search.
+    pub search: Duration,
+    /// Time of the maths.
+    pub blend: Duration,
+}
+
+/// Enhances a batch of queries.
+///
+/// # Errors
+/// For the request as a whole: an unknown cache, a bad parameter, a missing model, another digest than expected,
+/// deadline and cancellation.
+pub fn enhance(app: &App, request: Request, call: &Call) -> Result<Searched<Enhanced>, Error> {
+    let cache = app.cache(&request.cache)?;
+    let snapshot = cache.snapshot();
+    let actual = snapshot.record().origin.weights.map(String::from).unwrap_or_default();
+    if !request.expected_weights.is_empty() && request.expected_weights != actual {
+        return Err(Error::Fingerprint { cache: cache.name().clone(), expected: request.expected_weights, actual });
+    }
+    request.blend.validate()?;
+    request.search.validate().map_err(crate::cache::Error::from)?;
+
+    let variant = request.variant;
+    let (queries, embed) = embed_parts(app, request.queries, call, |encoded| match variant {
+        Variant::Condition => encoded.embedding,
+        Variant::ImageGeneration => encoded.prenorm,
+    })?;
+    let results = each(call, queries, |query| {
+        let (query, norm) = mix(query, variant)?;
+        let start = Instant::now();
+        let found = find(app, &snapshot, &query, request.blend.top_k, &request.search)?;
+        let search = start.elapsed();
+
+        let start = Instant::now();
+        let blended = blend::blend(&query, &found.hits, &request.blend)?;
+        let embedding = match norm {
+            Some(norm) => blend::restore_norm(&blended.embedding, norm)?,
+            None => blended.embedding,
+        };
+        Ok(Enhanced {
+            embedding,
+            hits: found.hits,
+            weights: blended.weights,
+            entropy: blended.entropy,
+            max_score: blended.max_score,
+            cosine: blended.cosine,
+            cost: found.cost,
+            search,
+            blend: start.elapsed(),
+        })
+    })?;
+    Ok(Searched { snapshot: SnapshotRef(snapshot), results, embed })
+}
+
+/// The query to search with and, for the image-generation variant, the length to give back.
+fn mix(query: Query, variant: Variant) -> Result<(Embedding, Option<f64>), Error> {
+    let mixed = match (query, variant) {
+        (Query::Ready(embedding), _) => embedding,
+        (Query::Parts(parts), Variant::Condition) => blend::mix(&embeddings(&parts))?,
+        (Query::Parts(parts), Variant::ImageGeneration) => blend::mix_unnormalised(&embeddings(&parts))?,
+    };
+    Ok(match variant {
+        Variant::Condition => (mixed, None),
+        Variant::ImageGeneration => {
+            let (unit, norm) = blend::split_norm(&mixed)?;
+            (unit, Some(norm))
+        }
+    })
+}

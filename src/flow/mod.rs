@@ -1,0 +1,154 @@
+//! The use-cases, each a straight function one can read aloud.
+//!
+//! ```text
+//! enhance = embed the parts ─► mix ─► search ─► blend
+//! search  = embed the parts ─► mix ─► search
+//! embed   = prepare ─► encode
+//! ```
+//!
+//! Everything here blocks and is called from a thread that may; the edge above is async. Every item of a batch has a
+//! result of its own: one bad picture fails one query. A [`Call`] is asked between items whether the caller still waits.
+
+mod app;
+mod embed;
+mod enhance;
+mod search;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use crate::types::{CacheName, Embedding, Modality};
+use crate::{blend, cache, models};
+
+pub use app::{App, Limits, ServedCache};
+pub use embed::{MediaInput, embed};
+pub use enhance::{Enhanced, Request as EnhanceRequest, Variant, enhance};
+pub use search::{Request as SearchRequest, Searched, SnapshotRef, search};
+
+/// Why a use-case has no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The request itself is wrong, at a place that has a name.
+    #[error("{field}: {description}")]
+    Argument {
+        /// Path of the field, such as `queries[3].parts[0].weight`.
+        field: String,
+        /// What is wrong with it and what would be accepted.
+        description: String,
+    },
+    /// A cache that is not served.
+    #[error("there is no cache `{name}` here; there are: {known}")]
+    NoCache {
+        /// The name asked for.
+        name: String,
+        /// Names served.
+        known: String,
+    },
+    /// No name given and none to choose by default.
+    #[error("the request names no cache and this server has no default; name one of: {0}")]
+    NoDefaultCache(String),
+    /// A cache that is known but could not be opened.
+    #[error("cache `{name}` cannot be served: {problem}")]
+    CacheUnavailable {
+        /// Which cache.
+        name: CacheName,
+        /// Why.
+        problem: String,
+    },
+    /// Weights of another digest than the caller relies on.
+    #[error("cache `{cache}` was made by weights `{actual}`, the request expects `{expected}`")]
+    Fingerprint {
+        /// Which cache.
+        cache: CacheName,
+        /// What the caller expects.
+        expected: String,
+        /// What is there.
+        actual: String,
+    },
+    /// Media were sent and no model is loaded.
+    #[error("{what} needs a model and none is loaded; send embeddings, or start the server with one")]
+    NoModel {
+        /// What was sent.
+        what: String,
+    },
+    /// An input that cannot be prepared.
+    #[error(transparent)]
+    Prepare(#[from] models::encoder::PrepareError),
+    /// The model failed.
+    #[error(transparent)]
+    Model(#[from] models::Error),
+    /// The cache failed.
+    #[error(transparent)]
+    Cache(#[from] cache::Error),
+    /// The maths has no answer.
+    #[error(transparent)]
+    Blend(#[from] blend::Error),
+    /// The caller's deadline has passed.
+    #[error("the deadline passed before the answer was ready")]
+    Deadline,
+    /// The caller has gone.
+    #[error("the caller cancelled the request")]
+    Cancelled,
+}
+
+/// How long, and whether, a caller waits.
+#[derive(Debug, Clone, Default)]
+pub struct Call {
+    /// When the answer is no longer wanted.
+    pub deadline: Option<Instant>,
+    /// Set when the caller has gone.
+    pub cancelled: Arc<AtomicBool>,
+}
+
+impl Call {
+    /// Asked before every piece of work.
+    ///
+    /// # Errors
+    /// [`Error::Cancelled`], [`Error::Deadline`].
+    pub fn check(&self) -> Result<(), Error> {
+        if self.cancelled.load(Ordering::Relaxed) {
+            return Err(Error::Cancelled);
+        }
+        match self.deadline {
+            Some(deadline) if Instant::now() >= deadline => Err(Error::Deadline),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// One input of a query.
+#[derive(Debug, Clone)]
+pub struct Part {
+    /// What.
+    pub content: Content,
+    /// Its share.
+    pub weight: f64,
+}
+
+/// What an input is.
+#[derive(Debug, Clone)]
+pub enum Content {
+    /// An embedding of the caller's.
+    Embedding(Embedding),
+    /// A file or text to embed.
+    Media(MediaInput),
+}
+
+/// A query as the edge hands it down.
+#[derive(Debug, Clone)]
+pub enum Query {
+    /// Parts to be mixed.
+    Parts(Vec<Part>),
+    /// A vector that the caller has mixed: used as it is.
+    Ready(Embedding),
+}
+
+impl Modality {
+    fn article(self) -> String {
+        match self {
+            Modality::Image => "an image".into(),
+            Modality::Text => "a text".into(),
+        }
+    }
+}
