@@ -6,6 +6,7 @@ pub mod index;
 pub mod kernels;
 pub mod media;
 pub mod models;
+pub mod serve;
 pub mod store;
 pub mod text;
 pub mod types;

@@ -18,7 +18,9 @@ use super::Error;
 use super::generation::known_generations;
 use super::rows::{check_row, encode_row};
 use crate::index::{self, BuildParams, Codec, Parts, Reach};
-use crate::store::{Access, Batch, BlobKind, CacheRecord, GenerationRecord, ItemRecord, ModelSource, RowType, Store};
+use crate::store::{
+    Access, Batch, BlobKind, CacheRecord, GenerationRecord, ItemRecord, ModelSource, RowType, Store,
+};
 use crate::types::{CacheName, Embedding, Generation, ItemId, Origin};
 
 /// Writes one cache of a store that was opened for writing.

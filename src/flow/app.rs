@@ -113,7 +113,9 @@ impl App {
         };
         let found = self.caches.iter().find(|(known, _)| known.as_str() == name);
         let (name, served) = found.ok_or_else(|| Error::NoCache { name: name.into(), known: known() })?;
-        served.as_ref().map_err(|problem| Error::CacheUnavailable { name: name.clone(), problem: problem.clone() })
+        served
+            .as_ref()
+            .map_err(|problem| Error::CacheUnavailable { name: name.clone(), problem: problem.clone() })
     }
 
     /// Lends a searcher's scratch memory to `work`.

@@ -36,7 +36,9 @@ use crate::types::{CacheName, Fingerprint, Generation, ItemId};
 
 pub use blobs::{BlobKind, BlobWriter, PART_LEN};
 pub use keys::CacheId;
-pub use records::{CacheRecord, GenerationRecord, ItemRecord, LedgerRecord, ModelSource, Outcome, RowType, Stamp};
+pub use records::{
+    CacheRecord, GenerationRecord, ItemRecord, LedgerRecord, ModelSource, Outcome, RowType, Stamp,
+};
 
 use keys::Key;
 

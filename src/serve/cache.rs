@@ -1,0 +1,283 @@
+//! `CacheService`: convert, call one flow, convert.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_stream::{Stream, StreamExt};
+use tonic::metadata::MetadataMap;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::convert;
+use super::door::Door;
+use super::proto::{self, DType, cache_service_server::CacheService};
+use super::status;
+use crate::cache::Snapshot;
+use crate::flow::{self, App, Enhanced, SnapshotRef};
+use crate::index::Cost;
+use crate::kernels::Kernels;
+use crate::store::RowType;
+use crate::types::ItemId;
+
+/// Answers of a stream that may wait for a slow reader.
+const STREAM_BUFFER: usize = 4;
+
+pub(super) struct Service {
+    app: Arc<App>,
+    door: Arc<Door>,
+}
+
+impl Service {
+    pub(super) fn new(app: Arc<App>, door: Arc<Door>) -> Self {
+        Service { app, door }
+    }
+}
+
+#[tonic::async_trait]
+impl CacheService for Service {
+    async fn enhance(
+        &self,
+        request: Request<proto::EnhanceRequest>,
+    ) -> Result<Response<proto::EnhanceResponse>, Status> {
+        let (metadata, _, request) = request.into_parts();
+        Ok(Response::new(enhance(&self.app, &self.door, &metadata, request).await?))
+    }
+
+    type EnhanceStreamStream =
+        Pin<Box<dyn Stream<Item = Result<proto::EnhanceStreamResponse, Status>> + Send>>;
+
+    async fn enhance_stream(
+        &self,
+        request: Request<Streaming<proto::EnhanceStreamRequest>>,
+    ) -> Result<Response<Self::EnhanceStreamStream>, Status> {
+        let (metadata, _, mut requests) = request.into_parts();
+        let (app, door) = (self.app.clone(), self.door.clone());
+        let (answers, replies) = tokio::sync::mpsc::channel(STREAM_BUFFER);
+        tokio::spawn(async move {
+            while let Some(message) = requests.next().await {
+                let answer = match message {
+                    Err(broken) => Err(broken),
+                    Ok(proto::EnhanceStreamRequest { tag, request }) => {
+                        let answer = enhance(&app, &door, &metadata, request.unwrap_or_default()).await;
+                        let status = answer.as_ref().err().map(status::message).unwrap_or_default();
+                        Ok(proto::EnhanceStreamResponse { tag, status: Some(status), response: answer.ok() })
+                    }
+                };
+                let last = answer.is_err();
+                // A closed channel is a client that has gone.
+                if answers.send(answer).await.is_err() || last {
+                    return;
+                }
+            }
+        });
+        Ok(Response::new(Box::pin(tokio_stream::wrappers::ReceiverStream::new(replies))))
+    }
+
+    async fn search(
+        &self,
+        request: Request<proto::SearchRequest>,
+    ) -> Result<Response<proto::SearchResponse>, Status> {
+        let mut pass = self.door.enter("viscache.v1.CacheService/Search")?;
+        let (metadata, _, request) = request.into_parts();
+        let work = move |app: &App, call: &flow::Call| {
+            let vectors = request.return_vectors.then_some(DType::DtypeF32);
+            let search = flow::SearchRequest {
+                queries: convert::queries(app, request.vectors.as_ref(), request.queries, true)?,
+                top_k: convert::top_k(app, request.top_k)?,
+                search: convert::search_params(app, request.search)?,
+                cache: request.cache,
+            };
+            let searched = flow::search(app, search, call)?;
+            let results = searched.results.into_iter().map(|result| {
+                let found = result.and_then(|(found, took)| {
+                    Ok((convert::neighbors(&searched.snapshot, &found.hits, &[], vectors)?, found.cost, took))
+                });
+                let status = Some(status::outcome(&found));
+                match found {
+                    Ok((neighbors, cost, took)) => proto::SearchResult {
+                        status,
+                        neighbors,
+                        timings: Some(timings(Duration::ZERO, searched.embed, took, Duration::ZERO)),
+                        cost: Some(self::cost(cost)),
+                    },
+                    Err(_) => proto::SearchResult { status, ..Default::default() },
+                }
+            });
+            let results = results.collect();
+            Ok(proto::SearchResponse { results, source: Some(convert::source(&searched.snapshot.0)) })
+        };
+        let (mut reply, waited) = self.door.work(&self.app, &metadata, work).await?;
+        reply.results.iter_mut().filter_map(|r| r.timings.as_mut()).for_each(|t| t.queue_us = micros(waited));
+        pass.count(reply.results.len(), failures(reply.results.iter().map(|r| &r.status)));
+        Ok(Response::new(reply))
+    }
+
+    async fn get_items(
+        &self,
+        request: Request<proto::GetItemsRequest>,
+    ) -> Result<Response<proto::GetItemsResponse>, Status> {
+        let mut pass = self.door.enter("viscache.v1.CacheService/GetItems")?;
+        let (metadata, _, request) = request.into_parts();
+        let work = move |app: &App, _: &flow::Call| {
+            let limit = app.limits.max_batch;
+            if request.ids.is_empty() || request.ids.len() > limit {
+                let why = format!("1 to {limit} ids are taken, {} were sent", request.ids.len());
+                return Err(convert::argument("ids", why));
+            }
+            let snapshot = app.cache(&request.cache)?.snapshot();
+            let item = |&id: &u64| item(&snapshot, id, request.return_vectors);
+            let items = request.ids.iter().map(item).collect::<Result<_, _>>()?;
+            Ok(proto::GetItemsResponse { items, source: Some(convert::source(&snapshot)) })
+        };
+        let (reply, _) = self.door.work(&self.app, &metadata, work).await?;
+        pass.count(reply.items.len(), failures(reply.items.iter().map(|i| &i.status)));
+        Ok(Response::new(reply))
+    }
+
+    async fn describe(
+        &self,
+        request: Request<proto::DescribeRequest>,
+    ) -> Result<Response<proto::DescribeResponse>, Status> {
+        let mut pass = self.door.enter("viscache.v1.CacheService/Describe")?;
+        let (metadata, _, request) = request.into_parts();
+        let work = move |app: &App, _: &flow::Call| Ok(describe(app, &app.cache(&request.cache)?.snapshot()));
+        let (reply, _) = self.door.work(&self.app, &metadata, work).await?;
+        pass.count(1, 0);
+        Ok(Response::new(reply))
+    }
+}
+
+async fn enhance(
+    app: &Arc<App>,
+    door: &Door,
+    metadata: &MetadataMap,
+    request: proto::EnhanceRequest,
+) -> Result<proto::EnhanceResponse, Status> {
+    let mut pass = door.enter("viscache.v1.CacheService/Enhance")?;
+    let work = move |app: &App, call: &flow::Call| {
+        let dtype = convert::output_dtype(request.output_dtype)?;
+        let ready = request.vectors_are_mixed;
+        let (neighbors, vectors) = (request.return_neighbors, request.return_vectors.then_some(dtype));
+        let enhance = flow::EnhanceRequest {
+            queries: convert::queries(app, request.vectors.as_ref(), request.queries, ready)?,
+            blend: convert::blend_params(app, request.blend)?,
+            search: convert::search_params(app, request.search)?,
+            variant: convert::variant(request.variant)?,
+            cache: request.cache,
+            expected_weights: request.expected_weights_fingerprint,
+        };
+        let enhanced = flow::enhance(app, enhance, call)?;
+        let rows = enhanced.results.iter().map(|r| r.as_ref().ok().map(|e| e.embedding.as_slice()));
+        let tensor = convert::stack(rows, enhanced.snapshot.0.record().dim, dtype);
+        let result = |result| enhance_result(&enhanced.snapshot, result, enhanced.embed, neighbors, vectors);
+        Ok(proto::EnhanceResponse {
+            vectors: Some(tensor),
+            source: Some(convert::source(&enhanced.snapshot.0)),
+            results: enhanced.results.into_iter().map(result).collect(),
+        })
+    };
+    let (mut reply, waited) = door.work(app, metadata, work).await?;
+    reply.results.iter_mut().filter_map(|r| r.timings.as_mut()).for_each(|t| t.queue_us = micros(waited));
+    pass.count(reply.results.len(), failures(reply.results.iter().map(|r| &r.status)));
+    Ok(reply)
+}
+
+fn enhance_result(
+    snapshot: &SnapshotRef,
+    result: Result<Enhanced, flow::Error>,
+    embed: Duration,
+    neighbors: bool,
+    vectors: Option<DType>,
+) -> proto::EnhanceResult {
+    let result = result.and_then(|enhanced| {
+        let found = match neighbors {
+            true => convert::neighbors(snapshot, &enhanced.hits, &enhanced.weights, vectors)?,
+            false => Vec::new(),
+        };
+        Ok((enhanced, found))
+    });
+    let status = Some(status::outcome(&result));
+    match result {
+        Ok((enhanced, neighbors)) => proto::EnhanceResult {
+            status,
+            neighbors,
+            entropy: enhanced.entropy,
+            max_score: enhanced.max_score,
+            cosine: enhanced.cosine,
+            timings: Some(timings(Duration::ZERO, embed, enhanced.search, enhanced.blend)),
+            cost: Some(cost(enhanced.cost)),
+        },
+        Err(_) => proto::EnhanceResult { status, ..Default::default() },
+    }
+}
+
+fn item(snapshot: &Snapshot, id: u64, vectors: bool) -> Result<proto::ItemResult, flow::Error> {
+    let (store, cache) = (snapshot.store(), snapshot.record());
+    let fail = |e: crate::store::Error| flow::Error::Cache(e.into());
+    let Some(record) = store.item(cache.id, ItemId(id)).map_err(fail)? else {
+        let status = Some(status::message(&status::no_item(id)));
+        return Ok(proto::ItemResult { status, id, ..Default::default() });
+    };
+    let row = match vectors {
+        true => store.row(cache.id, ItemId(id)).map_err(fail)?,
+        false => None,
+    };
+    Ok(proto::ItemResult {
+        status: Some(Default::default()),
+        id,
+        uri: record.uri,
+        modality: convert::modality(record.modality).into(),
+        digest: record.digest.to_string(),
+        tags: record.tags.into_iter().collect(),
+        embedding: row.map(|row| convert::row(&crate::cache::decode_row(&row, cache.rows), DType::DtypeF32)),
+    })
+}
+
+fn describe(app: &App, snapshot: &Snapshot) -> proto::DescribeResponse {
+    let (record, generation) = (snapshot.record(), snapshot.generation_record());
+    let recall = generation.recall.iter();
+    proto::DescribeResponse {
+        source: Some(convert::source(snapshot)),
+        dim: record.dim as u32,
+        items: generation.items,
+        row_dtype: match record.rows {
+            RowType::F32 => DType::DtypeF32.into(),
+            RowType::F16 => DType::DtypeF16.into(),
+        },
+        codes: snapshot.index().summary().codes.word().into(),
+        rows_in_memory: snapshot.loaded().rows_in_memory,
+        memory_bytes: snapshot.loaded().plan.total(),
+        recall: recall.map(|&(ef, r)| proto::Recall { ef_search: ef as u32, recall_at_10: r }).collect(),
+        default_blend: Some(proto::BlendParams {
+            top_k: Some(app.default_blend.top_k as u32),
+            temperature: Some(app.default_blend.temperature),
+            weight: Some(app.default_blend.weight),
+        }),
+        default_search: Some(proto::SearchParams {
+            ef_search: Some(app.default_search.ef_search as u32),
+            rescore: Some(app.default_search.rescore as u32),
+            exact: app.default_search.exact,
+        }),
+        limits: Some(convert::limits(&app.limits)),
+        model: app.encoder.as_ref().map(convert::model),
+        server_version: env!("CARGO_PKG_VERSION").into(),
+        kernels: Kernels::get().name().into(),
+    }
+}
+
+fn cost(cost: Cost) -> proto::Cost {
+    proto::Cost { visited_nodes: cost.visited_nodes, scored_vectors: cost.scored_vectors }
+}
+
+fn timings(queue: Duration, embed: Duration, search: Duration, blend: Duration) -> proto::Timings {
+    let [queue_us, embed_us, search_us, blend_us] = [queue, embed, search, blend].map(micros);
+    proto::Timings { queue_us, embed_us, search_us, blend_us }
+}
+
+pub(super) fn micros(duration: Duration) -> u64 {
+    duration.as_micros() as u64
+}
+
+pub(super) fn failures<'a>(statuses: impl Iterator<Item = &'a Option<tonic_types::pb::Status>>) -> usize {
+    statuses.filter(|status| status.as_ref().is_some_and(|s| s.code != 0)).count()
+}

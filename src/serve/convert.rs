@@ -1,0 +1,282 @@
+//! Messages ⇄ domain. Every check of a request is here, and every refusal names the field.
+
+use super::proto::{self, DType, media, part};
+use super::tensor::{decode_tensor, encode_tensor};
+use crate::blend::BlendParams;
+use crate::cache::Snapshot;
+use crate::flow::{self, App, Content, Error, MediaInput, Part, Query, SnapshotRef, Variant};
+use crate::index::SearchParams;
+use crate::models::encoder::Encoder;
+use crate::types::{Embedding, Hit, Modality, Origin};
+
+pub(super) fn argument(field: impl Into<String>, description: impl Into<String>) -> Error {
+    Error::Argument { field: field.into(), description: description.into() }
+}
+
+/// The queries of a request: from `vectors` or from `queries`, each with an error of its own.
+///
+/// * `ready`: whether vectors are used as they are.
+///
+/// # Errors
+/// For the request as a whole: both or neither, a malformed tensor, too many.
+pub(super) fn queries(
+    app: &App,
+    vectors: Option<&proto::Tensor>,
+    queries: Vec<proto::Query>,
+    ready: bool,
+) -> Result<Vec<Result<Query, Error>>, Error> {
+    let limit = app.limits.max_batch;
+    match (vectors, queries.is_empty()) {
+        (Some(_), false) => Err(argument("queries", "send `vectors` or `queries`, not both")),
+        (None, true) => Err(argument("vectors", "the request has no query; send `vectors` or `queries`")),
+        (Some(tensor), true) => {
+            let rows = decode_tensor(tensor).map_err(|e| argument("vectors", e))?;
+            check_batch("vectors", rows.iter().len(), limit)?;
+            let one = |(i, row): (usize, &[f32])| {
+                let embedding = Embedding::new(row.to_vec())
+                    .map_err(|e| argument(format!("vectors[{i}]"), e.to_string()))?;
+                Ok(match ready {
+                    true => Query::Ready(embedding),
+                    false => Query::Parts(vec![Part { content: Content::Embedding(embedding), weight: 1.0 }]),
+                })
+            };
+            Ok(rows.iter().enumerate().map(one).collect())
+        }
+        (None, false) => {
+            check_batch("queries", queries.len(), limit)?;
+            Ok(queries
+                .into_iter()
+                .enumerate()
+                .map(|(i, q)| query(app, q, &format!("queries[{i}]")))
+                .collect())
+        }
+    }
+}
+
+fn check_batch(field: &str, received: usize, limit: usize) -> Result<(), Error> {
+    if received <= limit {
+        return Ok(());
+    }
+    Err(argument(
+        field,
+        format!("{received} in one request are more than the limit of {limit}; split the batch"),
+    ))
+}
+
+fn query(app: &App, query: proto::Query, field: &str) -> Result<Query, Error> {
+    let limit = app.limits.max_parts;
+    if query.parts.is_empty() || query.parts.len() > limit {
+        let count = query.parts.len();
+        return Err(argument(
+            format!("{field}.parts"),
+            format!("a query has 1 to {limit} parts, this one {count}"),
+        ));
+    }
+    let parts = query.parts.into_iter().enumerate();
+    let parts = parts.map(|(i, p)| self::part(app, p, &format!("{field}.parts[{i}]")));
+    Ok(Query::Parts(parts.collect::<Result<_, _>>()?))
+}
+
+fn part(app: &App, part: proto::Part, field: &str) -> Result<Part, Error> {
+    let weight = part.weight.unwrap_or(1.0);
+    if !weight.is_finite() || weight <= 0.0 {
+        let why = format!(
+            "{weight} is not a weight: it must be above 0 (leave the part out instead of weighing it 0)"
+        );
+        return Err(argument(format!("{field}.weight"), why));
+    }
+    let content = match part.content {
+        None => return Err(argument(field, "has neither `media` nor `embedding`")),
+        Some(part::Content::Media(media)) => {
+            Content::Media(self::media(app, media, &format!("{field}.media"))?)
+        }
+        Some(part::Content::Embedding(tensor)) => {
+            let field = format!("{field}.embedding");
+            let rows = decode_tensor(&tensor).map_err(|e| argument(&field, e))?;
+            if rows.iter().len() != 1 {
+                return Err(argument(
+                    field,
+                    format!("has {} rows; a part is one embedding", rows.iter().len()),
+                ));
+            }
+            Content::Embedding(Embedding::new(rows.values).map_err(|e| argument(field, e.to_string()))?)
+        }
+    };
+    Ok(Part { content, weight })
+}
+
+/// One thing to embed.
+pub(super) fn media(app: &App, media: proto::Media, field: &str) -> Result<MediaInput, Error> {
+    match media.kind {
+        None => Err(argument(field, "has neither `image` nor `text`")),
+        Some(media::Kind::Image(bytes)) => {
+            check_bytes(&format!("{field}.image"), bytes.len(), app.limits.media.max_bytes)?;
+            Ok(MediaInput { modality: Modality::Image, bytes })
+        }
+        Some(media::Kind::Text(text)) => {
+            check_bytes(&format!("{field}.text"), text.len(), app.limits.max_text_bytes())?;
+            Ok(MediaInput { modality: Modality::Text, bytes: text.into_bytes().into() })
+        }
+    }
+}
+
+fn check_bytes(field: &str, received: usize, limit: usize) -> Result<(), Error> {
+    if received <= limit {
+        return Ok(());
+    }
+    Err(argument(field, format!("{received} bytes are more than the limit of {limit}")))
+}
+
+/// What the cache does to the queries, with the server's defaults filled in.
+pub(super) fn blend_params(app: &App, params: Option<proto::BlendParams>) -> Result<BlendParams, Error> {
+    let (params, default) = (params.unwrap_or_default(), app.default_blend);
+    let blend = BlendParams {
+        top_k: params.top_k.map_or(default.top_k, |k| k as usize),
+        temperature: params.temperature.unwrap_or(default.temperature),
+        weight: params.weight.unwrap_or(default.weight),
+    };
+    blend.validate().map_err(|e| match &e {
+        crate::blend::Error::Parameter { name, .. } => argument(format!("blend.{name}"), e.to_string()),
+        _ => Error::Blend(e),
+    })?;
+    Ok(blend)
+}
+
+/// How the cache is searched, with the server's defaults filled in.
+pub(super) fn search_params(app: &App, params: Option<proto::SearchParams>) -> Result<SearchParams, Error> {
+    let (params, default) = (params.unwrap_or_default(), app.default_search);
+    let search = SearchParams {
+        ef_search: params.ef_search.map_or(default.ef_search, |ef| ef as usize),
+        rescore: params.rescore.map_or(default.rescore, |n| n as usize),
+        exact: params.exact,
+    };
+    search.validate().map_err(|e| match &e {
+        crate::index::Error::Parameter { name, .. } => argument(format!("search.{name}"), e.to_string()),
+        _ => Error::Cache(e.into()),
+    })?;
+    Ok(search)
+}
+
+/// Hits wanted by a search.
+pub(super) fn top_k(app: &App, top_k: Option<u32>) -> Result<usize, Error> {
+    let top_k = top_k.map_or(app.default_blend.top_k, |k| k as usize);
+    if top_k == 0 || top_k > BlendParams::MAX_TOP_K {
+        return Err(argument("top_k", format!("{top_k} is not from 1 to {}", BlendParams::MAX_TOP_K)));
+    }
+    Ok(top_k)
+}
+
+/// The variant of an enhance request.
+pub(super) fn variant(number: i32) -> Result<Variant, Error> {
+    match proto::Variant::try_from(number) {
+        Ok(proto::Variant::Unspecified | proto::Variant::Condition) => Ok(Variant::Condition),
+        Ok(proto::Variant::ImageGeneration) => Ok(Variant::ImageGeneration),
+        Err(_) => Err(argument("variant", format!("{number} is not a known variant"))),
+    }
+}
+
+/// The type asked for in a reply.
+pub(super) fn output_dtype(number: i32) -> Result<DType, Error> {
+    DType::try_from(number).map_err(|_| argument("output_dtype", format!("{number} is not a known dtype")))
+}
+
+/// A modality as a message says it.
+pub(super) fn modality(modality: Option<Modality>) -> proto::Modality {
+    match modality {
+        None => proto::Modality::Unspecified,
+        Some(Modality::Image) => proto::Modality::Image,
+        Some(Modality::Text) => proto::Modality::Text,
+    }
+}
+
+/// What answered.
+pub(super) fn source(snapshot: &Snapshot) -> proto::Source {
+    let Origin { model, weights, preprocessing } = snapshot.record().origin.clone();
+    proto::Source {
+        cache: snapshot.record().name.to_string(),
+        generation: snapshot.generation().0,
+        model,
+        weights_fingerprint: weights.map(String::from).unwrap_or_default(),
+        preprocessing_fingerprint: preprocessing.map(String::from).unwrap_or_default(),
+    }
+}
+
+/// The loaded model.
+pub(super) fn model(encoder: &Encoder) -> proto::Model {
+    let Origin { model, weights, preprocessing } = encoder.origin().clone();
+    proto::Model {
+        name: model,
+        weights_fingerprint: weights.map(String::from).unwrap_or_default(),
+        preprocessing_fingerprint: preprocessing.map(String::from).unwrap_or_default(),
+        modalities: encoder.modalities().iter().map(|&m| modality(Some(m)).into()).collect(),
+        dim: encoder.dim() as u32,
+    }
+}
+
+/// Every limit.
+pub(super) fn limits(limits: &flow::Limits) -> proto::Limits {
+    proto::Limits {
+        max_message_bytes: limits.max_message_bytes as u64,
+        max_batch: limits.max_batch as u32,
+        max_parts: limits.max_parts as u32,
+        max_top_k: BlendParams::MAX_TOP_K as u32,
+        max_ef_search: SearchParams::MAX_EF_SEARCH as u32,
+        max_image_bytes: limits.media.max_bytes as u64,
+        max_image_side: limits.media.max_side,
+        max_image_pixels: limits.media.max_pixels,
+        max_text_bytes: limits.max_text_bytes() as u32,
+        max_concurrent_requests: limits.max_concurrent as u32,
+    }
+}
+
+/// Hits as neighbours, with their records looked up. A hit without a record still counts; its uri is empty.
+///
+/// * `weights`: their shares, or nothing.
+///
+/// # Errors
+/// When the store cannot be read.
+pub(super) fn neighbors(
+    snapshot: &SnapshotRef,
+    hits: &[Hit],
+    weights: &[f32],
+    vectors: Option<DType>,
+) -> Result<Vec<proto::Neighbor>, Error> {
+    let SnapshotRef(snapshot) = snapshot;
+    let one = |(i, hit): (usize, &Hit)| {
+        let record =
+            snapshot.store().item(snapshot.record().id, hit.id).map_err(crate::cache::Error::from)?;
+        let (uri, tags) = record.map(|r| (r.uri, r.tags)).unwrap_or_default();
+        Ok(proto::Neighbor {
+            id: hit.id.0,
+            uri,
+            score: hit.score,
+            weight: weights.get(i).copied().unwrap_or(0.0),
+            tags: tags.into_iter().collect(),
+            embedding: vectors.map(|dtype| row(hit.embedding.as_slice(), dtype)),
+        })
+    };
+    hits.iter().enumerate().map(one).collect()
+}
+
+/// One embedding, `[D]`.
+pub(super) fn row(values: &[f32], dtype: DType) -> proto::Tensor {
+    let mut tensor = encode_tensor(values, values.len(), dtype);
+    tensor.shape = vec![values.len() as i64];
+    tensor
+}
+
+/// Rows of successes, zeros for failures, as one tensor `[N, dim]`.
+pub(super) fn stack<'a>(
+    rows: impl Iterator<Item = Option<&'a [f32]>>,
+    dim: usize,
+    dtype: DType,
+) -> proto::Tensor {
+    let mut values = Vec::new();
+    for row in rows {
+        match row {
+            Some(row) => values.extend_from_slice(row),
+            None => values.resize(values.len() + dim, 0.0),
+        }
+    }
+    encode_tensor(&values, dim, dtype)
+}

@@ -1,0 +1,128 @@
+//! `EmbedService`: convert, call one flow, convert.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio_stream::{Stream, StreamExt};
+use tonic::metadata::MetadataMap;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::cache::{failures, micros};
+use super::convert;
+use super::door::Door;
+use super::proto::{self, EmbedOutput, embed_service_server::EmbedService};
+use super::status;
+use crate::flow::{self, App, MediaInput};
+use crate::models::encoder::Encoded;
+use crate::types::Embedding;
+
+/// Answers of a stream that may wait for a slow reader.
+const STREAM_BUFFER: usize = 4;
+
+pub(super) struct Service {
+    app: Arc<App>,
+    door: Arc<Door>,
+}
+
+impl Service {
+    pub(super) fn new(app: Arc<App>, door: Arc<Door>) -> Self {
+        Service { app, door }
+    }
+}
+
+#[tonic::async_trait]
+impl EmbedService for Service {
+    async fn embed(
+        &self,
+        request: Request<proto::EmbedRequest>,
+    ) -> Result<Response<proto::EmbedResponse>, Status> {
+        let (metadata, _, request) = request.into_parts();
+        Ok(Response::new(embed(&self.app, &self.door, &metadata, request).await?))
+    }
+
+    type EmbedStreamStream = Pin<Box<dyn Stream<Item = Result<proto::EmbedStreamResponse, Status>> + Send>>;
+
+    async fn embed_stream(
+        &self,
+        request: Request<Streaming<proto::EmbedStreamRequest>>,
+    ) -> Result<Response<Self::EmbedStreamStream>, Status> {
+        let (metadata, _, mut requests) = request.into_parts();
+        let (app, door) = (self.app.clone(), self.door.clone());
+        let (answers, replies) = tokio::sync::mpsc::channel(STREAM_BUFFER);
+        tokio::spawn(async move {
+            while let Some(message) = requests.next().await {
+                let answer = match message {
+                    Err(broken) => Err(broken),
+                    Ok(proto::EmbedStreamRequest { tag, request }) => {
+                        let answer = embed(&app, &door, &metadata, request.unwrap_or_default()).await;
+                        let status = answer.as_ref().err().map(status::message).unwrap_or_default();
+                        Ok(proto::EmbedStreamResponse { tag, status: Some(status), response: answer.ok() })
+                    }
+                };
+                let last = answer.is_err();
+                // A closed channel is a client that has gone.
+                if answers.send(answer).await.is_err() || last {
+                    return;
+                }
+            }
+        });
+        Ok(Response::new(Box::pin(tokio_stream::wrappers::ReceiverStream::new(replies))))
+    }
+}
+
+async fn embed(
+    app: &Arc<App>,
+    door: &Door,
+    metadata: &MetadataMap,
+    request: proto::EmbedRequest,
+) -> Result<proto::EmbedResponse, Status> {
+    let mut pass = door.enter("viscache.v1.EmbedService/Embed")?;
+    let work = move |app: &App, call: &flow::Call| {
+        let start = Instant::now();
+        let dtype = convert::output_dtype(request.output_dtype)?;
+        let output = EmbedOutput::try_from(request.output)
+            .map_err(|_| convert::argument("output", format!("{} is not a known output", request.output)))?;
+        let (count, limit) = (request.inputs.len(), app.limits.max_batch);
+        if count == 0 || count > limit {
+            return Err(convert::argument(
+                "inputs",
+                format!("1 to {limit} inputs are taken, {count} were sent"),
+            ));
+        }
+        let inputs = request.inputs.into_iter().enumerate();
+        let inputs: Vec<Result<MediaInput, flow::Error>> =
+            inputs.map(|(i, media)| convert::media(app, media, &format!("inputs[{i}]"))).collect();
+        let good: Vec<&MediaInput> = inputs.iter().flatten().collect();
+        let encoder = app.encoder.as_ref().ok_or_else(|| flow::Error::NoModel { what: "Embed".into() })?;
+        let mut encoded = flow::embed(app, &good, call)?.into_iter();
+        let results: Vec<Result<Embedding, flow::Error>> = inputs
+            .into_iter()
+            .map(|input| {
+                input?;
+                choose(encoded.next().unwrap_or(Err(flow::Error::Cancelled))?, output)
+            })
+            .collect();
+        let rows = results.iter().map(|r| r.as_ref().ok().map(Embedding::as_slice));
+        Ok(proto::EmbedResponse {
+            vectors: Some(convert::stack(rows, encoder.dim(), dtype)),
+            results: results.iter().map(|r| proto::ItemStatus { status: Some(status::outcome(r)) }).collect(),
+            model: Some(convert::model(encoder)),
+            timings: Some(proto::Timings { embed_us: micros(start.elapsed()), ..Default::default() }),
+        })
+    };
+    let (mut reply, waited): (proto::EmbedResponse, Duration) = door.work(app, metadata, work).await?;
+    reply.timings.iter_mut().for_each(|t| t.queue_us = micros(waited));
+    pass.count(reply.results.len(), failures(reply.results.iter().map(|r| &r.status)));
+    Ok(reply)
+}
+
+fn choose(encoded: Encoded, output: EmbedOutput) -> Result<Embedding, flow::Error> {
+    match output {
+        EmbedOutput::Unspecified | EmbedOutput::Unit => {
+            encoded.embedding.unit().map_err(|e| flow::Error::Model(e.into()))
+        }
+        EmbedOutput::Model => Ok(encoded.embedding),
+        EmbedOutput::Prenorm => Ok(encoded.prenorm),
+    }
+}

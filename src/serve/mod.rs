@@ -1,0 +1,122 @@
+//! gRPC and nothing else: convert, call one flow, convert.
+//!
+//! ```text
+//! request ─► door: a place, a deadline ─► convert (field paths) ─► flow, on a blocking thread ─► convert ─► reply
+//!               └ none left: RESOURCE_EXHAUSTED with a delay        └ caller gone: its flag stops the work
+//! ```
+//!
+//! | file | its one idea |
+//! |---|---|
+//! | `proto.rs` | the generated messages |
+//! | `door.rs` | who may come in, how long they wait, what is counted |
+//! | `convert.rs` | messages ⇄ domain; every check of a request is there |
+//! | `tensor.rs` | tensors ⇄ embeddings |
+//! | `status.rs` | domain error → Status: one exhaustive match |
+//! | `cache.rs` `embed.rs` `admin.rs` | the services |
+
+mod admin;
+mod cache;
+mod convert;
+mod door;
+mod embed;
+pub mod proto;
+mod status;
+mod tensor;
+
+use std::future::Future;
+use std::sync::Arc;
+
+use tokio::net::TcpListener;
+use tonic::transport::Server;
+use tonic::transport::server::TcpIncoming;
+
+use crate::flow::App;
+use crate::types::Modality;
+use door::Door;
+use proto::admin_service_server::AdminServiceServer;
+use proto::cache_service_server::CacheServiceServer;
+use proto::embed_service_server::EmbedServiceServer;
+
+pub use tensor::{decode_tensor, encode_tensor};
+
+/// Bytes that a reply may have beyond the largest request: neighbours with their embeddings are larger than queries.
+const MAX_REPLY_BYTES: usize = 1 << 30;
+
+/// Names that health is reported under, besides the empty one for the whole server.
+const CACHE_SERVICE: &str = "viscache.v1.CacheService";
+const EMBED_SERVICE: &str = "viscache.v1.EmbedService";
+const ADMIN_SERVICE: &str = "viscache.v1.AdminService";
+
+/// Why the server stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The transport failed.
+    #[error("the gRPC transport failed")]
+    Transport(#[from] tonic::transport::Error),
+    /// The descriptors compiled into this program do not parse.
+    #[error("reflection could not be set up: {0}")]
+    Reflection(String),
+}
+
+/// Serves until `shutdown` is ready, then answers what has begun and returns.
+///
+/// # Errors
+/// [`Error`].
+pub async fn run(
+    listener: TcpListener,
+    app: Arc<App>,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), Error> {
+    let door = Arc::new(Door::new(&app.limits));
+    let (health, health_service) = tonic_health::server::health_reporter();
+    let embeds =
+        app.encoder.as_ref().is_some_and(|e| e.modalities().iter().any(|m| Modality::ALL.contains(m)));
+    for (service, serving) in
+        [("", true), (CACHE_SERVICE, true), (ADMIN_SERVICE, true), (EMBED_SERVICE, embeds)]
+    {
+        let status = match serving {
+            true => tonic_health::ServingStatus::Serving,
+            false => tonic_health::ServingStatus::NotServing,
+        };
+        health.set_service_status(service, status).await;
+    }
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(proto::DESCRIPTOR)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    let broken = |e: tonic_reflection::server::Error| Error::Reflection(e.to_string());
+    let (v1, v1alpha) =
+        (reflection().build_v1().map_err(broken)?, reflection().build_v1alpha().map_err(broken)?);
+
+    let limit = app.limits.max_message_bytes;
+    let cache = CacheServiceServer::new(cache::Service::new(app.clone(), door.clone()))
+        .max_decoding_message_size(limit)
+        .max_encoding_message_size(MAX_REPLY_BYTES);
+    let embed = EmbedServiceServer::new(embed::Service::new(app.clone(), door.clone()))
+        .max_decoding_message_size(limit)
+        .max_encoding_message_size(MAX_REPLY_BYTES);
+    let admin = AdminServiceServer::new(admin::Service::new(app, door));
+
+    // When the drain begins, health says so at once: balancers then send nothing new.
+    let drain = async move {
+        shutdown.await;
+        for service in ["", CACHE_SERVICE, ADMIN_SERVICE, EMBED_SERVICE] {
+            health.set_service_status(service, tonic_health::ServingStatus::NotServing).await;
+        }
+    };
+    Server::builder()
+        .http2_keepalive_interval(Some(std::time::Duration::from_secs(60)))
+        .initial_stream_window_size(1 << 20)
+        .initial_connection_window_size(4 << 20)
+        .tcp_nodelay(true)
+        .add_service(health_service)
+        .add_service(v1)
+        .add_service(v1alpha)
+        .add_service(cache)
+        .add_service(embed)
+        .add_service(admin)
+        .serve_with_incoming_shutdown(TcpIncoming::from(listener).with_nodelay(Some(true)), drain)
+        .await?;
+    Ok(())
+}

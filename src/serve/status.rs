@@ -1,0 +1,179 @@
+//! The single table that turns domain errors into gRPC statuses.
+//!
+//! | reason | code | what to do |
+//! |---|---|---|
+//! | `INVALID_ARGUMENT` | INVALID_ARGUMENT | mend the field that is named; trying again does not help |
+//! | `DEGENERATE` | INVALID_ARGUMENT | the vectors cancel out; the message says what to change |
+//! | `BAD_MEDIA` | INVALID_ARGUMENT | the file or text cannot be read; send another |
+//! | `CACHE_NOT_FOUND`, `ITEM_NOT_FOUND`, `GENERATION_NOT_FOUND` | NOT_FOUND | name another |
+//! | `CACHE_UNAVAILABLE`, `FINGERPRINT_MISMATCH`, `NOT_INDEXED` | FAILED_PRECONDITION | look after the cache |
+//! | `MODEL_NOT_LOADED` | FAILED_PRECONDITION | send embeddings, or a server with a model |
+//! | `TOO_MANY_REQUESTS`, `MEMORY_BUDGET` | RESOURCE_EXHAUSTED | try again after the stated delay; raise the budget |
+//! | `STORE_LOCKED` | UNAVAILABLE | try again after the stated delay |
+//! | `DEADLINE` | DEADLINE_EXCEEDED | allow more time or send less |
+//! | `CANCELLED` | CANCELLED | – |
+//! | `DATA_DAMAGED` | DATA_LOSS | run `index-builder verify` |
+//! | `INTERNAL` | INTERNAL | a bug or a broken disk; the log has the causes |
+//!
+//! Every status carries `google.rpc.ErrorInfo` with the reason and the domain `viscache`; field errors carry
+//! `BadRequest`, those worth retrying `RetryInfo`.
+
+use std::collections::HashMap;
+use std::error::Error as _;
+use std::time::Duration;
+
+use prost::Message;
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, FieldViolation, StatusExt, pb};
+
+use crate::{blend, cache, flow, index, store};
+
+const DOMAIN: &str = "viscache";
+/// When a refused request may come back.
+const RETRY_DELAY: Duration = Duration::from_millis(200);
+
+/// The status of an error.
+pub(super) fn of(error: &flow::Error) -> Status {
+    let (code, reason) = classify(error);
+    let mut message = error.to_string();
+    let mut source = error.source();
+    // Transparent variants repeat their source's text; only what it adds is appended.
+    while let Some(cause) = source {
+        let text = cause.to_string();
+        if !message.contains(&text) {
+            message = format!("{message}: {text}");
+        }
+        source = cause.source();
+    }
+    let mut details = ErrorDetails::with_error_info(reason, DOMAIN, HashMap::new());
+    if let flow::Error::Argument { field, description } = error {
+        details.set_bad_request(vec![FieldViolation::new(field, description)]);
+    }
+    if matches!(code, Code::ResourceExhausted | Code::Unavailable) {
+        details.set_retry_info(Some(RETRY_DELAY));
+    }
+    Status::with_error_details(code, message, details)
+}
+
+/// The status of a full house.
+pub(super) fn exhausted(capacity: usize) -> Status {
+    let mut details = ErrorDetails::with_error_info("TOO_MANY_REQUESTS", DOMAIN, HashMap::new());
+    details.set_retry_info(Some(RETRY_DELAY));
+    let message = format!("{capacity} requests are being worked on or waiting; try again shortly");
+    Status::with_error_details(Code::ResourceExhausted, message, details)
+}
+
+/// The status of a bug.
+pub(super) fn internal(message: &str) -> Status {
+    let details = ErrorDetails::with_error_info("INTERNAL", DOMAIN, HashMap::new());
+    Status::with_error_details(Code::Internal, message, details)
+}
+
+/// The status of an item that is not there.
+pub(super) fn no_item(id: u64) -> Status {
+    let details = ErrorDetails::with_error_info("ITEM_NOT_FOUND", DOMAIN, HashMap::new());
+    Status::with_error_details(Code::NotFound, format!("there is no item {id}"), details)
+}
+
+/// A status as a message, for one item of a batch.
+pub(super) fn message(status: &Status) -> pb::Status {
+    pb::Status::decode(status.details()).unwrap_or_else(|_| pb::Status {
+        code: status.code() as i32,
+        message: status.message().to_owned(),
+        details: Vec::new(),
+    })
+}
+
+/// The outcome of one item as a message.
+pub(super) fn outcome<T>(result: &Result<T, flow::Error>) -> pb::Status {
+    match result {
+        Ok(_) => pb::Status::default(),
+        Err(error) => message(&of(error)),
+    }
+}
+
+fn classify(error: &flow::Error) -> (Code, &'static str) {
+    match error {
+        flow::Error::Argument { .. } => (Code::InvalidArgument, "INVALID_ARGUMENT"),
+        flow::Error::NoCache { .. } | flow::Error::NoDefaultCache(_) => (Code::NotFound, "CACHE_NOT_FOUND"),
+        flow::Error::CacheUnavailable { .. } => (Code::FailedPrecondition, "CACHE_UNAVAILABLE"),
+        flow::Error::Fingerprint { .. } => (Code::FailedPrecondition, "FINGERPRINT_MISMATCH"),
+        flow::Error::NoModel { .. } => (Code::FailedPrecondition, "MODEL_NOT_LOADED"),
+        flow::Error::Prepare(_) => (Code::InvalidArgument, "BAD_MEDIA"),
+        flow::Error::Model(_) => (Code::Internal, "INTERNAL"),
+        flow::Error::Cache(error) => classify_cache(error),
+        flow::Error::Blend(error) => classify_blend(error),
+        flow::Error::Deadline => (Code::DeadlineExceeded, "DEADLINE"),
+        flow::Error::Cancelled => (Code::Cancelled, "CANCELLED"),
+    }
+}
+
+fn classify_cache(error: &cache::Error) -> (Code, &'static str) {
+    match error {
+        cache::Error::Store(error) => classify_store(error),
+        cache::Error::Index(error) => classify_index(error),
+        cache::Error::Blend(error) => classify_blend(error),
+        cache::Error::Dimension { .. } => (Code::InvalidArgument, "INVALID_ARGUMENT"),
+        cache::Error::Origin { .. } => (Code::FailedPrecondition, "FINGERPRINT_MISMATCH"),
+        cache::Error::NotIndexed(_) => (Code::FailedPrecondition, "NOT_INDEXED"),
+        cache::Error::NoGeneration { .. } => (Code::NotFound, "GENERATION_NOT_FOUND"),
+        cache::Error::Memory { .. } => (Code::ResourceExhausted, "MEMORY_BUDGET"),
+        cache::Error::Row { .. } => (Code::DataLoss, "DATA_DAMAGED"),
+    }
+}
+
+fn classify_store(error: &store::Error) -> (Code, &'static str) {
+    match error {
+        store::Error::Locked { .. } => (Code::Unavailable, "STORE_LOCKED"),
+        store::Error::NoCache { .. } => (Code::NotFound, "CACHE_NOT_FOUND"),
+        store::Error::Damaged { .. } => (Code::DataLoss, "DATA_DAMAGED"),
+        store::Error::Missing { .. }
+        | store::Error::TooNew { .. }
+        | store::Error::CacheExists(_)
+        | store::Error::ReadOnly => (Code::FailedPrecondition, "CACHE_UNAVAILABLE"),
+        store::Error::Rocks { .. } | store::Error::Folder { .. } => (Code::Internal, "INTERNAL"),
+    }
+}
+
+fn classify_index(error: &index::Error) -> (Code, &'static str) {
+    match error {
+        index::Error::Parameter { .. } | index::Error::Dimension { .. } => {
+            (Code::InvalidArgument, "INVALID_ARGUMENT")
+        }
+        index::Error::Format(_) | index::Error::Damaged { .. } => (Code::DataLoss, "DATA_DAMAGED"),
+        index::Error::Empty => (Code::FailedPrecondition, "NOT_INDEXED"),
+        index::Error::TooMany { .. } | index::Error::Write(_) | index::Error::Threads { .. } => {
+            (Code::Internal, "INTERNAL")
+        }
+    }
+}
+
+fn classify_blend(error: &blend::Error) -> (Code, &'static str) {
+    match error {
+        blend::Error::Degenerate { .. } | blend::Error::NotFinite { .. } => {
+            (Code::InvalidArgument, "DEGENERATE")
+        }
+        blend::Error::Parameter { .. }
+        | blend::Error::NoInput
+        | blend::Error::InputWeight { .. }
+        | blend::Error::Dimension { .. } => (Code::InvalidArgument, "INVALID_ARGUMENT"),
+        blend::Error::NoHits => (Code::FailedPrecondition, "NOT_INDEXED"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_status_carries_reason_field_and_delay() {
+        let argument = flow::Error::Argument { field: "queries[2]".into(), description: "is empty".into() };
+        let details = of(&argument).get_error_details();
+        assert_eq!(details.error_info().unwrap().reason, "INVALID_ARGUMENT");
+        assert_eq!(details.bad_request().unwrap().field_violations[0].field, "queries[2]");
+        let busy = exhausted(7);
+        assert!(busy.get_error_details().retry_info().unwrap().retry_delay.is_some());
+        let item = message(&busy);
+        assert_eq!((item.code, item.details.len()), (Code::ResourceExhausted as i32, 2));
+    }
+}
