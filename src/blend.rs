@@ -219,8 +219,8 @@ fn weighted_sum(inputs: &[(&Embedding, f64)], parts: &[Vec<f32>]) -> Result<Embe
 /// * Returns the unit vector x of length D. O(k·D), accumulated in f64.
 ///
 /// # Errors
-/// [`Error::NoHits`]; [`Error::Parameter`]; [`Error::Degenerate`] when the query is zero, the prototype cancels out,
-/// or query and prototype are opposite: the reference answers NaN there.
+/// [`Error::NoHits`]; [`Error::Parameter`]; [`Error::Degenerate`] when the query is zero, or when the prototype or its mix
+/// with the query cancels out to a norm below 1e-12: the reference answers NaN there.
 pub fn blend(query: &Embedding, hits: &[Hit], params: &BlendParams) -> Result<Blended, Error> {
     params.validate()?;
     let query_norm = query.norm();

@@ -1,1 +1,6 @@
+//! Builds visual caches.
+
+mod import;
+mod scenes;
+
 fn main() {}

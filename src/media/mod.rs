@@ -4,6 +4,7 @@
 //! rule here that changes a number is part of a fingerprint, which a cache keeps beside its weights' fingerprint.
 
 pub mod image;
+pub mod npy;
 
 pub use image::{ImageOptions, Limits, Orientation};
 
