@@ -11,21 +11,6 @@ use viscache::media::image::{self, Rgb};
 use viscache::media::{ImageOptions, Limits, Orientation};
 use viscache::text::ClipTokenizer;
 
-/// Texts for which our ids are not the reference's, with the reason. A row that is listed and agrees fails the test,
-/// as does one that is not listed and differs, or a listed text that is no row.
-const KNOWN_TEXT_DIFFERENCES: [(&str, &str); 2] = [
-    (
-        "<p>&eacute;</p> &amp; &EACUTE;",
-        "plsfix 0.1 unescapes HTML whatever its setting says; ftfy leaves it alone once it has seen a `<`, and the \
-         unescaping that follows does not know the upper-case entity",
-    ),
-    (
-        "\u{1b}[31mred\u{1b}[0m text",
-        "plsfix 0.1 looks for terminal escapes with a NUL and the digits 33 in place of ESC, so only the ESC itself is \
-         removed, as a control character",
-    ),
-];
-
 const SIDE: usize = 224;
 const MEAN: [f32; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
 const STD: [f32; 3] = [0.268_629_54, 0.261_302_6, 0.275_777_1];
@@ -98,29 +83,19 @@ fn texts_become_the_reference_s_ids() {
         let file = json(&path);
         let tokenizer = ClipTokenizer::clip(file["context_length"].as_u64().unwrap() as usize);
         let mut tiers: BTreeMap<&str, [usize; 2]> = BTreeMap::new();
-        let mut listed: Vec<&str> = KNOWN_TEXT_DIFFERENCES.iter().map(|(text, _)| *text).collect();
         let mut tally = Tally::new(short(&path));
         for (i, row) in file["rows"].as_array().unwrap().iter().enumerate() {
             let (text, tier) = (row["text"].as_str().unwrap(), row["tier"].as_str().unwrap());
             let expected: Vec<u32> = serde_json::from_value(row["ids"].clone()).unwrap();
             let received = tokenizer.encode(text).unwrap();
             let name = format!("row {i} ({tier}) {text:?}, which the reference reads as {}", row["cleaned"]);
-            let known = KNOWN_TEXT_DIFFERENCES.iter().find(|(known, _)| *known == text);
             let counts = tiers.entry(tier).or_default();
             counts[usize::from(received != expected)] += 1;
-            match known {
-                None => tally.equal(&name, &received, &expected),
-                Some((_, reason)) => {
-                    listed.retain(|other| *other != text);
-                    say(&format!("differs as listed: row {i} ({tier}) {text:?}: {reason}"));
-                    tally.check(&name, received != expected, || "it agrees now; take it off the list".into());
-                }
-            }
+            tally.equal(&name, &received, &expected);
         }
         for (tier, [same, other]) in tiers {
             say(&format!("{}: tier {tier}: {same} rows equal, {other} not", short(&path)));
         }
-        tally.check("the list of differences", listed.is_empty(), || format!("names no row: {listed:?}"));
         tally.finish();
     }
 }

@@ -1,6 +1,33 @@
-//! Builds visual caches.
+//! `index-builder`: pictures or ready embeddings in, an indexed visual cache out.
+//!
+//! ```text
+//! build   discover ─► decode ─► embed ─► write        ready embeddings (import) enter at write
+//!                                          └─ index ─► report.json
+//! ```
+//! [`pipeline`] is the file to read first.
 
+mod cli;
+mod decode;
+mod discover;
 mod import;
+mod index;
+mod ledger;
+mod pipeline;
+mod plan;
+mod progress;
+mod report;
 mod scenes;
+mod verify;
+mod write;
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    match cli::run() {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::from(cli::FAILED)
+        }
+    }
+}

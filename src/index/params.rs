@@ -72,6 +72,11 @@ impl BuildParams {
         in_range("threads", self.threads, 1, 1024)
     }
 
+    /// Bytes of a coded component.
+    pub fn codes_bytes(&self) -> u64 {
+        self.codes.bytes() as u64
+    }
+
     /// Most links of a node on level 0, M₀.
     pub fn m0(&self) -> usize {
         2 * self.m

@@ -27,8 +27,10 @@ use std::future::Future;
 use std::sync::Arc;
 
 use tokio::net::TcpListener;
-use tonic::transport::Server;
-use tonic::transport::server::TcpIncoming;
+use tonic::transport::server::{Router, TcpIncoming};
+use tonic::transport::{Channel, Endpoint, Server};
+use tonic_health::ServingStatus;
+use tonic_health::server::HealthReporter;
 
 use crate::flow::App;
 use crate::types::Modality;
@@ -41,6 +43,9 @@ pub use tensor::{decode_tensor, encode_tensor};
 
 /// Bytes that a reply may have beyond the largest request: neighbours with their embeddings are larger than queries.
 const MAX_REPLY_BYTES: usize = 1 << 30;
+
+/// What the pipe of [`in_process`] holds before a writer waits.
+const PIPE_BYTES: usize = 4 << 20;
 
 /// Names that health is reported under, besides the empty one for the whole server.
 const CACHE_SERVICE: &str = "viscache.v1.CacheService";
@@ -67,6 +72,35 @@ pub async fn run(
     app: Arc<App>,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), Error> {
+    let (router, health) = router(app).await?;
+    // When the drain begins, health says so at once: balancers then send nothing new.
+    let drain = async move {
+        shutdown.await;
+        for service in ["", CACHE_SERVICE, ADMIN_SERVICE, EMBED_SERVICE] {
+            health.set_service_status(service, ServingStatus::NotServing).await;
+        }
+    };
+    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    Ok(router.serve_with_incoming_shutdown(incoming, drain).await?)
+}
+
+/// Serves inside this process, over a pipe in memory: the same requests, checks and answers without a port.
+///
+/// # Errors
+/// [`Error`].
+pub async fn in_process(app: Arc<App>) -> Result<Channel, Error> {
+    let (client, server) = tokio::io::duplex(PIPE_BYTES);
+    let (router, _) = router(app).await?;
+    tokio::spawn(router.serve_with_incoming(tokio_stream::once(Ok::<_, std::io::Error>(server))));
+    let mut client = Some(client);
+    let connector = tower::service_fn(move |_: tonic::transport::Uri| {
+        let end = client.take().map(hyper_util::rt::TokioIo::new);
+        std::future::ready(end.ok_or_else(|| std::io::Error::other("the pipe is closed")))
+    });
+    Ok(Endpoint::from_static("http://in.process").connect_with_connector(connector).await?)
+}
+
+async fn router(app: Arc<App>) -> Result<(Router, HealthReporter), Error> {
     let door = Arc::new(Door::new(&app.limits));
     let (health, health_service) = tonic_health::server::health_reporter();
     let embeds =
@@ -74,10 +108,7 @@ pub async fn run(
     for (service, serving) in
         [("", true), (CACHE_SERVICE, true), (ADMIN_SERVICE, true), (EMBED_SERVICE, embeds)]
     {
-        let status = match serving {
-            true => tonic_health::ServingStatus::Serving,
-            false => tonic_health::ServingStatus::NotServing,
-        };
+        let status = if serving { ServingStatus::Serving } else { ServingStatus::NotServing };
         health.set_service_status(service, status).await;
     }
     let reflection = || {
@@ -98,14 +129,7 @@ pub async fn run(
         .max_encoding_message_size(MAX_REPLY_BYTES);
     let admin = AdminServiceServer::new(admin::Service::new(app, door));
 
-    // When the drain begins, health says so at once: balancers then send nothing new.
-    let drain = async move {
-        shutdown.await;
-        for service in ["", CACHE_SERVICE, ADMIN_SERVICE, EMBED_SERVICE] {
-            health.set_service_status(service, tonic_health::ServingStatus::NotServing).await;
-        }
-    };
-    Server::builder()
+    let router = Server::builder()
         .http2_keepalive_interval(Some(std::time::Duration::from_secs(60)))
         .initial_stream_window_size(1 << 20)
         .initial_connection_window_size(4 << 20)
@@ -115,8 +139,6 @@ pub async fn run(
         .add_service(v1alpha)
         .add_service(cache)
         .add_service(embed)
-        .add_service(admin)
-        .serve_with_incoming_shutdown(TcpIncoming::from(listener).with_nodelay(Some(true)), drain)
-        .await?;
-    Ok(())
+        .add_service(admin);
+    Ok((router, health))
 }

@@ -1,0 +1,658 @@
+//! The command line of `index-builder`.
+//!
+//! Exit codes: 0 done, 1 failed, 2 the command line is wrong, 3 some items were bad, 130 interrupted (run again to go on).
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::{Context, bail};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use serde_json::json;
+use viscache::cache::{NewCache, Writer};
+use viscache::index::{BuildParams, CodeKind};
+use viscache::media::{Limits, Orientation};
+use viscache::models::DeviceKind;
+use viscache::models::encoder::{Encoder, EncoderOptions};
+use viscache::store::{Access, CacheId, ModelSource, RowType, Store};
+use viscache::types::{CacheName, Modality, Origin};
+
+use crate::import::Import;
+use crate::ledger::Standing;
+use crate::pipeline::{Options, Outcomes};
+use crate::plan::{Facts, Plan};
+use crate::report::Report;
+use crate::{discover, import, index, ledger, pipeline, plan, scenes, verify};
+
+/// Exit code of a command that failed.
+pub const FAILED: u8 = 1;
+const SOME_BAD: u8 = 3;
+const INTERRUPTED: u8 = 130;
+
+/// Builds visual caches: pictures or ready embeddings in, an indexed cache out.
+///
+/// A command that was interrupted or killed goes on where it stopped when it is run again.
+///
+/// Exit codes: 0 done, 1 failed, 2 the command line is wrong, 3 some items were bad, 130 interrupted.
+#[derive(Parser)]
+#[command(name = "index-builder", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Embed pictures, store them, index the cache.
+    Build(BuildArgs),
+    /// Store embeddings that exist already, index the cache.
+    Import(ImportArgs),
+    /// Build the graph of what is stored anew.
+    Index(IndexArgs),
+    /// Check checksums, alignment, reachability and recall.
+    Verify(VerifyArgs),
+    /// Merge the store's files and give back what was replaced.
+    Compact {
+        /// Folder of the store.
+        #[arg(long, value_name = "DIR")]
+        store: PathBuf,
+    },
+    /// List the inputs that were refused, and why.
+    Ledger {
+        #[command(flatten)]
+        place: Place,
+        /// Print one JSON object a line.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Draw scenes of the nano model's world, with captions.
+    Scenes(scenes::Args),
+}
+
+/// Which cache of which store.
+#[derive(Args)]
+struct Place {
+    /// Folder of the store.
+    #[arg(long, value_name = "DIR")]
+    store: PathBuf,
+    /// Name of the cache.
+    #[arg(long, value_name = "NAME")]
+    cache: CacheName,
+}
+
+/// How a run goes.
+#[derive(Args)]
+struct Run {
+    /// Threads; 0 means one per core.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    threads: usize,
+    /// Store content that is already stored once more.
+    #[arg(long)]
+    keep_duplicates: bool,
+    /// How new caches store rows.
+    #[arg(long, value_enum, default_value_t = RowTypeArg::F32)]
+    row_type: RowTypeArg,
+    /// Print the plan (memory, disk, time) and stop.
+    #[arg(long)]
+    dry_run: bool,
+    /// Go on although the plan does not fit.
+    #[arg(long)]
+    force: bool,
+    /// Only store; index later with `index-builder index`.
+    #[arg(long)]
+    no_index: bool,
+    /// Where the report goes; without it, `report.json` in the store.
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
+    /// Progress and result as JSON, an object a line.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    graph: Graph,
+}
+
+/// How the graph is built.
+#[derive(Args)]
+struct Graph {
+    /// Links per node and upper level; level 0 has twice as many.
+    #[arg(long, value_name = "M", default_value_t = BuildParams::DEFAULT_M)]
+    m: usize,
+    /// Candidates kept while inserting.
+    #[arg(long, value_name = "EF", default_value_t = BuildParams::DEFAULT_EF_CONSTRUCTION)]
+    ef_construction: usize,
+    /// What the search runs on: f32, f16 or u8.
+    #[arg(long, value_name = "KIND", default_value = "u8")]
+    codes: CodeKind,
+    /// Recall@10 below which a new generation is not published.
+    #[arg(long, value_name = "R", default_value_t = 0.9)]
+    min_recall: f64,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum RowTypeArg {
+    /// Four bytes a component.
+    F32,
+    /// Two bytes a component.
+    F16,
+}
+
+/// Which model.
+#[derive(Args)]
+struct ModelArgs {
+    /// Checkpoint (safetensors or .pth); without it, the built-in nano model.
+    #[arg(long, value_name = "FILE")]
+    weights: Option<PathBuf>,
+    /// Sizes of the checkpoint as JSON, when it is not `imagebind_huge`.
+    #[arg(long, value_name = "FILE", requires = "weights")]
+    sizes: Option<PathBuf>,
+    /// EXIF orientation: `apply`, or `reference` to ignore it as the published loader does.
+    #[arg(long, value_name = "RULE", default_value = "apply")]
+    orientation: Orientation,
+}
+
+#[derive(Args)]
+struct BuildArgs {
+    #[command(flatten)]
+    place: Place,
+    /// Folder, picture or WebDataset `.tar`; repeat for several.
+    #[arg(long, value_name = "PATH", required_unless_present = "lists", num_args = 1..)]
+    images: Vec<PathBuf>,
+    /// File with a path a line; repeat for several.
+    #[arg(long = "list", value_name = "FILE")]
+    lists: Vec<PathBuf>,
+    #[command(flatten)]
+    model: ModelArgs,
+    /// Where the model runs: cpu, cuda (bf16) or cuda-f32.
+    #[arg(long, default_value = "cpu")]
+    device: DeviceKind,
+    /// Pictures embedded together.
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    batch: usize,
+    /// Try inputs again that were refused before and have not changed.
+    #[arg(long)]
+    retry_bad: bool,
+    /// Largest picture file, MiB.
+    #[arg(long, value_name = "MIB", default_value_t = Limits::DEFAULT_MAX_BYTES >> 20)]
+    max_image_mib: usize,
+    /// Largest picture, pixels.
+    #[arg(long, value_name = "N", default_value_t = Limits::DEFAULT_MAX_PIXELS)]
+    max_image_pixels: u64,
+    #[command(flatten)]
+    run: Run,
+}
+
+#[derive(Args)]
+struct ImportArgs {
+    #[command(flatten)]
+    place: Place,
+    /// `.npy`, `.parquet` or faiss file, or a folder of them; repeat for several.
+    #[arg(long, value_name = "PATH", required = true, num_args = 1..)]
+    vectors: Vec<PathBuf>,
+    /// Ids, uris and tags, a row each: .jsonl, .tsv or .parquet. Without it, a file of the same name beside the vectors.
+    #[arg(long, value_name = "FILE")]
+    metadata: Option<PathBuf>,
+    /// Column of a parquet file that holds the embeddings.
+    #[arg(long, value_name = "NAME")]
+    embedding_column: Option<String>,
+    /// Column that holds ids.
+    #[arg(long, value_name = "NAME")]
+    id_column: Option<String>,
+    /// Column that holds uris.
+    #[arg(long, value_name = "NAME")]
+    uri_column: Option<String>,
+    /// The embeddings were made by the built-in nano model.
+    #[arg(long, conflicts_with = "weights")]
+    nano: bool,
+    #[command(flatten)]
+    model: ModelArgs,
+    #[command(flatten)]
+    run: Run,
+}
+
+#[derive(Args)]
+struct IndexArgs {
+    #[command(flatten)]
+    place: Place,
+    /// Threads; 0 means one per core.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    threads: usize,
+    /// Progress and result as JSON.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    graph: Graph,
+}
+
+#[derive(Args)]
+struct VerifyArgs {
+    /// Folder of the store.
+    #[arg(long, value_name = "DIR")]
+    store: PathBuf,
+    /// Name of the cache; without it, every cache.
+    #[arg(long, value_name = "NAME")]
+    cache: Option<CacheName>,
+    /// Queries of the recall measurement.
+    #[arg(long, value_name = "N", default_value_t = index::SAMPLE)]
+    sample: usize,
+    /// Print one JSON object per cache.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Parses the command line and runs the command.
+///
+/// # Errors
+/// Whatever the command fails with; `main` prints it and exits with [`FAILED`].
+pub fn run() -> anyhow::Result<ExitCode> {
+    tracing_subscriber::fmt()
+        .with_env_filter(tracing_subscriber::EnvFilter::new("warn"))
+        .with_writer(std::io::stderr)
+        .init();
+    match Cli::parse().command {
+        Command::Build(args) => build(args),
+        Command::Import(args) => import(args),
+        Command::Index(args) => reindex(args),
+        Command::Verify(args) => verify_all(args),
+        Command::Compact { store } => {
+            Store::open(&existing(&store)?, Access::Write)?.compact()?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Ledger { place, json } => list_bad(&place, json),
+        Command::Scenes(args) => {
+            let summary = scenes::run(&args)?;
+            println!("{} pictures drawn, captions in {}", summary.pictures, summary.captions.display());
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+fn build(args: BuildArgs) -> anyhow::Result<ExitCode> {
+    let threads = threads(args.run.threads);
+    if args.batch == 0 {
+        bail!("--batch is 0; it must be at least 1");
+    }
+    let params = build_params(&args.run.graph, threads)?;
+    let found = discover::discover(&args.images, &args.lists)?;
+    let limits = Limits {
+        max_bytes: args.max_image_mib << 20,
+        max_pixels: args.max_image_pixels,
+        ..Limits::default()
+    };
+    let source = model_source(&args.model)?;
+    let encoder = open_model(&source, args.device, threads, limits)?;
+
+    let dry = args.run.dry_run;
+    let store = open_store(&args.place.store, dry)?;
+    let cache = cache_id(store.as_ref(), &args.place.cache)?;
+    let (units, standing) = match &store {
+        Some(store) => ledger::pending(store, cache, found.units, args.retry_bad)?,
+        None => (found.units, Standing::default()),
+    };
+    let standing = Standing { pending: units.len() as u64, ..standing };
+    let stored = stored_items(store.as_ref(), &args.place.cache)?;
+    let side = encoder.images().side;
+    let in_flight = 4 * args.batch + 2 * threads;
+    let plan = Plan::new(&Facts {
+        stored,
+        pending: standing.pending,
+        dim: encoder.dim(),
+        row_component: args.run.row_type.row_type().bytes(),
+        model_bytes: model_bytes(&source),
+        in_flight: (in_flight * 3 * side * side * 4) as u64
+            + threads as u64 * (limits.max_bytes as u64 + (64 << 20)),
+        build: &params,
+        store: &args.place.store,
+        seconds_per_unit: plan::probe(&encoder, &units, threads),
+        index: !args.run.no_index,
+    });
+    if !check_plan(&plan, &args.run)? {
+        return Ok(ExitCode::SUCCESS);
+    }
+
+    let store = store.context("a store is open unless this is a dry run")?;
+    let new = NewCache {
+        dim: encoder.dim(),
+        rows: args.run.row_type.row_type(),
+        origin: encoder.origin().clone(),
+        model: Some(source),
+    };
+    let mut writer = Writer::open(&store, &args.place.cache, &new)?;
+    record_oddities(&store, &mut writer, found.oddities)?;
+    let options =
+        Options { threads, batch: args.batch, dedup: !args.run.keep_duplicates, json: args.run.json };
+    let stop = stop_flag()?;
+    let outcomes = pipeline::run(&store, &mut writer, &encoder, units, &options, &stop)?;
+    drop(encoder); // its memory is needed for the graph
+    finish(&store, &mut writer, &args.run, params, standing, outcomes, &stop)
+}
+
+fn import(args: ImportArgs) -> anyhow::Result<ExitCode> {
+    let threads = threads(args.run.threads);
+    let params = build_params(&args.run.graph, threads)?;
+    let options = import::Options {
+        embedding_column: args.embedding_column,
+        id_column: args.id_column,
+        uri_column: args.uri_column,
+        metadata: args.metadata,
+    };
+    let import: Import = import::open(&args.vectors, &options)?;
+    let (origin, model) = stated_origin(args.nano, &args.model, threads, import.dim)?;
+    let store = open_store(&args.place.store, args.run.dry_run)?;
+    let stored = stored_items(store.as_ref(), &args.place.cache)?;
+    let standing = Standing { pending: import.rows, ..Standing::default() };
+    let plan = Plan::new(&Facts {
+        stored,
+        pending: import.rows,
+        dim: import.dim,
+        row_component: args.run.row_type.row_type().bytes(),
+        model_bytes: 0,
+        in_flight: 4096 * import.dim as u64 * 4,
+        build: &params,
+        store: &args.place.store,
+        seconds_per_unit: None,
+        index: !args.run.no_index,
+    });
+    if !check_plan(&plan, &args.run)? {
+        return Ok(ExitCode::SUCCESS);
+    }
+    let store = store.context("a store is open unless this is a dry run")?;
+    let new = NewCache { dim: import.dim, rows: args.run.row_type.row_type(), origin, model };
+    let mut writer = Writer::open(&store, &args.place.cache, &new)?;
+    let options = Options { threads, batch: 1, dedup: !args.run.keep_duplicates, json: args.run.json };
+    let stop = stop_flag()?;
+    let outcomes = pipeline::import(&store, &mut writer, &import, &options, &stop)?;
+    finish(&store, &mut writer, &args.run, params, standing, outcomes, &stop)
+}
+
+/// Indexes what is stored, writes the report, and says how it went.
+fn finish(
+    store: &Store,
+    writer: &mut Writer<'_>,
+    run: &Run,
+    build: BuildParams,
+    inputs: Standing,
+    outcomes: Outcomes,
+    stop: &AtomicBool,
+) -> anyhow::Result<ExitCode> {
+    let bad = ledger::bad(store, writer.record().id)?;
+    let (written, cache) = (outcomes.written, writer.record().name.clone());
+    say(run, || {
+        format!(
+            "{} stored, {} replaced, {} duplicates, {} bad; {} items in `{cache}`",
+            written.stored,
+            written.replaced,
+            written.duplicates,
+            written.bad,
+            writer.record().items
+        )
+    });
+    if stop.load(Ordering::Relaxed) {
+        say(run, || "stopped; run the same command again to go on".into());
+        return Ok(ExitCode::from(INTERRUPTED));
+    }
+    let changed = written.stored + written.replaced > 0;
+    let stale = writer.record().current.is_none() || !indexed(store, writer)?;
+    let index = if run.no_index || writer.record().items == 0 || !(changed || stale) {
+        None
+    } else {
+        Some(index::run(writer, &build, run.graph.min_recall, run.json)?)
+    };
+    if let Some(index) = &index {
+        say(run, || index_line(index));
+    }
+    let report = Report {
+        version: env!("CARGO_PKG_VERSION"),
+        cache: writer.record().clone(),
+        inputs,
+        outcomes,
+        bad_total: bad.len() as u64,
+        index,
+        build,
+        sizes: Report::sizes(store),
+    };
+    report.write(&run.report.clone().unwrap_or_else(|| store.path().join("report.json")))?;
+    if run.json {
+        println!("{}", json!({ "report": report }));
+    }
+    if writer.record().items == 0 {
+        bail!(
+            "there is not one good item; `index-builder ledger --store {} --cache {cache}` lists why",
+            store.path().display()
+        );
+    }
+    if bad.is_empty() {
+        return Ok(ExitCode::SUCCESS);
+    }
+    say(run, || {
+        let list = format!("index-builder ledger --store {} --cache {cache}", store.path().display());
+        format!("{} inputs are bad; `{list}` lists them", bad.len())
+    });
+    Ok(ExitCode::from(SOME_BAD))
+}
+
+/// Whether the current generation holds every stored item.
+fn indexed(store: &Store, writer: &Writer<'_>) -> anyhow::Result<bool> {
+    let record = writer.record();
+    let generations = store.generations(record.id)?;
+    Ok(generations.iter().any(|g| Some(g.generation) == record.current && g.items == record.items))
+}
+
+fn index_line(index: &viscache::cache::IndexReport) -> String {
+    let recall: Vec<String> = index.recall.iter().map(|(ef, r)| format!("{r:.4} at {ef}")).collect();
+    format!(
+        "generation {} of {} items; recall@10 by ef_search: {}",
+        index.generation,
+        index.items,
+        recall.join(", ")
+    )
+}
+
+fn reindex(args: IndexArgs) -> anyhow::Result<ExitCode> {
+    let store = Store::open(&existing(&args.place.store)?, Access::Write)?;
+    let mut writer = Writer::existing(&store, &args.place.cache)?;
+    let params = build_params(&args.graph, threads(args.threads))?;
+    let report = index::run(&mut writer, &params, args.graph.min_recall, args.json)?;
+    match args.json {
+        true => println!("{}", json!({ "index": report })),
+        false => println!("{}", index_line(&report)),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn verify_all(args: VerifyArgs) -> anyhow::Result<ExitCode> {
+    let store = Arc::new(Store::open(&args.store, Access::Read)?);
+    let records = match &args.cache {
+        Some(name) => vec![store.cache(name)?],
+        None => store.caches()?,
+    };
+    if records.is_empty() {
+        bail!("the store at {} has no cache", args.store.display());
+    }
+    let mut sound = true;
+    for record in records {
+        let verdict = verify::verify(&store, &record, args.sample)?;
+        sound &= verdict.problems.is_empty();
+        if args.json {
+            println!("{}", json!(verdict));
+            continue;
+        }
+        let recall: Vec<String> = verdict.recall.iter().map(|(ef, r)| format!("{r:.4} at {ef}")).collect();
+        let state = if verdict.problems.is_empty() { "sound" } else { "NOT SOUND" };
+        println!(
+            "{}: {state}; {} items, generations {:?}",
+            verdict.cache, verdict.items, verdict.generations
+        );
+        if !recall.is_empty() {
+            println!("  recall@10 by ef_search: {}", recall.join(", "));
+        }
+        verdict.problems.iter().for_each(|problem| println!("  {problem}"));
+    }
+    Ok(if sound { ExitCode::SUCCESS } else { ExitCode::from(FAILED) })
+}
+
+fn list_bad(place: &Place, json: bool) -> anyhow::Result<ExitCode> {
+    let store = Store::open(&place.store, Access::Read)?;
+    for (uri, reason) in ledger::bad(&store, store.cache(&place.cache)?.id)? {
+        match json {
+            true => println!("{}", json!({ "uri": uri, "reason": reason })),
+            false => println!("{uri}\t{reason}"),
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Puts what could not even become a unit into the ledger.
+fn record_oddities(
+    store: &Store,
+    writer: &mut Writer<'_>,
+    oddities: Vec<discover::Oddity>,
+) -> anyhow::Result<()> {
+    let finished = oddities.into_iter().map(|oddity| crate::write::Finished {
+        uri: oddity.uri,
+        stamp: Default::default(),
+        outcome: Err(oddity.reason),
+    });
+    let finished: Vec<_> = finished.collect();
+    if !finished.is_empty() {
+        crate::write::write(store, writer, finished, true)?;
+    }
+    Ok(())
+}
+
+/// Prints the plan; false when the run ends here.
+fn check_plan(plan: &Plan, run: &Run) -> anyhow::Result<bool> {
+    if run.dry_run {
+        match run.json {
+            true => println!("{}", json!({ "plan": plan })),
+            false => println!("{plan}"),
+        }
+    }
+    if !run.force {
+        plan.check()?;
+    }
+    Ok(!run.dry_run)
+}
+
+/// The store for writing; for a dry run, for reading if it is there.
+fn open_store(path: &Path, dry: bool) -> anyhow::Result<Option<Store>> {
+    match dry {
+        false => Ok(Some(Store::open(path, Access::Write)?)),
+        true if path.join("CURRENT").is_file() => Ok(Some(Store::open(path, Access::Read)?)),
+        true => Ok(None),
+    }
+}
+
+fn existing(store: &Path) -> anyhow::Result<PathBuf> {
+    if !store.join("CURRENT").is_file() {
+        return Err(viscache::store::Error::Missing { path: store.to_owned() }.into());
+    }
+    Ok(store.to_owned())
+}
+
+fn cache_id(store: Option<&Store>, name: &CacheName) -> anyhow::Result<Option<CacheId>> {
+    let caches = store.map(Store::caches).transpose()?.unwrap_or_default();
+    Ok(caches.into_iter().find(|record| &record.name == name).map(|record| record.id))
+}
+
+fn stored_items(store: Option<&Store>, name: &CacheName) -> anyhow::Result<u64> {
+    let caches = store.map(Store::caches).transpose()?.unwrap_or_default();
+    Ok(caches.into_iter().find(|record| &record.name == name).map_or(0, |record| record.items))
+}
+
+/// Where the model is, with absolute paths: a server will look for it from another folder.
+fn model_source(args: &ModelArgs) -> anyhow::Result<ModelSource> {
+    let absolute = |path: &PathBuf| std::path::absolute(path).with_context(|| format!("{}", path.display()));
+    Ok(ModelSource {
+        weights: args.weights.as_ref().map(absolute).transpose()?,
+        sizes: args.sizes.as_ref().map(absolute).transpose()?,
+        orientation: args.orientation,
+    })
+}
+
+fn open_model(
+    source: &ModelSource,
+    device: DeviceKind,
+    threads: usize,
+    limits: Limits,
+) -> anyhow::Result<Encoder> {
+    let options = EncoderOptions {
+        weights: source.weights.clone(),
+        sizes: source.sizes.clone(),
+        modalities: vec![Modality::Image],
+        device,
+        threads,
+        orientation: source.orientation,
+        limits,
+    };
+    Encoder::open(&options).context("the model cannot be loaded")
+}
+
+/// What an import's user says made the embeddings.
+fn stated_origin(
+    nano: bool,
+    args: &ModelArgs,
+    threads: usize,
+    dim: usize,
+) -> anyhow::Result<(Origin, Option<ModelSource>)> {
+    if !nano && args.weights.is_none() {
+        return Ok((Origin { model: "unknown (imported)".into(), weights: None, preprocessing: None }, None));
+    }
+    let source = model_source(args)?;
+    let encoder = open_model(&source, DeviceKind::Cpu, threads, Limits::default())?;
+    if encoder.dim() != dim {
+        bail!("the stated model makes embeddings of {} components, these have {dim}", encoder.dim());
+    }
+    Ok((encoder.origin().clone(), Some(source)))
+}
+
+fn model_bytes(source: &ModelSource) -> u64 {
+    let file = source.weights.as_ref().and_then(|path| std::fs::metadata(path).ok());
+    file.map_or(16 << 20, |about| about.len())
+}
+
+fn build_params(graph: &Graph, threads: usize) -> anyhow::Result<BuildParams> {
+    if !(0.0..=1.0).contains(&graph.min_recall) {
+        bail!("--min-recall is {}; it must be from 0 to 1", graph.min_recall);
+    }
+    let params =
+        BuildParams { m: graph.m, ef_construction: graph.ef_construction, codes: graph.codes, threads };
+    params.validate()?;
+    Ok(params)
+}
+
+fn threads(asked: usize) -> usize {
+    match asked {
+        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        threads => threads,
+    }
+}
+
+/// A flag that Ctrl-C and SIGTERM set; a second one ends the process at once, which loses nothing that was written.
+fn stop_flag() -> anyhow::Result<Arc<AtomicBool>> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let flag = stop.clone();
+    ctrlc::set_handler(move || {
+        if flag.swap(true, Ordering::Relaxed) {
+            std::process::exit(i32::from(INTERRUPTED));
+        }
+        eprintln!("finishing what is in hand; once more to stop at once");
+    })?;
+    Ok(stop)
+}
+
+/// Says something to people; programs do not hear it.
+fn say(run: &Run, text: impl FnOnce() -> String) {
+    if !run.json {
+        println!("{}", text());
+    }
+}
+
+impl RowTypeArg {
+    fn row_type(self) -> RowType {
+        match self {
+            RowTypeArg::F32 => RowType::F32,
+            RowTypeArg::F16 => RowType::F16,
+        }
+    }
+}

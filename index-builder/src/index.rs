@@ -1,0 +1,113 @@
+//! The last stage: a graph over everything stored, measured, then published.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rand::{RngExt, SeedableRng};
+use rand_pcg::Pcg64;
+use rayon::prelude::*;
+use viscache::cache::{IndexReport, IndexStep, Writer};
+use viscache::index::exact::{self, Scored, TopK};
+use viscache::index::{BuildParams, Index, SearchParams, Searcher};
+use viscache::kernels::Kernels;
+
+use crate::progress::Progress;
+
+/// Queries of a recall measurement.
+pub const SAMPLE: usize = 200;
+/// Neighbours of each.
+const K: usize = 10;
+/// Beam widths that are measured.
+pub const EF_SEARCH: [usize; 6] = [16, 32, 64, 96, 128, 256];
+/// Length of the noise added to a stored unit row to make a query that is not stored.
+const NOISE: f32 = 0.35;
+const SEED: u64 = 0x7669_7363;
+
+/// Indexes a cache and publishes the new generation, unless its recall is too low.
+///
+/// * `floor`: recall@10 that the widest beam must reach.
+///
+/// # Errors
+/// An empty cache, too low a recall (the current generation then stays), a store that fails.
+pub fn run(
+    writer: &mut Writer<'_>,
+    params: &BuildParams,
+    floor: f64,
+    json: bool,
+) -> anyhow::Result<IndexReport> {
+    let progress = Progress::new("index", writer.record().items, json);
+    let inserted = AtomicU64::new(0);
+    let step = |step: IndexStep| {
+        if let IndexStep::Inserted(n) = step {
+            // The bar is told in strides: it takes a lock.
+            let before = inserted.fetch_add(n as u64, Ordering::Relaxed);
+            if before / 256 != (before + n as u64) / 256 {
+                progress.advance(256, 0);
+            }
+        }
+    };
+    let mut lowest = None;
+    let report = writer.index(params, step, |index, rows| {
+        let recall = measure(index, rows, SAMPLE);
+        let widest = recall.last().map_or(0.0, |&(_, recall)| recall);
+        if widest < floor {
+            lowest = Some(widest);
+            let what =
+                format!("recall@10 {widest:.4} is below the floor of {floor}; raise m or ef_construction");
+            return Err(viscache::index::Error::Format(what).into());
+        }
+        Ok(recall)
+    });
+    progress.finish();
+    Ok(report?)
+}
+
+/// Recall@10 of an index against exact search, by beam width.
+///
+/// Queries are `sample` stored rows, each moved by noise of a third of its length, so that none is itself stored.
+///
+/// * `rows`: row-major `[n, dim]`, by slot.
+pub fn measure(index: &Index, rows: &[f32], sample: usize) -> Vec<(usize, f64)> {
+    let dim = index.dim();
+    let queries = queries(rows, dim, sample);
+    let truths: Vec<Vec<u32>> =
+        queries.iter().map(|q| exact::search(rows, q, K).into_iter().map(|s| s.slot.0).collect()).collect();
+    let at = |ef: usize| -> f64 {
+        let params = SearchParams { ef_search: ef, ..SearchParams::default() };
+        let found =
+            queries.par_iter().zip(&truths).map_init(Searcher::default, |searcher, (query, truth)| {
+                exact::recall(truth, &search(searcher, index, rows, query, &params))
+            });
+        found.sum::<f64>() / queries.len().max(1) as f64
+    };
+    EF_SEARCH.into_iter().map(|ef| (ef, at(ef))).collect()
+}
+
+fn search(
+    searcher: &mut Searcher,
+    index: &Index,
+    rows: &[f32],
+    query: &[f32],
+    params: &SearchParams,
+) -> Vec<u32> {
+    let Ok((candidates, _)) = searcher.search(index, query, params.rescore.max(K), params) else {
+        return Vec::new();
+    };
+    let mut best = TopK::new(K);
+    for candidate in candidates {
+        let row = &rows[candidate.slot.index() * query.len()..][..query.len()];
+        best.push(Scored { slot: candidate.slot, score: Kernels::get().dot(query, row) });
+    }
+    best.into_sorted().into_iter().map(|scored| scored.slot.0).collect()
+}
+
+fn queries(rows: &[f32], dim: usize, sample: usize) -> Vec<Vec<f32>> {
+    let n = rows.len() / dim;
+    let mut random = Pcg64::seed_from_u64(SEED);
+    let mut query = || {
+        let row = &rows[random.random_range(0..n) * dim..][..dim];
+        let noise: Vec<f32> = (0..dim).map(|_| random.random_range(-1.0f32..1.0)).collect();
+        let scale = NOISE / viscache::types::norm(&noise).max(1e-12) as f32;
+        row.iter().zip(noise).map(|(v, n)| v + n * scale).collect()
+    };
+    (0..sample.min(n)).map(|_| query()).collect()
+}

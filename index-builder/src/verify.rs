@@ -1,0 +1,201 @@
+//! `verify`: whether what is stored is whole, agrees with itself, and is found.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use serde::Serialize;
+use viscache::cache::{LoadOptions, RowsMode, Snapshot, decode_row};
+use viscache::store::{CacheRecord, Outcome, Store};
+use viscache::types::{ItemId, norm};
+
+use crate::index::measure;
+
+/// Farthest that a stored row's norm may be from 1 (f16 rows keep three digits).
+const UNIT_TOLERANCE: f64 = 2e-3;
+/// Problems listed of one kind before the rest are only counted.
+const LISTED: usize = 20;
+
+/// What was found.
+#[derive(Debug, Serialize)]
+pub struct Verdict {
+    /// Name of the cache.
+    pub cache: String,
+    /// Items whose record and row were read.
+    pub items: u64,
+    /// Generations whose bytes were checked.
+    pub generations: Vec<u64>,
+    /// Rows that the current index cannot reach.
+    pub unreachable: usize,
+    /// Recall@10 of the current generation against exact, by `ef_search`.
+    pub recall: Vec<(usize, f64)>,
+    /// Everything that is wrong.
+    pub problems: Vec<String>,
+}
+
+/// Checks one cache from end to end.
+///
+/// # Errors
+/// When the store cannot be read at all; damage is a problem in the verdict.
+pub fn verify(store: &Arc<Store>, record: &CacheRecord, sample: usize) -> anyhow::Result<Verdict> {
+    let mut problems = Problems::default();
+    if let Err(e) = store.verify_files() {
+        problems.add("file", format!("{:#}", anyhow::Error::from(e)));
+    }
+    let rows = rows(store, record, &mut problems)?;
+    let items = items(store, record, &rows, &mut problems)?;
+    ledger(store, record, &items, &mut problems)?;
+
+    let mut verdict = Verdict {
+        cache: record.name.to_string(),
+        items: items.len() as u64,
+        generations: Vec::new(),
+        unreachable: 0,
+        recall: Vec::new(),
+        problems: Vec::new(),
+    };
+    if items.len() as u64 != record.items {
+        problems.add(
+            "count",
+            format!("the cache's record counts {} items, {} are stored", record.items, items.len()),
+        );
+    }
+    for generation in store.generations(record.id)? {
+        verdict.generations.push(generation.generation.0);
+    }
+    match record.current {
+        None => problems.add("index", "the cache has not been indexed; run `index-builder index`".into()),
+        Some(_) => current(store, record, &items, sample, &mut verdict, &mut problems),
+    }
+    verdict.problems = problems.finish();
+    Ok(verdict)
+}
+
+fn current(
+    store: &Arc<Store>,
+    record: &CacheRecord,
+    items: &HashSet<u64>,
+    sample: usize,
+    verdict: &mut Verdict,
+    problems: &mut Problems,
+) {
+    let options = LoadOptions { rows: RowsMode::Disk, memory_budget: u64::MAX };
+    let snapshot = match Snapshot::load(store, &record.name, options) {
+        Ok(snapshot) => snapshot,
+        Err(e) => return problems.add("index", format!("{:#}", anyhow::Error::from(e))),
+    };
+    let index = snapshot.index();
+    verdict.unreachable = index.unreachable().len();
+    if verdict.unreachable > 0 {
+        problems.add("index", format!("{} rows cannot be reached from the entry", verdict.unreachable));
+    }
+    for id in index.ids().iter().filter(|id| !items.contains(id)) {
+        problems.add("slot", format!("the index names item {id}, which is not stored"));
+    }
+    let missing = items.len() as i64 - index.len() as i64;
+    if missing > 0 {
+        problems
+            .add("index", format!("{missing} stored items are not in the index; run `index-builder index`"));
+    }
+    if problems.none() {
+        let mut rows = Vec::with_capacity(index.len() * index.dim());
+        for &id in index.ids() {
+            match store.row(record.id, ItemId(id)) {
+                Ok(Some(bytes)) => rows.extend(decode_row(&bytes, record.rows)),
+                _ => return problems.add("row", format!("the row of item {id} cannot be read")),
+            }
+        }
+        verdict.recall = measure(index, &rows, sample);
+    }
+}
+
+fn rows(store: &Store, record: &CacheRecord, problems: &mut Problems) -> anyhow::Result<HashSet<u64>> {
+    let mut ids = HashSet::new();
+    let expected = record.dim * record.rows.bytes();
+    store.scan_rows(record.id, ItemId(0), |id, bytes| {
+        ids.insert(id.0);
+        if bytes.len() != expected {
+            problems
+                .add("row", format!("the row of item {id} has {} bytes instead of {expected}", bytes.len()));
+            return Ok::<bool, viscache::store::Error>(true);
+        }
+        let length = norm(&decode_row(bytes, record.rows));
+        if !length.is_finite() || (length - 1.0).abs() > UNIT_TOLERANCE {
+            problems.add("row", format!("the row of item {id} has norm {length} instead of 1"));
+        }
+        Ok(true)
+    })?;
+    Ok(ids)
+}
+
+fn items(
+    store: &Store,
+    record: &CacheRecord,
+    rows: &HashSet<u64>,
+    problems: &mut Problems,
+) -> anyhow::Result<HashSet<u64>> {
+    let mut ids = HashSet::new();
+    store.scan_items(record.id, ItemId(0), |id, _| {
+        ids.insert(id.0);
+        if !rows.contains(&id.0) {
+            problems.add("item", format!("item {id} has a record and no row"));
+        }
+        Ok::<bool, viscache::store::Error>(true)
+    })?;
+    for id in rows.iter().filter(|id| !ids.contains(id)) {
+        problems.add("item", format!("item {id} has a row and no record"));
+    }
+    Ok(ids)
+}
+
+fn ledger(
+    store: &Store,
+    record: &CacheRecord,
+    items: &HashSet<u64>,
+    problems: &mut Problems,
+) -> anyhow::Result<()> {
+    let mut stored = HashSet::new();
+    for entry in store.ledger(record.id)? {
+        if let Outcome::Stored(id) | Outcome::Duplicate(id) = entry.outcome
+            && !items.contains(&id.0)
+        {
+            problems.add("ledger", format!("`{}` is said to be item {id}, which is not stored", entry.uri));
+        }
+        if let Outcome::Stored(id) = entry.outcome
+            && !stored.insert(id.0)
+        {
+            problems.add(
+                "ledger",
+                format!("item {id} is said to be stored from two inputs, one is `{}`", entry.uri),
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Problems, the first few of each kind in words.
+#[derive(Default)]
+struct Problems {
+    listed: Vec<String>,
+    counts: std::collections::BTreeMap<&'static str, usize>,
+}
+
+impl Problems {
+    fn add(&mut self, kind: &'static str, problem: String) {
+        let count = self.counts.entry(kind).or_default();
+        *count += 1;
+        if *count <= LISTED {
+            self.listed.push(problem);
+        }
+    }
+
+    fn none(&self) -> bool {
+        self.listed.is_empty()
+    }
+
+    fn finish(mut self) -> Vec<String> {
+        for (kind, count) in self.counts.iter().filter(|(_, count)| **count > LISTED) {
+            self.listed.push(format!("… and {} more problems of the kind `{kind}`", count - LISTED));
+        }
+        self.listed
+    }
+}

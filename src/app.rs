@@ -1,0 +1,128 @@
+//! The only place where everything is put together.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::{Context, bail};
+use tracing::{error, info, warn};
+use viscache::cache::Cache;
+use viscache::flow::{App, ServedCache};
+use viscache::models::encoder::{Encoder, EncoderOptions};
+use viscache::store::{Access, CacheRecord, ModelSource, Store};
+use viscache::types::{CacheName, Modality};
+
+use crate::config::Config;
+
+/// Opens store, caches and model.
+///
+/// * `wants_model`: whether pictures or texts may come; otherwise no model is loaded.
+///
+/// # Errors
+/// A store that cannot be read, a cache that was named and cannot be served, a model that was named and cannot be
+/// loaded. A cache that was not named and cannot be served is reported and listed with its problem.
+pub fn open(config: &Config, wants_model: bool) -> anyhow::Result<App> {
+    let store = Arc::new(Store::open(&config.store, Access::Read)?);
+    let records = chosen(config, &store)?;
+    let encoder = match wants_model {
+        true => model(config, &records)?,
+        false => None,
+    };
+    let mut caches: BTreeMap<CacheName, ServedCache> = BTreeMap::new();
+    for record in &records {
+        let expected = encoder.as_ref().map(Encoder::origin);
+        let opened = Cache::open(&store, &record.name, expected, config.load_options());
+        let opened = match opened {
+            Ok(cache) => {
+                let (snapshot, loaded) = (cache.snapshot(), cache.snapshot().loaded());
+                info!(
+                    cache = %record.name,
+                    generation = snapshot.generation().0,
+                    items = snapshot.index().len(),
+                    plan = %loaded.plan,
+                    seconds = format!("{:.3}", loaded.took.as_secs_f64()),
+                    "cache opened"
+                );
+                Ok(Arc::new(cache))
+            }
+            Err(problem) if !config.caches.is_empty() => return Err(problem.into()),
+            Err(problem) => {
+                let problem = format!("{:#}", anyhow::Error::from(problem));
+                error!(cache = %record.name, problem, "cache not served");
+                Err(problem)
+            }
+        };
+        caches.insert(record.name.clone(), opened);
+    }
+    if let Some(default) = &config.default_cache
+        && !caches.contains_key(default)
+    {
+        bail!("the default cache `{default}` is not among those served");
+    }
+    let mut app = App::new(store, caches, config.default_cache.clone(), encoder, config.limits());
+    app.default_blend = config.blend_params();
+    app.default_search = config.search;
+    Ok(app)
+}
+
+/// The caches to serve.
+fn chosen(config: &Config, store: &Store) -> anyhow::Result<Vec<CacheRecord>> {
+    if config.caches.is_empty() {
+        return Ok(store.caches()?);
+    }
+    config.caches.iter().map(|name| Ok(store.cache(name)?)).collect()
+}
+
+/// The model that is asked for, or that made the caches.
+fn model(config: &Config, records: &[CacheRecord]) -> anyhow::Result<Option<Encoder>> {
+    let (source, named) = match config.model.as_str() {
+        "none" => return Ok(None),
+        "auto" => {
+            let default = records.iter().find(|record| Some(&record.name) == config.default_cache.as_ref());
+            let source = default.into_iter().chain(records).find_map(|record| record.model.clone());
+            let Some(source) = source else {
+                info!("no cache says which model made it: serving embeddings only");
+                return Ok(None);
+            };
+            (source, false)
+        }
+        "nano" => (ModelSource { weights: None, sizes: None, orientation: Default::default() }, true),
+        path => {
+            let orientation =
+                records.iter().find_map(|r| Some(r.model.as_ref()?.orientation)).unwrap_or_default();
+            (
+                ModelSource { weights: Some(PathBuf::from(path)), sizes: config.sizes.clone(), orientation },
+                true,
+            )
+        }
+    };
+    let options = encoder_options(config, &source);
+    match Encoder::open(&options) {
+        Ok(encoder) => {
+            let origin = encoder.origin();
+            info!(model = origin.model, weights = origin.weights.map(|w| w.short()), "model loaded");
+            Ok(Some(encoder))
+        }
+        Err(error) if named => Err(error).context("the model cannot be loaded"),
+        Err(error) => {
+            let problem = format!("{:#}", anyhow::Error::from(error));
+            warn!(
+                problem,
+                "the model that made the cache cannot be loaded: serving embeddings only; name it with --model"
+            );
+            Ok(None)
+        }
+    }
+}
+
+fn encoder_options(config: &Config, source: &ModelSource) -> EncoderOptions {
+    EncoderOptions {
+        weights: source.weights.clone(),
+        sizes: config.sizes.clone().or_else(|| source.sizes.clone()),
+        modalities: Modality::ALL.to_vec(),
+        device: config.device,
+        threads: config.threads(),
+        orientation: config.orientation.unwrap_or(source.orientation),
+        limits: config.limits().media,
+    }
+}

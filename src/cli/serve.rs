@@ -1,0 +1,50 @@
+//! `viscache serve`.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::{Context, bail};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing::info;
+use viscache::serve;
+
+use crate::app;
+use crate::config::Config;
+
+/// Serves until SIGINT or SIGTERM, then answers what has begun.
+pub async fn run(config: &Config) -> anyhow::Result<ExitCode> {
+    let app = app::open(config, true)?;
+    if app.caches.is_empty() {
+        bail!(
+            "the store at {} has no cache; make one with `index-builder build` or `index-builder import`",
+            config.store.display()
+        );
+    }
+    if app.caches.values().all(Result::is_err) {
+        let problems: Vec<&str> =
+            app.caches.values().filter_map(|c| c.as_ref().err().map(String::as_str)).collect();
+        bail!("no cache can be served: {}", problems.join("; "));
+    }
+    let listener = TcpListener::bind(&config.listen)
+        .await
+        .with_context(|| format!("cannot listen on {}", config.listen))?;
+    let address = listener.local_addr()?;
+    info!(%address, "serving");
+    // For scripts that asked for port 0.
+    println!("listening on {address}");
+    serve::run(listener, Arc::new(app), stop_signal()?).await?;
+    info!("every request is answered; goodbye");
+    Ok(ExitCode::SUCCESS)
+}
+
+fn stop_signal() -> anyhow::Result<impl Future<Output = ()>> {
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    Ok(async move {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+        info!("stopping: no new requests");
+    })
+}

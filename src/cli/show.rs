@@ -1,0 +1,281 @@
+//! Replies as text for people or JSON for programs.
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use serde_json::{Value, json};
+use tonic_types::{RpcStatusExt, StatusExt, pb};
+use viscache::serve::proto;
+
+use super::SOME_BAD;
+
+/// Prints results one by one and remembers whether any was bad.
+pub struct Shown {
+    json: bool,
+    count: usize,
+    bad: usize,
+}
+
+/// A whole request that was refused, as an error to print.
+pub fn refused(status: tonic::Status) -> anyhow::Error {
+    let reason =
+        status.get_details_error_info().map(|info| format!(" [{}]", info.reason)).unwrap_or_default();
+    anyhow::anyhow!("{}{reason}: {}", code_name(status.code() as i32), status.message())
+}
+
+impl Shown {
+    pub fn new(json: bool) -> Self {
+        Shown { json, count: 0, bad: 0 }
+    }
+
+    /// Success, or [`SOME_BAD`].
+    pub fn exit_code(&self) -> ExitCode {
+        if self.bad == 0 { ExitCode::SUCCESS } else { ExitCode::from(SOME_BAD) }
+    }
+
+    /// Says something to people; programs do not hear it.
+    pub fn note(&self, text: &str) {
+        if !self.json {
+            eprintln!("{text}");
+        }
+    }
+
+    pub fn enhanced(
+        &mut self,
+        result: &proto::EnhanceResult,
+        source: Option<&proto::Source>,
+        row: Option<&[f32]>,
+    ) -> anyhow::Result<()> {
+        let Some(query) = self.begin(result.status.as_ref())? else { return Ok(()) };
+        if self.json {
+            let mut line = json!({
+                "query": query,
+                "cache": source.map(|s| &s.cache),
+                "generation": source.map(|s| s.generation),
+                "neighbors": neighbors(&result.neighbors, true),
+                "entropy": result.entropy,
+                "max_score": result.max_score,
+                "cosine": result.cosine,
+                "timings_us": timings(result.timings.as_ref()),
+                "cost": cost(result.cost.as_ref()),
+            });
+            if let Some(row) = row {
+                line["vector"] = json!(row);
+            }
+            return print_line(&line);
+        }
+        let mut out = std::io::stdout().lock();
+        writeln!(out, "query {query}")?;
+        writeln!(out, "  {:>7} {:>8} {:>9}  uri", "weight", "score", "id")?;
+        for n in &result.neighbors {
+            writeln!(out, "  {:>7.4} {:>8.4} {:>9}  {}", n.weight, n.score, n.id, n.uri)?;
+        }
+        let most = (result.neighbors.len() as f32).ln();
+        writeln!(
+            out,
+            "  cosine between before and after {:.4} · best score {:.4} · entropy {:.3} of at most {most:.3}",
+            result.cosine, result.max_score, result.entropy
+        )?;
+        Ok(())
+    }
+
+    pub fn searched(
+        &mut self,
+        result: &proto::SearchResult,
+        source: Option<&proto::Source>,
+    ) -> anyhow::Result<()> {
+        let Some(query) = self.begin(result.status.as_ref())? else { return Ok(()) };
+        if self.json {
+            return print_line(&json!({
+                "query": query,
+                "cache": source.map(|s| &s.cache),
+                "generation": source.map(|s| s.generation),
+                "neighbors": neighbors(&result.neighbors, false),
+                "timings_us": timings(result.timings.as_ref()),
+                "cost": cost(result.cost.as_ref()),
+            }));
+        }
+        let mut out = std::io::stdout().lock();
+        writeln!(out, "query {query}")?;
+        writeln!(out, "  {:>8} {:>9}  uri", "score", "id")?;
+        for n in &result.neighbors {
+            writeln!(out, "  {:>8.4} {:>9}  {}", n.score, n.id, n.uri)?;
+        }
+        Ok(())
+    }
+
+    pub fn embedded(&mut self, result: &proto::ItemStatus, row: Option<&[f32]>) -> anyhow::Result<()> {
+        let Some(input) = self.begin(result.status.as_ref())? else { return Ok(()) };
+        match (self.json, row) {
+            (true, row) => print_line(&json!({ "input": input, "vector": row })),
+            (false, Some(row)) => {
+                let numbers: Vec<String> = row.iter().map(f32::to_string).collect();
+                writeln!(std::io::stdout(), "{}", numbers.join(" "))?;
+                Ok(())
+            }
+            (false, None) => Ok(()),
+        }
+    }
+
+    /// The number of the next result, or nothing when it is an error that has now been printed.
+    fn begin(&mut self, status: Option<&pb::Status>) -> anyhow::Result<Option<usize>> {
+        let number = self.count;
+        self.count += 1;
+        let Some(status) = status.filter(|s| s.code != 0) else { return Ok(Some(number)) };
+        self.bad += 1;
+        let reason = status.get_details_error_info().map(|info| info.reason).unwrap_or_default();
+        if self.json {
+            let error =
+                json!({ "code": code_name(status.code), "reason": reason, "message": status.message });
+            print_line(&json!({ "query": number, "error": error }))?;
+        } else {
+            eprintln!("query {number}: {} [{reason}]: {}", code_name(status.code), status.message);
+        }
+        Ok(None)
+    }
+}
+
+/// Prints what a cache is.
+pub fn described(reply: &proto::DescribeResponse, json: bool) -> anyhow::Result<()> {
+    let source = reply.source.clone().unwrap_or_default();
+    let limits = reply.limits.unwrap_or_default();
+    let recall: Vec<Value> = reply
+        .recall
+        .iter()
+        .map(|r| json!({ "ef_search": r.ef_search, "recall_at_10": r.recall_at_10 }))
+        .collect();
+    if json {
+        return print_line(&json!({
+            "cache": source.cache,
+            "generation": source.generation,
+            "items": reply.items,
+            "dim": reply.dim,
+            "rows": proto::DType::try_from(reply.row_dtype).map(|d| d.as_str_name()).unwrap_or_default(),
+            "codes": reply.codes,
+            "rows_in_memory": reply.rows_in_memory,
+            "memory_bytes": reply.memory_bytes,
+            "recall": recall,
+            "made_by": {
+                "model": source.model,
+                "weights_fingerprint": source.weights_fingerprint,
+                "preprocessing_fingerprint": source.preprocessing_fingerprint,
+            },
+            "model_loaded": reply.model.as_ref().map(|m| &m.name),
+            "default_blend": reply.default_blend.map(|b| json!({
+                "top_k": b.top_k, "temperature": b.temperature, "weight": b.weight,
+            })),
+            "default_search": reply.default_search.map(|s| json!({
+                "ef_search": s.ef_search, "rescore": s.rescore, "exact": s.exact,
+            })),
+            "limits": {
+                "max_message_bytes": limits.max_message_bytes,
+                "max_batch": limits.max_batch,
+                "max_parts": limits.max_parts,
+                "max_top_k": limits.max_top_k,
+                "max_ef_search": limits.max_ef_search,
+                "max_image_bytes": limits.max_image_bytes,
+                "max_image_side": limits.max_image_side,
+                "max_image_pixels": limits.max_image_pixels,
+                "max_text_bytes": limits.max_text_bytes,
+                "max_concurrent_requests": limits.max_concurrent_requests,
+            },
+            "server_version": reply.server_version,
+            "kernels": reply.kernels,
+        }));
+    }
+    let mut out = std::io::stdout().lock();
+    writeln!(
+        out,
+        "cache {} generation {}: {} items of {} components",
+        source.cache, source.generation, reply.items, reply.dim
+    )?;
+    let place = if reply.rows_in_memory { "rows in memory" } else { "rows on disk" };
+    writeln!(
+        out,
+        "memory {} MiB, {place}, searched on {} codes with {}",
+        reply.memory_bytes >> 20,
+        reply.codes,
+        reply.kernels
+    )?;
+    for r in &reply.recall {
+        writeln!(out, "recall@10 {:.4} at ef_search {}", r.recall_at_10, r.ef_search)?;
+    }
+    writeln!(
+        out,
+        "made by {} (weights {}, preprocessing {})",
+        source.model,
+        known(&source.weights_fingerprint),
+        known(&source.preprocessing_fingerprint)
+    )?;
+    match &reply.model {
+        Some(model) => writeln!(out, "model loaded: {}", model.name)?,
+        None => writeln!(out, "no model loaded: embeddings only")?,
+    }
+    writeln!(
+        out,
+        "limits: {} MiB a message, {} queries a request, top_k {}, ef_search {}, pictures of {} MiB and {} pixels",
+        limits.max_message_bytes >> 20,
+        limits.max_batch,
+        limits.max_top_k,
+        limits.max_ef_search,
+        limits.max_image_bytes >> 20,
+        limits.max_image_pixels
+    )?;
+    Ok(())
+}
+
+/// One JSON object on a line of standard output.
+pub fn print_line(value: &Value) -> anyhow::Result<()> {
+    Ok(writeln!(std::io::stdout(), "{value}")?)
+}
+
+fn known(fingerprint: &str) -> &str {
+    fingerprint.get(..12).unwrap_or("unknown")
+}
+
+fn neighbors(neighbors: &[proto::Neighbor], weights: bool) -> Vec<Value> {
+    let one = |n: &proto::Neighbor| {
+        let mut value = json!({ "id": n.id, "uri": n.uri, "score": n.score });
+        if weights {
+            value["weight"] = json!(n.weight);
+        }
+        if !n.tags.is_empty() {
+            value["tags"] = json!(n.tags);
+        }
+        value
+    };
+    neighbors.iter().map(one).collect()
+}
+
+fn timings(timings: Option<&proto::Timings>) -> Value {
+    let t = timings.copied().unwrap_or_default();
+    json!({ "queue": t.queue_us, "embed": t.embed_us, "search": t.search_us, "blend": t.blend_us })
+}
+
+fn cost(cost: Option<&proto::Cost>) -> Value {
+    let c = cost.copied().unwrap_or_default();
+    json!({ "visited_nodes": c.visited_nodes, "scored_vectors": c.scored_vectors })
+}
+
+/// The canonical name of a gRPC code.
+fn code_name(code: i32) -> &'static str {
+    match tonic::Code::from_i32(code) {
+        tonic::Code::Ok => "OK",
+        tonic::Code::Cancelled => "CANCELLED",
+        tonic::Code::Unknown => "UNKNOWN",
+        tonic::Code::InvalidArgument => "INVALID_ARGUMENT",
+        tonic::Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
+        tonic::Code::NotFound => "NOT_FOUND",
+        tonic::Code::AlreadyExists => "ALREADY_EXISTS",
+        tonic::Code::PermissionDenied => "PERMISSION_DENIED",
+        tonic::Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
+        tonic::Code::FailedPrecondition => "FAILED_PRECONDITION",
+        tonic::Code::Aborted => "ABORTED",
+        tonic::Code::OutOfRange => "OUT_OF_RANGE",
+        tonic::Code::Unimplemented => "UNIMPLEMENTED",
+        tonic::Code::Internal => "INTERNAL",
+        tonic::Code::Unavailable => "UNAVAILABLE",
+        tonic::Code::DataLoss => "DATA_LOSS",
+        tonic::Code::Unauthenticated => "UNAUTHENTICATED",
+    }
+}

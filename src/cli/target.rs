@@ -1,0 +1,53 @@
+//! Whom a command asks: a server elsewhere, or the same service over a store in this process.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use tonic::transport::{Channel, Endpoint};
+use viscache::serve;
+use viscache::serve::proto::cache_service_client::CacheServiceClient;
+use viscache::serve::proto::embed_service_client::EmbedServiceClient;
+
+use super::Target;
+use crate::app;
+use crate::config::Config;
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Replies may be as large as the server makes them.
+const MAX_REPLY_BYTES: usize = 1 << 30;
+
+/// Opens the way to whoever answers.
+///
+/// * `wants_model`: whether pictures or texts will be sent.
+///
+/// # Errors
+/// A server that cannot be reached, a store that cannot be opened.
+pub async fn open(config: &Config, target: &Target, wants_model: bool) -> anyhow::Result<Channel> {
+    let Some(address) = &target.connect else {
+        let app = app::open(config, wants_model)?;
+        return Ok(serve::in_process(Arc::new(app)).await?);
+    };
+    let uri = if address.contains("://") { address.clone() } else { format!("http://{address}") };
+    let endpoint = Endpoint::from_shared(uri).with_context(|| format!("`{address}` is not an address"))?;
+    endpoint
+        .connect_timeout(CONNECT_TIMEOUT)
+        .tcp_nodelay(true)
+        .connect()
+        .await
+        .with_context(|| format!("no server answers at {address}; start one with `viscache serve`"))
+}
+
+/// A client of the cache service.
+pub fn cache(channel: Channel) -> CacheServiceClient<Channel> {
+    CacheServiceClient::new(channel)
+        .max_decoding_message_size(MAX_REPLY_BYTES)
+        .max_encoding_message_size(MAX_REPLY_BYTES)
+}
+
+/// A client of the embed service.
+pub fn embed(channel: Channel) -> EmbedServiceClient<Channel> {
+    EmbedServiceClient::new(channel)
+        .max_decoding_message_size(MAX_REPLY_BYTES)
+        .max_encoding_message_size(MAX_REPLY_BYTES)
+}

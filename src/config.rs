@@ -1,0 +1,286 @@
+//! The settings: flags over environment over file over defaults, and where each value came from.
+//!
+//! A setting has one name everywhere: `limits.max_batch` in the file is `VISCACHE_LIMITS__MAX_BATCH` in the environment.
+//! `viscache config` prints the effective settings with their origin; what it prints is a valid file.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use figment::Figment;
+use figment::providers::{Env, Format, Serialized, Toml};
+use serde::{Deserialize, Serialize};
+use viscache::blend::BlendParams;
+use viscache::cache::{LoadOptions, RowsMode};
+use viscache::flow::Limits;
+use viscache::index::SearchParams;
+use viscache::media::{self, Orientation};
+use viscache::models::DeviceKind;
+use viscache::types::CacheName;
+
+/// The file that is read when it is there and no other is named.
+const DEFAULT_FILE: &str = "viscache.toml";
+/// Before the names of settings in the environment.
+const ENV_PREFIX: &str = "VISCACHE_";
+
+/// Variables of that prefix that tell the tests where their data is; every other unknown one is an error.
+const NOT_SETTINGS: [&str; 2] = ["data", "golden"];
+
+/// Every setting.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Folder of the store.
+    pub store: PathBuf,
+    /// Address that `serve` listens on. The default is reachable from this machine only.
+    pub listen: String,
+    /// Caches to serve; none means all of the store.
+    pub caches: Vec<CacheName>,
+    /// Cache meant when a request names none; without it, a single cache is meant.
+    pub default_cache: Option<CacheName>,
+    /// Model for pictures and texts: `auto` (the one that made the cache), `nano`, `none`, or a checkpoint's path.
+    pub model: String,
+    /// Sizes of that checkpoint as JSON; without it, those of `imagebind_huge`.
+    pub sizes: Option<PathBuf>,
+    /// EXIF orientation of pictures: `apply` or `reference` (ignored, as the published loader does). Without it, as the
+    /// cache was made.
+    pub orientation: Option<Orientation>,
+    /// Where the model runs: `cpu`, `cuda` (bf16) or `cuda-f32`.
+    pub device: DeviceKind,
+    /// Inputs embedded at the same time on the CPU; 0 means one per core.
+    pub threads: usize,
+    /// Where stored rows are kept: `auto`, `ram` or `disk`.
+    pub rows: RowsMode,
+    /// Most memory one cache may take, MiB.
+    pub memory_budget_mib: u64,
+    /// Messages of this level and above, by module: the syntax of `RUST_LOG`.
+    pub log: String,
+    /// Log lines as JSON.
+    pub log_json: bool,
+    /// What the cache does to a query when the request does not say.
+    pub blend: Blend,
+    /// How a cache is searched when the request does not say.
+    pub search: SearchParams,
+    /// What is refused beyond.
+    pub limits: LimitSettings,
+}
+
+/// Defaults of the blend.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Blend {
+    /// Neighbours.
+    pub top_k: usize,
+    /// Inverse temperature of the softmax.
+    pub temperature: f32,
+    /// Share of the prototype.
+    pub weight: f32,
+}
+
+/// Limits of the server.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LimitSettings {
+    /// Bytes of one request message, MiB.
+    pub max_message_mib: usize,
+    /// Queries or inputs of one request.
+    pub max_batch: usize,
+    /// Parts of one query.
+    pub max_parts: usize,
+    /// Requests worked on or waiting.
+    pub max_concurrent: usize,
+    /// Bytes of one picture file, MiB.
+    pub max_image_mib: usize,
+    /// Longest side of a picture.
+    pub max_image_side: u32,
+    /// Pixels of a picture.
+    pub max_image_pixels: u64,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config {
+            store: "./store".into(),
+            listen: "127.0.0.1:50051".into(),
+            caches: Vec::new(),
+            default_cache: None,
+            model: "auto".into(),
+            sizes: None,
+            orientation: None,
+            device: DeviceKind::Cpu,
+            threads: 0,
+            rows: RowsMode::Auto,
+            memory_budget_mib: 8192,
+            log: "info".into(),
+            log_json: false,
+            blend: Blend::default(),
+            search: SearchParams::default(),
+            limits: LimitSettings::default(),
+        }
+    }
+}
+
+impl Default for Blend {
+    fn default() -> Self {
+        let BlendParams { top_k, temperature, weight } = BlendParams::default();
+        Blend { top_k, temperature, weight }
+    }
+}
+
+impl Default for LimitSettings {
+    fn default() -> Self {
+        let limits = Limits::default();
+        LimitSettings {
+            max_message_mib: limits.max_message_bytes >> 20,
+            max_batch: limits.max_batch,
+            max_parts: limits.max_parts,
+            max_concurrent: limits.max_concurrent,
+            max_image_mib: limits.media.max_bytes >> 20,
+            max_image_side: limits.media.max_side,
+            max_image_pixels: limits.media.max_pixels,
+        }
+    }
+}
+
+impl Config {
+    /// Reads the settings.
+    ///
+    /// * `file`: a settings file that must exist. `flags`: values given on the command line, others left out.
+    ///
+    /// # Errors
+    /// An unknown setting, a value of the wrong type or out of range, each with its origin.
+    pub fn read(file: Option<&Path>, flags: impl Serialize) -> anyhow::Result<(Self, Figment)> {
+        let default_file = Path::new(DEFAULT_FILE);
+        let mut figment = Figment::from(Serialized::defaults(Config::default()));
+        match file {
+            Some(file) if !file.is_file() => bail!("there is no settings file {}", file.display()),
+            Some(file) => figment = figment.merge(Toml::file_exact(file)),
+            None if default_file.is_file() => figment = figment.merge(Toml::file_exact(default_file)),
+            None => {}
+        }
+        let figment = figment
+            .merge(Env::prefixed(ENV_PREFIX).ignore(&NOT_SETTINGS).split("__"))
+            .merge(Serialized::globals(flags));
+        let config: Config = figment.extract().context("the settings cannot be used")?;
+        config.validate()?;
+        Ok((config, figment))
+    }
+
+    fn validate(&self) -> anyhow::Result<()> {
+        self.blend_params().validate()?;
+        self.search.validate()?;
+        let limits = &self.limits;
+        for (name, value) in [
+            ("max_message_mib", limits.max_message_mib),
+            ("max_batch", limits.max_batch),
+            ("max_parts", limits.max_parts),
+            ("max_concurrent", limits.max_concurrent),
+            ("max_image_mib", limits.max_image_mib),
+            ("max_image_side", limits.max_image_side as usize),
+            ("max_image_pixels", limits.max_image_pixels as usize),
+        ] {
+            if value == 0 || value > 1 << 40 {
+                bail!("limits.{name} is {value}; it must be at least 1");
+            }
+        }
+        if limits.max_message_mib > 1024 {
+            bail!("limits.max_message_mib is {}; gRPC messages end at 1024", limits.max_message_mib);
+        }
+        Ok(())
+    }
+
+    /// Defaults of the blend.
+    pub fn blend_params(&self) -> BlendParams {
+        let Blend { top_k, temperature, weight } = self.blend;
+        BlendParams { top_k, temperature, weight }
+    }
+
+    /// How caches are loaded.
+    pub fn load_options(&self) -> LoadOptions {
+        LoadOptions { rows: self.rows, memory_budget: self.memory_budget_mib << 20 }
+    }
+
+    /// What is refused beyond.
+    pub fn limits(&self) -> Limits {
+        let limits = &self.limits;
+        Limits {
+            max_message_bytes: limits.max_message_mib << 20,
+            max_batch: limits.max_batch,
+            max_parts: limits.max_parts,
+            max_concurrent: limits.max_concurrent,
+            media: media::Limits {
+                max_bytes: limits.max_image_mib << 20,
+                max_side: limits.max_image_side,
+                max_pixels: limits.max_image_pixels,
+            },
+        }
+    }
+
+    /// Inputs embedded at the same time on the CPU.
+    pub fn threads(&self) -> usize {
+        match self.threads {
+            0 => std::thread::available_parallelism().map_or(1, usize::from),
+            threads => threads,
+        }
+    }
+}
+
+/// The effective settings as a file, every line with its origin.
+pub fn print(config: &Config, figment: &Figment) -> anyhow::Result<String> {
+    let mut text = String::from(
+        "# Effective settings. Flags win over the environment, that over the file, that over defaults.\n",
+    );
+    let value = serde_json::to_value(config)?;
+    let settings = value.as_object().context("settings are a table")?;
+    let (tables, plain): (Vec<_>, Vec<_>) = settings.iter().partition(|(_, value)| value.is_object());
+    for (name, value) in plain {
+        text += &line(name, name, value, figment);
+    }
+    for (table, values) in tables {
+        text += &format!("\n[{table}]\n");
+        for (name, value) in values.as_object().into_iter().flatten() {
+            text += &line(&format!("{table}.{name}"), name, value, figment);
+        }
+    }
+    Ok(text)
+}
+
+fn line(path: &str, name: &str, value: &serde_json::Value, figment: &Figment) -> String {
+    let origin = match figment.find_metadata(path) {
+        Some(metadata) if metadata.name.contains("TOML") => match &metadata.source {
+            Some(source) => source.to_string(),
+            None => "file".into(),
+        },
+        Some(metadata) if metadata.name.contains("environment") => {
+            format!("{ENV_PREFIX}{}", path.replace('.', "__").to_uppercase())
+        }
+        Some(metadata) if metadata.name == std::any::type_name::<Config>() => "default".into(),
+        Some(_) => "flag".into(),
+        None => "default".into(),
+    };
+    match value {
+        serde_json::Value::Null => format!("# {name} is not set\n"),
+        value => format!("{:<40} # {origin}\n", format!("{name} = {value}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_printed_is_a_valid_file_with_the_same_meaning() {
+        let (config, figment) = Config::read(None, serde_json::json!({"threads": 3})).unwrap();
+        let text = print(&config, &figment).unwrap();
+        let read: Config = Figment::new().merge(Toml::string(&text)).extract().unwrap();
+        assert_eq!(read, config);
+        assert!(text.contains("threads = 3"), "{text}");
+    }
+
+    #[test]
+    fn unknown_and_impossible_settings_are_refused() {
+        let read = |flags| Config::read(None, flags).map(|_| ());
+        assert!(read(serde_json::json!({"unknown": 1})).is_err());
+        assert!(read(serde_json::json!({"blend": {"weight": 2.0}})).is_err());
+        assert!(read(serde_json::json!({"limits": {"max_batch": 0}})).is_err());
+    }
+}
