@@ -1,4 +1,30 @@
-//! viscache
+//! A training-free visual cache for multimodal models: build it from images, serve it over gRPC.
+//!
+//! A decoder trained on image–text pairs answers badly when it is handed the embedding of a text or a sound: it lies in
+//! the right region of the joint space, but off the images. The cure needs no training: find the query's nearest
+//! neighbours among many stored image embeddings, average them by `softmax(t · score)`, and mix the average back in
+//! ([`blend`]; ImageBind-LLM, arXiv 2309.03905). This crate is the library behind `viscache` and `index-builder`.
+//!
+//! # The map
+//!
+//! A module uses only floors below its own (`tests/floors.rs` holds it to that):
+//!
+//! ```text
+//! 5 edge     serve          gRPC and nothing else
+//! 4 flows    flow           embed · search · enhance, each one readable function
+//! 3 joins    cache          index + store: generations, the single writer
+//! 2 parts    models · index · store
+//! 1 pure     media · text · kernels · blend
+//! 0 ground   types
+//! ```
+//!
+//! # The two straight ways
+//!
+//! ```text
+//! build    file ─ media::image ─ models::encoder ─ cache::Writer::put ─ cache::Writer::index ─► a generation
+//! ask      serve ─ flow::enhance ─ (models) ─ blend::mix ─ cache::Snapshot::search ─ blend::blend ─► serve
+//! ```
+
 pub mod blend;
 pub mod cache;
 pub mod flow;
