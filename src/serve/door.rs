@@ -86,7 +86,6 @@ impl Door {
     ///
     /// # Errors
     /// RESOURCE_EXHAUSTED when there is none.
-    #[expect(clippy::result_large_err, reason = "Status is what gRPC answers with")]
     pub(super) fn enter(&self, method: &'static str) -> Result<Pass, Status> {
         let counts = {
             let mut methods = self.methods.lock().unwrap_or_else(PoisonError::into_inner);

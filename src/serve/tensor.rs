@@ -46,7 +46,7 @@ pub fn decode_tensor(tensor: &Tensor) -> Result<Rows, String> {
     if data.is_empty() {
         return Err("is empty; send `data` with `shape`, or `values`".into());
     }
-    if data.len() % size != 0 {
+    if !data.len().is_multiple_of(size) {
         return Err(format!("`data` has {} bytes, not a multiple of {size} as its dtype has", data.len()));
     }
     let (_, dim) = shape(tensor, data.len() / size)?;

@@ -128,6 +128,9 @@ fn list(names: &[CacheName]) -> String {
     names.iter().map(CacheName::as_str).collect::<Vec<_>>().join(", ")
 }
 
+/// Sees one item's key and value; false ends the scan.
+type VisitItem<'a, E> = dyn FnMut(ItemId, &[u8]) -> Result<bool, E> + 'a;
+
 /// How a store is opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Access {
@@ -309,7 +312,7 @@ impl Store {
         family: &'static str,
         cache: CacheId,
         from: ItemId,
-        visit: &mut dyn FnMut(ItemId, &[u8]) -> Result<bool, E>,
+        visit: &mut VisitItem<'_, E>,
     ) -> Result<(), E> {
         let start = Key::item(cache, from);
         let mut options = ReadOptions::default();

@@ -225,7 +225,7 @@ fn block_tensors(tower: &str, blocks: usize, add: &mut impl FnMut(String) -> boo
 }
 
 fn check_trunk(tower: &str, trunk: TrunkConfig) -> Result<(), Error> {
-    if trunk.width == 0 || trunk.heads == 0 || trunk.width % trunk.heads != 0 {
+    if trunk.width == 0 || trunk.heads == 0 || !trunk.width.is_multiple_of(trunk.heads) {
         let (width, heads) = (trunk.width, trunk.heads);
         return Err(Error::Config(format!(
             "`{tower}.embed_dim` {width} is not a multiple of `num_heads` {heads}"
