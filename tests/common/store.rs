@@ -8,9 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use rand::{RngExt, SeedableRng};
-use viscache::cache::{
-    Cache, LoadOptions, NewCache, NewItem, RowsMode, Writer, decode_row, encode_row,
-};
+use viscache::cache::{Cache, LoadOptions, NewCache, NewItem, RowsMode, Writer, decode_row, encode_row};
 use viscache::flow::{App, Limits};
 use viscache::index::BuildParams;
 use viscache::media::Orientation;
