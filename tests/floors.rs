@@ -1,0 +1,231 @@
+//! The house has floors, and a module uses only those below its own. Read from the sources, so that a shortcut upwards
+//! fails here and not in a review.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot read the sources has failed")]
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+/// The modules, each on its floor. The last floor is the program; the others are the library.
+const FLOORS: &[&[&str]] = &[
+    &["types"],
+    &["media", "text", "kernels", "blend"],
+    &["models", "index", "store"],
+    &["cache"],
+    &["flow"],
+    &["serve"],
+    &["main", "cli", "app", "config", "telemetry"],
+];
+
+/// Words that only some files may say, and where.
+const KEPT: &[(&str, &[&str])] = &[
+    ("rocksdb::", &["store/"]),
+    ("hnsw_rs", &["index/build.rs"]),
+    ("candle_core", &["models/"]),
+    ("candle_nn", &["models/"]),
+    ("unsafe", &["kernels/", "models/weights.rs"]),
+    ("anyhow", &["main.rs", "cli/", "app.rs", "config.rs", "telemetry.rs"]),
+    ("proto::", &["serve/", "cli/"]),
+];
+
+/// Lines with `unsafe` in the one file outside `kernels` that has any: the memory map.
+const MAPS: usize = 1;
+
+fn floor(module: &str) -> Option<usize> {
+    FLOORS.iter().position(|floor| floor.contains(&module))
+}
+
+/// What is wrong with one file; `path` is below `src`.
+fn complaints(path: &str, source: &str) -> Vec<String> {
+    let module = path.split('/').next().unwrap_or(path).trim_end_matches(".rs");
+    if module == "lib" {
+        return Vec::new();
+    }
+    let Some(own) = floor(module) else { return vec![format!("{path}: `{module}` has no floor")] };
+    let code = code(source);
+    let program = own == FLOORS.len() - 1;
+    let mut complaints = Vec::new();
+    let mut used = modules_after(&code, "crate::");
+    if program {
+        used.extend(modules_after(&code, "viscache::"));
+    } else if !modules_after(&code, "viscache::").is_empty() {
+        complaints.push(format!("{path}: names its own library `viscache::`"));
+    }
+    for other in used.iter().filter(|other| *other != module) {
+        match floor(other) {
+            Some(there) if there < own || (program && there == own) => {}
+            Some(there) => complaints.push(format!("{path}: floor {own} uses `{other}` on floor {there}")),
+            // `crate::Thing` at the root does not exist here; a new module must be given a floor.
+            None => complaints.push(format!("{path}: uses `{other}`, which has no floor")),
+        }
+    }
+    for (word, homes) in KEPT {
+        let count = code.lines().filter(|line| says(line, word)).count();
+        let at_home =
+            homes.iter().any(|home| path == *home || (home.ends_with('/') && path.starts_with(home)));
+        if count > 0 && !at_home {
+            complaints.push(format!("{path}: `{word}` belongs to {homes:?}"));
+        }
+        if *word == "unsafe" && path == "models/weights.rs" && count > MAPS {
+            complaints.push(format!("{path}: {count} lines with `unsafe`, {MAPS} is the memory map"));
+        }
+    }
+    complaints
+}
+
+/// The source without comments, strings and test modules.
+fn code(source: &str) -> String {
+    let mut code = String::new();
+    let (mut test, mut depth) = (false, 0i64);
+    for line in source.lines() {
+        if depth == 0 && line.trim() == "#[cfg(test)]" {
+            test = true;
+            continue;
+        }
+        let line = bare(line);
+        if test {
+            depth += line.matches('{').count() as i64 - line.matches('}').count() as i64;
+            test = depth > 0 || !(line.contains('}') || line.contains(';'));
+            continue;
+        }
+        code += &line;
+        code.push('\n');
+    }
+    code
+}
+
+/// A line without its comment and the contents of its strings.
+fn bare(line: &str) -> String {
+    let (mut bare, mut string, mut rest) = (String::new(), false, line.chars().peekable());
+    while let Some(c) = rest.next() {
+        match c {
+            '\\' if string => drop(rest.next()),
+            // A quote between apostrophes is a character.
+            '"' if !string && bare.ends_with('\'') && rest.peek() == Some(&'\'') => bare.push('_'),
+            '"' => string = !string,
+            '/' if !string && rest.peek() == Some(&'/') => break,
+            _ if string => {}
+            _ => bare.push(c),
+        }
+    }
+    bare
+}
+
+/// The first names after every `root`, groups in braces included.
+fn modules_after(code: &str, root: &str) -> BTreeSet<String> {
+    let is_name = |c: char| c.is_alphanumeric() || c == '_';
+    let mut modules = BTreeSet::new();
+    for (at, _) in code.match_indices(root) {
+        if code[..at].ends_with(|c: char| is_name(c) || c == ':' || c == '$') {
+            continue;
+        }
+        let rest = &code[at + root.len()..];
+        let Some(group) = rest.strip_prefix('{') else {
+            modules.insert(rest.chars().take_while(|&c| is_name(c)).collect());
+            continue;
+        };
+        let (mut depth, mut first, mut name) = (0, true, String::new());
+        for c in group.chars() {
+            match c {
+                '}' if depth == 0 => break,
+                '{' => depth += 1,
+                '}' => depth -= 1,
+                ',' if depth == 0 => {
+                    modules.insert(std::mem::take(&mut name));
+                    first = true;
+                }
+                c if depth == 0 && first && is_name(c) => name.push(c),
+                c if c.is_whitespace() => {}
+                _ => first = name.is_empty() && first,
+            }
+        }
+        modules.insert(name);
+    }
+    modules.remove("");
+    modules
+}
+
+/// Whether a line says a word as a whole.
+fn says(line: &str, word: &str) -> bool {
+    let is_name = |c: char| c.is_alphanumeric() || c == '_';
+    line.match_indices(word).any(|(at, _)| {
+        let after = &line[at + word.len()..];
+        !line[..at].ends_with(is_name) && (word.ends_with(':') || !after.starts_with(is_name))
+    })
+}
+
+fn sources(folder: &Path, below: &str, found: &mut Vec<(String, String)>) {
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let name = format!("{below}{}", path.file_name().unwrap().to_string_lossy());
+        if path.is_dir() {
+            sources(&path, &format!("{name}/"), found);
+        } else if name.ends_with(".rs") {
+            found.push((name, std::fs::read_to_string(&path).unwrap()));
+        }
+    }
+}
+
+#[test]
+fn every_module_uses_only_the_floors_below() {
+    let mut found = Vec::new();
+    sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), "", &mut found);
+    assert!(found.len() > 40, "the sources are there: {}", found.len());
+    let complaints: Vec<String> = found.iter().flat_map(|(path, source)| complaints(path, source)).collect();
+    assert!(complaints.is_empty(), "{}", complaints.join("\n"));
+    // A check that sees nothing would pass as well.
+    let uses = |path: &str, module: &str| {
+        let (_, source) = found.iter().find(|(p, _)| p == path).unwrap();
+        modules_after(&code(source), "crate::").contains(module)
+    };
+    assert!(
+        uses("cache/mod.rs", "blend") && uses("serve/convert.rs", "flow") && uses("models/mod.rs", "types")
+    );
+}
+
+#[test]
+fn broken_rules_are_seen() {
+    let one = |path: &str, source: &str| {
+        let complaints = complaints(path, source);
+        assert_eq!(complaints.len(), 1, "{path}: {source} gives {complaints:?}");
+    };
+    one("store/mod.rs", "use crate::cache::Cache;");
+    one("types.rs", "use crate::media;");
+    one("cache/mod.rs", "use crate::{blend,\n    flow::{App, Call}, index};");
+    one("index/view.rs", "fn f() { let _ = crate::store::Store::open; }");
+    one("flow/mod.rs", "pub(crate) use crate::serve;");
+    one("media/npy.rs", "use crate::text;");
+    one("blend.rs", "use crate::novelty::Thing;");
+    one("novelty.rs", "");
+    one("serve/mod.rs", "use viscache::flow;");
+    one("cache/rows.rs", "use rocksdb::DB;");
+    one("index/mod.rs", "use hnsw_rs::prelude::*;");
+    one("text/mod.rs", "use candle_core::Tensor;");
+    one("store/mod.rs", "fn f() { unsafe { g() } }");
+    one("models/weights.rs", "fn f() { unsafe { g() } }\nfn h() { unsafe { g() } }");
+    one("flow/mod.rs", "fn f() -> anyhow::Result<()> {}");
+    one("flow/mod.rs", "use tonic::proto::Media;");
+    one("store/mod.rs", "#[cfg(test)]\nmod tests {\n    use crate::serve;\n}\nuse crate::flow;");
+}
+
+#[test]
+fn kept_rules_are_not_complained_of() {
+    let none = |path: &str, source: &str| {
+        assert_eq!(complaints(path, source), Vec::<String>::new(), "{path}: {source}")
+    };
+    none(
+        "store/mod.rs",
+        "use rocksdb::DB;\nuse crate::{media::Orientation, types::{ItemId, Slot}};\nuse crate::store::keys;",
+    );
+    none("models/weights.rs", "fn f() { unsafe { map() } }");
+    none(
+        "cache/mod.rs",
+        "/// See [`crate::serve`] and rocksdb::DB, unsafe.\nconst S: &str = \"crate::flow anyhow\";",
+    );
+    none(
+        "store/mod.rs",
+        "#[cfg(test)]\nmod tests {\n    use crate::serve;\n    fn f() { anyhow::bail!() }\n}",
+    );
+    none("app.rs", "use viscache::serve;\nuse crate::config::Config;\nuse anyhow::bail;");
+    none("text/mod.rs", "const UNSAFE: u8 = 1; // unsafe\nlet quote = '\"'; let other = \"hnsw_rs\";");
+}
