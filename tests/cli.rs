@@ -1,0 +1,345 @@
+//! The program as a person or a script meets it: arguments in, lines and exit codes out.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot run the program has failed")]
+
+#[path = "common/store.rs"]
+mod store;
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+
+use serde_json::Value;
+use store::{ROWS, ROWS_DIM, SCENE_COUNT, SCENES};
+use tempfile::TempDir;
+use viscache::media::npy;
+
+/// The program in an empty folder, without settings from outside.
+fn viscache(folder: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_viscache"));
+    command.current_dir(folder);
+    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("VISCACHE_")) {
+        command.env_remove(name);
+    }
+    command
+}
+
+struct World {
+    folder: TempDir,
+    store: PathBuf,
+}
+
+impl World {
+    fn new() -> Self {
+        let folder = TempDir::new().unwrap();
+        let store = folder.path().join("store");
+        store::make_scenes(&store);
+        store::make_rows(&store, 200);
+        for i in 0..2 {
+            std::fs::write(folder.path().join(format!("{i}.png")), store::scene(i)).unwrap();
+        }
+        std::fs::write(folder.path().join("broken.png"), b"no picture").unwrap();
+        let queries = store::random_rows(3, ROWS_DIM, 5);
+        std::fs::write(folder.path().join("q.npy"), npy::write(&queries.concat(), ROWS_DIM)).unwrap();
+        World { folder, store }
+    }
+
+    fn run(&self, arguments: &[&str]) -> Output {
+        viscache(self.folder.path()).args(arguments).output().unwrap()
+    }
+
+    /// Runs it on the store, expecting an exit code.
+    fn on_store(&self, code: i32, arguments: &[&str]) -> Vec<Value> {
+        let store = ["--store", self.store.to_str().unwrap()];
+        lines(&expect(code, arguments, self.run(&[&store, arguments].concat())))
+    }
+
+    fn read(&self, file: &str) -> npy::Matrix {
+        npy::read(&std::fs::read(self.folder.path().join(file)).unwrap()).unwrap()
+    }
+}
+
+fn expect(code: i32, arguments: &[&str], output: Output) -> Output {
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "{arguments:?}: {errors}");
+    output
+}
+
+/// Standard output as JSON lines, without what differs from run to run.
+fn lines(output: &Output) -> Vec<Value> {
+    let text = std::str::from_utf8(&output.stdout).unwrap();
+    let line = |line: &str| {
+        let mut value: Value = serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}"));
+        if let Some(object) = value.as_object_mut() {
+            object.remove("timings_us");
+        }
+        value
+    };
+    text.lines().map(line).collect()
+}
+
+/// A running server; ended when dropped.
+struct Served {
+    child: Child,
+    address: String,
+}
+
+impl Served {
+    fn start(world: &World, arguments: &[&str]) -> Self {
+        let mut command = viscache(world.folder.path());
+        command.args(["serve", "--listen", "127.0.0.1:0", "--store"]).arg(&world.store).args(arguments);
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let address =
+            line.trim().strip_prefix("listening on ").unwrap_or_else(|| panic!("`{line}`")).to_owned();
+        Served { child, address }
+    }
+
+    /// Asks it to end and waits.
+    fn end(mut self, signal: &str) -> Option<i32> {
+        let id = self.child.id().to_string();
+        assert!(Command::new("kill").args(["-s", signal, &id]).status().unwrap().success());
+        self.child.wait().unwrap().code()
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn a_store_and_a_server_over_it_give_equal_answers() {
+    let world = World::new();
+    let server = Served::start(&world, &[]);
+    let questions: &[(i32, usize, &[&str])] = &[
+        (
+            0,
+            1,
+            &[
+                "enhance",
+                "--json",
+                "--cache",
+                SCENES,
+                "--image",
+                "0.png",
+                "--text",
+                "a red circle",
+                "--mix",
+                "2,1",
+            ],
+        ),
+        (
+            0,
+            3,
+            &["enhance", "--json", "--cache", ROWS, "--vectors", "q.npy", "--top-k", "4", "--weight", "0.2"],
+        ),
+        (0, 3, &["enhance", "--json", "--cache", ROWS, "--vectors", "q.npy", "--as-is", "--exact"]),
+        (
+            0,
+            1,
+            &["enhance", "--json", "--cache", SCENES, "--text", "a star", "--variant", "image-generation"],
+        ),
+        (0, 1, &["search", "--json", "--cache", SCENES, "--image", "1.png", "--top-k", "3"]),
+        (0, 3, &["search", "--json", "--cache", ROWS, "--vectors", "q.npy", "--exact"]),
+        (0, 3, &["embed", "--json", "--image", "0.png", "--image", "1.png", "--text", "a disc"]),
+        (0, 1, &["embed", "--json", "--text", "a disc", "--output", "prenorm"]),
+        (3, 2, &["embed", "--json", "--image", "broken.png", "--text", "a disc"]),
+        (3, 1, &["enhance", "--json", "--cache", SCENES, "--image", "broken.png"]),
+        (0, 1, &["describe", "--json", "--cache", ROWS]),
+    ];
+    for (code, count, question) in questions {
+        let mut direct = world.on_store(*code, question);
+        let connected = [*question, &["--connect", &server.address]].concat();
+        let mut served = lines(&expect(*code, &connected, world.run(&connected)));
+        assert_eq!(direct.len(), *count, "one line per query: {question:?}");
+        // A store that is only described needs no model, and none is loaded.
+        direct
+            .iter_mut()
+            .chain(&mut served)
+            .filter_map(Value::as_object_mut)
+            .for_each(|o| drop(o.remove("model_loaded")));
+        assert_eq!(direct, served, "{question:?}");
+    }
+    let checked = world.on_store(0, &["check", "--json"]);
+    let connected = ["check", "--json", "--connect", &server.address];
+    let served = lines(&expect(0, &connected, world.run(&connected)));
+    let caches = |lines: &[Value]| -> Vec<Value> {
+        lines.iter().filter(|l| l["what"].as_str().unwrap().starts_with("cache ")).cloned().collect()
+    };
+    assert_eq!(caches(&checked).len(), 2);
+    assert_eq!(caches(&checked), caches(&served));
+    assert!(checked.iter().chain(&served).all(|line| line["ok"] == true));
+    assert_eq!(server.end("TERM"), Some(0));
+}
+
+#[test]
+fn answers_are_those_of_the_cache() {
+    let world = World::new();
+    let found =
+        world.on_store(0, &["search", "--json", "--cache", SCENES, "--image", "1.png", "--top-k", "2"]);
+    assert_eq!(found[0]["neighbors"][0]["uri"], "scenes/0001.png");
+    assert_eq!(found[0]["neighbors"].as_array().unwrap().len(), 2);
+    assert_eq!((&found[0]["cache"], &found[0]["generation"]), (&SCENES.into(), &1.into()));
+    let described = world.on_store(0, &["describe", "--json", "--cache", SCENES]);
+    assert_eq!((&described[0]["items"], &described[0]["dim"]), (&SCENE_COUNT.into(), &128.into()));
+    assert_eq!(described[0]["made_by"]["model"], "nano");
+
+    // For people: text, not JSON.
+    let store = world.store.to_str().unwrap();
+    for arguments in [
+        &["--store", store, "search", "--cache", SCENES, "--image", "1.png"][..],
+        &["--store", store, "enhance", "--cache", SCENES, "--text", "a disc"],
+        &["--store", store, "describe", "--cache", SCENES],
+        &["--store", store, "check"],
+    ] {
+        let output = expect(0, arguments, world.run(arguments));
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert!(text.contains("scenes"), "{arguments:?}: {text}");
+    }
+}
+
+#[test]
+fn rows_go_in_and_come_out_as_numpy_files() {
+    let world = World::new();
+    let shown = world.on_store(0, &["enhance", "--json", "--cache", ROWS, "--vectors", "q.npy"]);
+    let written = ["enhance", "--json", "--cache", ROWS, "--vectors", "q.npy", "--out", "e.npy"];
+    let lines = world.on_store(0, &written);
+    assert!(lines.iter().all(|line| line.get("vector").is_none()), "the rows are in the file");
+    let matrix = world.read("e.npy");
+    assert_eq!((matrix.dim, matrix.values.len()), (ROWS_DIM, 3 * ROWS_DIM));
+    for (row, line) in matrix.values.chunks_exact(ROWS_DIM).zip(&shown) {
+        let shown: Vec<f32> = serde_json::from_value(line["vector"].clone()).unwrap();
+        assert_eq!(row, shown);
+        assert!((row.iter().map(|v| v * v).sum::<f32>() - 1.0).abs() < 1e-5);
+    }
+    // Enhanced queries are queries again.
+    world.on_store(0, &["search", "--json", "--cache", ROWS, "--vectors", "e.npy"]);
+    world.on_store(0, &["embed", "--json", "--image", "0.png", "--text", "a disc", "--out", "m.npy"]);
+    let matrix = world.read("m.npy");
+    assert_eq!((matrix.dim, matrix.values.len()), (128, 256));
+}
+
+#[test]
+fn exit_codes_tell_what_went_wrong() {
+    let world = World::new();
+    let store = world.store.to_str().unwrap();
+    let mut zero = store::random_rows(2, ROWS_DIM, 6);
+    zero[0] = vec![0.0; ROWS_DIM];
+    std::fs::write(world.folder.path().join("zero.npy"), npy::write(&zero.concat(), ROWS_DIM)).unwrap();
+    let cases: &[(i32, &str, &[&str])] = &[
+        (0, "", &["--store", store, "check"]),
+        (0, "", &["--help"]),
+        (1, "nowhere", &["--store", store, "describe", "--cache", "nowhere"]),
+        (1, "no-such-store", &["--store", "no-such-store", "describe"]),
+        (1, "absent.npy", &["--store", store, "enhance", "--cache", ROWS, "--vectors", "absent.npy"]),
+        (1, "broken.png", &["--store", store, "enhance", "--cache", ROWS, "--vectors", "broken.png"]),
+        (1, "nothing", &["--store", store, "search", "--cache", ROWS]),
+        (1, "top_k", &["--store", store, "search", "--cache", ROWS, "--vectors", "q.npy", "--top-k", "0"]),
+        (1, "--mix", &["--store", store, "search", "--cache", SCENES, "--text", "a", "--mix", "1,2"]),
+        (
+            1,
+            "MODEL_NOT_LOADED",
+            &["--store", store, "--model", "none", "enhance", "--cache", SCENES, "--text", "a"],
+        ),
+        (1, "no server answers", &["describe", "--connect", "127.0.0.1:1"]),
+        (1, "no-such-file", &["--config", "no-such-file", "config"]),
+        (2, "usage", &["enhance", "--no-such-flag"]),
+        (2, "usage", &[]),
+        (2, "usage", &["search", "--text", "a", "--vectors", "q.npy"]),
+        (3, "DEGENERATE", &["--store", store, "enhance", "--cache", ROWS, "--vectors", "zero.npy"]),
+        (3, "BAD_MEDIA", &["--store", store, "search", "--cache", SCENES, "--image", "broken.png"]),
+    ];
+    for (code, says, arguments) in cases {
+        let output = expect(*code, arguments, world.run(arguments));
+        let errors = String::from_utf8(output.stderr).unwrap();
+        assert!(errors.to_lowercase().contains(&says.to_lowercase()), "{arguments:?}: {errors}");
+    }
+    let lines = world.on_store(3, &["enhance", "--json", "--cache", ROWS, "--vectors", "zero.npy"]);
+    assert_eq!(lines[0]["error"]["reason"], "DEGENERATE");
+    assert_eq!(lines[1]["query"], 1);
+    assert!(lines[1].get("error").is_none(), "the other row is answered");
+}
+
+#[test]
+fn settings_come_from_flags_then_environment_then_file() {
+    let folder = TempDir::new().unwrap();
+    let file = folder.path().join("viscache.toml");
+    std::fs::write(&file, "threads = 3\nrows = \"disk\"\nlog = \"error\"\n[limits]\nmax_batch = 11\n")
+        .unwrap();
+    let config = |command: &mut Command| {
+        let output = command.output().unwrap();
+        (
+            output.status.code(),
+            String::from_utf8(output.stdout).unwrap(),
+            String::from_utf8(output.stderr).unwrap(),
+        )
+    };
+    let mut command = viscache(folder.path());
+    command.env("VISCACHE_THREADS", "5").env("VISCACHE_ROWS", "ram").env("VISCACHE_LIMITS__MAX_PARTS", "7");
+    let (code, text, errors) = config(command.args(["--threads", "9", "config"]));
+    assert_eq!(code, Some(0), "{errors}");
+    let line = |name: &str| {
+        text.lines().find(|l| l.starts_with(&format!("{name} ="))).unwrap_or_else(|| panic!("{name}: {text}"))
+    };
+    for (name, value, origin) in [
+        ("threads", "9", "flag"),
+        ("rows", "\"ram\"", "VISCACHE_ROWS"),
+        ("log", "\"error\"", "viscache.toml"),
+        ("max_batch", "11", "viscache.toml"),
+        ("max_parts", "7", "VISCACHE_LIMITS__MAX_PARTS"),
+        ("max_concurrent", "256", "default"),
+        ("device", "\"cpu\"", "default"),
+    ] {
+        let line = line(name);
+        let (setting, from) = line.split_once(" # ").unwrap();
+        assert_eq!(setting.trim(), format!("{name} = {value}"));
+        assert!(from.ends_with(origin), "{line}");
+    }
+
+    // What is printed is a file that gives the same settings.
+    let printed = folder.path().join("printed.toml");
+    std::fs::write(&printed, &text).unwrap();
+    let (code, again, errors) = config(viscache(folder.path()).args(["--config", "printed.toml", "config"]));
+    assert_eq!(code, Some(0), "{errors}");
+    let values = |text: &str| {
+        text.lines().map(|l| l.split(" # ").next().unwrap().trim().to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(values(&again), values(&text));
+
+    std::fs::remove_file(&file).unwrap();
+    let (code, _, errors) = config(viscache(folder.path()).env("VISCACHE_THREDS", "5").arg("config"));
+    assert_eq!(code, Some(1));
+    assert!(errors.contains("threds"), "{errors}");
+    std::fs::write(&file, "[limits]\nmax_bach = 11\n").unwrap();
+    let (code, _, errors) = config(viscache(folder.path()).arg("config"));
+    assert_eq!(code, Some(1));
+    assert!(errors.contains("max_bach"), "{errors}");
+    std::fs::write(&file, "[blend]\nweight = 2.0\n").unwrap();
+    let (code, _, errors) = config(viscache(folder.path()).arg("config"));
+    assert_eq!(code, Some(1));
+    assert!(errors.contains("weight"), "{errors}");
+}
+
+#[test]
+fn a_server_says_its_address_and_ends_on_a_signal() {
+    let world = World::new();
+    for signal in ["TERM", "INT"] {
+        let server = Served::start(&world, &["--cache", ROWS]);
+        assert!(server.address.parse::<std::net::SocketAddr>().unwrap().port() > 0);
+        // The only cache of this server is meant when none is named.
+        let arguments = ["describe", "--json", "--connect", &server.address];
+        let described = lines(&expect(0, &arguments, world.run(&arguments)));
+        assert_eq!(described[0]["cache"], ROWS);
+        let arguments = ["search", "--connect", &server.address, "--cache", SCENES, "--text", "a disc"];
+        let output = expect(1, &arguments, world.run(&arguments));
+        assert!(String::from_utf8_lossy(&output.stderr).contains("CACHE_NOT_FOUND"));
+        assert_eq!(server.end(signal), Some(0), "{signal}");
+    }
+    let empty = TempDir::new().unwrap();
+    let arguments = ["--store", empty.path().to_str().unwrap(), "serve", "--listen", "127.0.0.1:0"];
+    expect(1, &arguments, world.run(&arguments));
+}
