@@ -58,7 +58,11 @@ impl CacheService for Service {
                 let answer = match message {
                     Err(broken) => Err(broken),
                     Ok(proto::EnhanceStreamRequest { tag, request }) => {
-                        let answer = enhance(&app, &door, &metadata, request.unwrap_or_default()).await;
+                        let answer = tokio::select! {
+                            answer = enhance(&app, &door, &metadata, request.unwrap_or_default()) => answer,
+                            // The client has gone: dropping the work stops it and frees its place.
+                            () = answers.closed() => return,
+                        };
                         let status = answer.as_ref().err().map(status::message).unwrap_or_default();
                         Ok(proto::EnhanceStreamResponse { tag, status: Some(status), response: answer.ok() })
                     }

@@ -55,7 +55,11 @@ impl EmbedService for Service {
                 let answer = match message {
                     Err(broken) => Err(broken),
                     Ok(proto::EmbedStreamRequest { tag, request }) => {
-                        let answer = embed(&app, &door, &metadata, request.unwrap_or_default()).await;
+                        let answer = tokio::select! {
+                            answer = embed(&app, &door, &metadata, request.unwrap_or_default()) => answer,
+                            // The client has gone: dropping the work stops it and frees its place.
+                            () = answers.closed() => return,
+                        };
                         let status = answer.as_ref().err().map(status::message).unwrap_or_default();
                         Ok(proto::EmbedStreamResponse { tag, status: Some(status), response: answer.ok() })
                     }
