@@ -679,7 +679,7 @@ async fn streams_keep_order_and_survive_a_bad_request() {
     let requests = queries.iter().enumerate().map(|(i, query)| proto::EnhanceStreamRequest {
         tag: 100 - i as u64,
         request: match i {
-            2 => Some(EnhanceRequest { cache: "nowhere".into(), ..Default::default() }),
+            2 => Some(EnhanceRequest { cache: "nowhere".into(), ..to_rows(&queries[..1]) }),
             4 => None,
             _ => Some(to_rows(std::slice::from_ref(query))),
         },
