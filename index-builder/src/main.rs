@@ -23,6 +23,9 @@ mod write;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    // `tests/crash.rs` says through the environment where this process is to die.
+    #[cfg(feature = "failpoints")]
+    let _scenario = fail::FailScenario::setup();
     match cli::run() {
         Ok(code) => code,
         Err(error) => {
