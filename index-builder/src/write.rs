@@ -2,8 +2,9 @@
 //!
 //! Order of decisions for a unit: bad → ledger only. Content already stored as another item → ledger says duplicate.
 //! Name already stored (its file has changed) → the item is replaced under its id. Otherwise a new item.
+//! Content of an item that this batch replaces is about to go: a unit that has it is not its duplicate.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use viscache::cache::{NewItem, Writer};
 use viscache::store::{CacheId, ItemRecord, LedgerRecord, Outcome, Stamp, Store};
@@ -70,6 +71,7 @@ pub fn write(
     let mut entries: Vec<(LedgerRecord, Slot)> = Vec::new();
     let mut in_batch: HashMap<Fingerprint, usize> = HashMap::new();
     let mut forget = Vec::new();
+    let leaving = leaving(store, cache, &batch)?;
     for unit in batch {
         let entry = |outcome| LedgerRecord { uri: unit.uri.clone(), stamp: unit.stamp, outcome };
         let good = match unit.outcome {
@@ -97,7 +99,9 @@ pub fn write(
             _ => None,
         };
         if dedup {
-            let same = store.item_of_digest(cache, &digest)?.filter(|&id| Some(id) != earlier);
+            let same = store
+                .item_of_digest(cache, &digest)?
+                .filter(|&id| Some(id) != earlier && !leaving.contains(&id));
             if let Some(id) = same {
                 written.duplicates += 1;
                 entries.push((entry(Outcome::Duplicate(id)), Slot::Settled));
@@ -139,6 +143,21 @@ pub fn write(
         }
     })?;
     Ok(written)
+}
+
+/// Items whose content this batch replaces.
+fn leaving(store: &Store, cache: CacheId, batch: &[Finished]) -> anyhow::Result<HashSet<ItemId>> {
+    let mut leaving = HashSet::new();
+    for unit in batch {
+        if let Ok(good) = &unit.outcome
+            && let Some(LedgerRecord { outcome: Outcome::Stored(id), .. }) =
+                store.ledger_unit(cache, &unit.uri)?
+            && store.item(cache, id)?.is_some_and(|old| old.digest != good.record.digest)
+        {
+            leaving.insert(id);
+        }
+    }
+    Ok(leaving)
 }
 
 /// Name of the item that has an id, in the store or in this batch.
