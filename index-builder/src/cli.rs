@@ -401,6 +401,7 @@ fn finish(
     if let Some(index) = &index {
         say(run, || index_line(index));
     }
+    store.flush()?;
     let report = Report {
         version: env!("CARGO_PKG_VERSION"),
         cache: writer.record().clone(),

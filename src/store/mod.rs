@@ -383,6 +383,16 @@ impl Store {
         self.db.write_opt(batch.writes, &options).map_err(|e| self.rocks(e))
     }
 
+    /// Moves what is in memory and in the log into table files, whose every block has a checksum.
+    ///
+    /// # Errors
+    /// [`Error::Rocks`].
+    pub fn flush(&self) -> Result<(), Error> {
+        FAMILIES
+            .into_iter()
+            .try_for_each(|family| self.db.flush_cf(&self.family(family)).map_err(|e| self.rocks(e)))
+    }
+
     /// Merges the store's files and drops what was deleted or replaced.
     ///
     /// # Errors
