@@ -154,7 +154,13 @@ fn ledger(
     problems: &mut Problems,
 ) -> anyhow::Result<()> {
     let mut stored = HashSet::new();
-    for entry in store.ledger(record.id)? {
+    let entries = store.ledger(record.id)?;
+    // A follower opens a store whose ledger file is gone as if nothing had ever been done.
+    if entries.is_empty() && !items.is_empty() {
+        problems
+            .add("ledger", "it is empty although items are stored; their inputs would be read again".into());
+    }
+    for entry in entries {
         if let Outcome::Stored(id) | Outcome::Duplicate(id) = entry.outcome
             && !items.contains(&id.0)
         {

@@ -102,6 +102,19 @@ fn a_damaged_index_is_not_served() {
     }
 }
 
+/// Also the ledger's, which nothing else counts on.
+#[test]
+fn any_missing_table_file_is_found() {
+    let bench = built();
+    for table in tables(&bench) {
+        let aside = bench.path("aside");
+        fs::rename(&table, &aside).unwrap();
+        assert_found(&bench, &table.display().to_string());
+        fs::rename(&aside, &table).unwrap();
+    }
+    bench.assert_sound();
+}
+
 #[test]
 fn a_missing_or_cut_table_file_is_named() {
     for cut in [false, true] {
