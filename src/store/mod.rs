@@ -176,7 +176,12 @@ impl Store {
             Access::Read => {
                 let scratch = scratch_folder();
                 let db = DB::open_cf_descriptors_as_secondary(&db_options(), path, &scratch, families());
-                (db.map_err(fail)?, Some(scratch))
+                let db = db.map_err(|source| {
+                    // A writer names the store before it makes the families: for a reader it is not there yet.
+                    let unfinished = source.as_ref().contains("Column family not found");
+                    if unfinished { Error::Missing { path: owned.clone() } } else { fail(source) }
+                });
+                (db?, Some(scratch))
             }
         };
         let store = Store { db, path: owned, access, scratch };
