@@ -159,7 +159,7 @@ fn an_interrupt_finishes_what_is_in_hand() {
 
 #[test]
 fn a_killed_import_goes_on() {
-    const ROWS: usize = 20_000;
+    const ROWS: usize = 8_000;
     const DIM: usize = 32;
     let mut random = Pcg64::seed_from_u64(seed());
     let bench = Bench::new();
