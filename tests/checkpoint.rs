@@ -15,7 +15,8 @@ fn tensors_under_model_are_found() {
             say("skipped: visual_cache/adapter_like.pth (not there)");
             continue;
         }
-        let (nested, flat) = (Weights::open(&path).unwrap(), Tensors::open(&folder.join("bind_rms.safetensors")));
+        let (nested, flat) =
+            (Weights::open(&path).unwrap(), Tensors::open(&folder.join("bind_rms.safetensors")));
         let mut compared = 0;
         for (name, expected) in flat.iter() {
             assert_eq!(nested.values(name, &expected.shape).unwrap(), expected.floats(), "{name}");

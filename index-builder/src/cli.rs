@@ -285,6 +285,7 @@ fn build(args: BuildArgs) -> anyhow::Result<ExitCode> {
     let dry = args.run.dry_run;
     let store = open_store(&args.place.store, dry)?;
     let cache = cache_id(store.as_ref(), &args.place.cache)?;
+    let all_units = found.units.clone();
     let (units, standing) = match &store {
         Some(store) => ledger::pending(store, cache, found.units, args.retry_bad)?,
         None => (found.units, Standing::default()),
@@ -318,11 +319,17 @@ fn build(args: BuildArgs) -> anyhow::Result<ExitCode> {
         model: Some(source),
     };
     let mut writer = Writer::open(&store, &args.place.cache, &new)?;
+    let standing = Standing { unreadable: found.oddities.len() as u64, ..standing };
     record_oddities(&store, &mut writer, found.oddities)?;
     let options =
         Options { threads, batch: args.batch, dedup: !args.run.keep_duplicates, json: args.run.json };
     let stop = stop_flag()?;
-    let outcomes = pipeline::run(&store, &mut writer, &encoder, units, &options, &stop)?;
+    let mut outcomes = pipeline::run(&store, &mut writer, &encoder, units, &options, &stop)?;
+    if outcomes.written.replaced > 0 && !outcomes.interrupted {
+        // Duplicates of what has been replaced are now the only ones with their content.
+        let (units, _) = ledger::pending(&store, Some(writer.record().id), all_units, false)?;
+        outcomes += pipeline::run(&store, &mut writer, &encoder, units, &options, &stop)?;
+    }
     drop(encoder); // its memory is needed for the graph
     finish(&store, &mut writer, &args.run, params, standing, outcomes, &stop)
 }
@@ -375,7 +382,8 @@ fn finish(
     outcomes: Outcomes,
     stop: &AtomicBool,
 ) -> anyhow::Result<ExitCode> {
-    let bad = ledger::bad(store, writer.record().id)?;
+    // Of the inputs of this run: what an earlier command was given and refused is that command's affair.
+    let bad = inputs.bad + inputs.unreadable + outcomes.known_bad + outcomes.written.bad;
     let (written, cache) = (outcomes.written, writer.record().name.clone());
     say(run, || {
         format!(
@@ -407,7 +415,7 @@ fn finish(
         cache: writer.record().clone(),
         inputs,
         outcomes,
-        bad_total: bad.len() as u64,
+        bad_total: bad,
         index,
         build,
         sizes: Report::sizes(store),
@@ -422,12 +430,12 @@ fn finish(
             store.path().display()
         );
     }
-    if bad.is_empty() {
+    if bad == 0 {
         return Ok(ExitCode::SUCCESS);
     }
     say(run, || {
         let list = format!("index-builder ledger --store {} --cache {cache}", store.path().display());
-        format!("{} inputs are bad; `{list}` lists them", bad.len())
+        format!("{bad} inputs are bad; `{list}` lists them")
     });
     Ok(ExitCode::from(SOME_BAD))
 }

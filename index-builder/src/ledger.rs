@@ -17,6 +17,8 @@ pub struct Standing {
     pub done: u64,
     /// Refused in an earlier run and unchanged since.
     pub bad: u64,
+    /// Could not even be listed: a dangling link, a damaged archive.
+    pub unreadable: u64,
     /// Still to do.
     pub pending: u64,
     /// Named twice by the inputs.
@@ -43,7 +45,7 @@ pub fn pending(
             continue;
         }
         let known = match cache {
-            Some(cache) => store.ledger_unit(cache, &unit.uri)?.filter(|record| record.stamp == unit.stamp),
+            Some(cache) => known(store, cache, &unit)?,
             None => None,
         };
         match known {
@@ -55,6 +57,16 @@ pub fn pending(
     }
     standing.pending = todo.len() as u64;
     Ok((todo, standing))
+}
+
+/// What the ledger says of a unit, if that still holds.
+fn known(store: &Store, cache: CacheId, unit: &Unit) -> anyhow::Result<Option<LedgerRecord>> {
+    let record = store.ledger_unit(cache, &unit.uri)?.filter(|record| record.stamp == unit.stamp);
+    // The item that a duplicate relied on may have got other content since.
+    match record.as_ref().and_then(|record| record.digest) {
+        Some(digest) if store.item_of_digest(cache, &digest)?.is_none() => Ok(None),
+        _ => Ok(record),
+    }
 }
 
 /// The units that were refused, by name.

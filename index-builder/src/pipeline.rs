@@ -63,8 +63,22 @@ pub struct Outcomes {
     pub embed_seconds: f64,
     /// Seconds that writing took.
     pub write_seconds: f64,
+    /// Rows of an import that were refused before and have not changed.
+    pub known_bad: u64,
     /// Whether it was interrupted.
     pub interrupted: bool,
+}
+
+impl std::ops::AddAssign for Outcomes {
+    fn add_assign(&mut self, other: Outcomes) {
+        self.written += other.written;
+        self.seconds += other.seconds;
+        self.decode_seconds += other.decode_seconds;
+        self.embed_seconds += other.embed_seconds;
+        self.write_seconds += other.write_seconds;
+        self.known_bad += other.known_bad;
+        self.interrupted |= other.interrupted;
+    }
 }
 
 /// Decodes, embeds and writes units.
@@ -243,7 +257,7 @@ pub fn import(
         }
         let chunk = chunk?;
         let count = (chunk.rows.len() + chunk.bad.len()) as u64;
-        let fresh = fresh_rows(store, writer, chunk, &names, &stamps)?;
+        let fresh = fresh_rows(store, writer, chunk, &names, &stamps, &mut outcomes.known_bad)?;
         let begin = Instant::now();
         if !fresh.is_empty() {
             outcomes.written += write(store, writer, fresh, options.dedup)?;
@@ -263,6 +277,7 @@ fn fresh_rows(
     chunk: Chunk,
     names: &[String],
     stamps: &[Stamp],
+    known_bad: &mut u64,
 ) -> anyhow::Result<Vec<Finished>> {
     let cache = writer.record().id;
     let mut fresh = Vec::new();
@@ -270,11 +285,9 @@ fn fresh_rows(
         let (uri, stamp) = (format!("{}#{row}", names[source]), stamps[source]);
         let known = store.ledger_unit(cache, &uri)?.filter(|known| known.stamp == stamp);
         // A row that was stored from an older version of the file is replaced under its id.
-        if !matches!(
-            known.map(|k| k.outcome),
-            Some(Outcome::Stored(_) | Outcome::Duplicate(_) | Outcome::Bad(_))
-        ) {
-            fresh.push(Finished { uri, stamp, outcome });
+        match known {
+            Some(known) => *known_bad += u64::from(matches!(known.outcome, Outcome::Bad(_))),
+            None => fresh.push(Finished { uri, stamp, outcome }),
         }
         Ok(())
     };

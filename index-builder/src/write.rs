@@ -73,12 +73,14 @@ pub fn write(
     let mut forget = Vec::new();
     let leaving = leaving(store, cache, &batch)?;
     for unit in batch {
-        let entry = |outcome| LedgerRecord { uri: unit.uri.clone(), stamp: unit.stamp, outcome };
+        let earlier = store.ledger_unit(cache, &unit.uri)?.and_then(|record| record.item);
+        let (uri, stamp) = (unit.uri, unit.stamp);
+        let entry = |outcome, digest| LedgerRecord { uri, stamp, outcome, item: earlier, digest };
         let good = match unit.outcome {
             Ok(good) => good,
             Err(reason) => {
                 written.bad += 1;
-                entries.push((entry(Outcome::Bad(reason)), Slot::Settled));
+                entries.push((entry(Outcome::Bad(reason), None), Slot::Settled));
                 continue;
             }
         };
@@ -88,28 +90,22 @@ pub fn write(
         {
             written.bad += 1;
             let id = good.id.map_or(0, |id| id.0);
-            entries.push((
-                entry(Outcome::Bad(format!("its id {id} is already that of `{owner}`"))),
-                Slot::Settled,
-            ));
+            let reason = format!("its id {id} is already that of `{owner}`");
+            entries.push((entry(Outcome::Bad(reason), None), Slot::Settled));
             continue;
         }
-        let earlier = match store.ledger_unit(cache, &unit.uri)? {
-            Some(LedgerRecord { outcome: Outcome::Stored(id), .. }) => Some(id),
-            _ => None,
-        };
         if dedup {
             let same = store
                 .item_of_digest(cache, &digest)?
                 .filter(|&id| Some(id) != earlier && !leaving.contains(&id));
             if let Some(id) = same {
                 written.duplicates += 1;
-                entries.push((entry(Outcome::Duplicate(id)), Slot::Settled));
+                entries.push((entry(Outcome::Duplicate(id), Some(digest)), Slot::Settled));
                 continue;
             }
             if let Some(&at) = in_batch.get(&digest) {
                 written.duplicates += 1;
-                entries.push((entry(Outcome::Duplicate(ItemId(0))), Slot::DuplicateOf(at)));
+                entries.push((entry(Outcome::Duplicate(ItemId(0)), Some(digest)), Slot::DuplicateOf(at)));
                 continue;
             }
         }
@@ -123,7 +119,7 @@ pub fn write(
             None => written.stored += 1,
         }
         in_batch.insert(digest, items.len());
-        entries.push((entry(Outcome::Stored(ItemId(0))), Slot::StoredAs(items.len(), digest)));
+        entries.push((entry(Outcome::Stored(ItemId(0)), None), Slot::StoredAs(items.len(), digest)));
         items.push(NewItem { id: good.id.or(earlier), embedding: good.embedding, record: good.record });
     }
     writer.put(items, |ids, batch, record| {
@@ -136,6 +132,7 @@ pub fn write(
                 Slot::DuplicateOf(at) => entry.outcome = Outcome::Duplicate(ids[at]),
                 Slot::StoredAs(at, digest) => {
                     entry.outcome = Outcome::Stored(ids[at]);
+                    entry.item = Some(ids[at]);
                     batch.put_digest(record.id, &digest, ids[at]);
                 }
             }

@@ -23,6 +23,9 @@ use crate::store::{
 };
 use crate::types::{CacheName, Embedding, Generation, ItemId, Origin};
 
+/// Farthest from 1 that a norm may be to count as 1: what f32 leaves of a unit vector of a thousand components.
+const UNIT_TOLERANCE: f64 = 1e-6;
+
 /// Writes one cache of a store that was opened for writing.
 pub struct Writer<'a> {
     store: &'a Store,
@@ -149,7 +152,11 @@ impl<'a> Writer<'a> {
                 return Err(Error::Dimension { cache: record.name.clone(), expected, received });
             }
             let id = item.id.unwrap_or(record.next_item);
-            let unit = item.embedding.unit();
+            // What is unit already stays bit for bit: dividing once more would only move the last digit.
+            let unit = match (item.embedding.norm() - 1.0).abs() < UNIT_TOLERANCE {
+                true => Ok(item.embedding),
+                false => item.embedding.unit(),
+            };
             let unit = unit.map_err(|e| Error::Row { cache: record.name.clone(), id, why: e.to_string() })?;
             let new = id >= record.next_item || self.store.row(record.id, id)?.is_none();
             if new && fresh.insert(id) {

@@ -26,7 +26,7 @@ enum Batch {
 pub async fn enhance(config: &Config, args: EnhanceArgs) -> anyhow::Result<ExitCode> {
     let batches = batches(&args.inputs)?;
     let mut client = target::cache(target::open(config, &args.target, args.inputs.vectors.is_none()).await?);
-    let (mut shown, mut rows, mut dim) = (Shown::new(args.json), Vec::new(), 0);
+    let (mut shown, mut rows, mut dim) = (Shown::new("query", args.json), Vec::new(), 0);
     for batch in batches {
         let (vectors, queries) = batch.split();
         let request = proto::EnhanceRequest {
@@ -68,7 +68,7 @@ pub async fn enhance(config: &Config, args: EnhanceArgs) -> anyhow::Result<ExitC
 pub async fn search(config: &Config, args: SearchArgs) -> anyhow::Result<ExitCode> {
     let batches = batches(&args.inputs)?;
     let mut client = target::cache(target::open(config, &args.target, args.inputs.vectors.is_none()).await?);
-    let mut shown = Shown::new(args.json);
+    let mut shown = Shown::new("query", args.json);
     for batch in batches {
         let (vectors, queries) = batch.split();
         let request = proto::SearchRequest {
@@ -105,7 +105,7 @@ pub async fn embed(config: &Config, args: EmbedArgs) -> anyhow::Result<ExitCode>
     let reply = client.embed(request).await.map_err(show::refused)?.into_inner();
     let tensor = reply.vectors.as_ref().context("the reply has no vectors")?;
     let matrix = decode_tensor(tensor).map_err(|e| anyhow::anyhow!("the reply's tensor {e}"))?;
-    let mut shown = Shown::new(args.json);
+    let mut shown = Shown::new("input", args.json);
     for (result, row) in reply.results.iter().zip(matrix.iter()) {
         shown.embedded(result, args.out.is_none().then_some(row))?;
     }

@@ -11,6 +11,8 @@ use super::SOME_BAD;
 
 /// Prints results one by one and remembers whether any was bad.
 pub struct Shown {
+    /// What is being counted: queries or inputs.
+    item: &'static str,
     json: bool,
     count: usize,
     bad: usize,
@@ -24,8 +26,8 @@ pub fn refused(status: tonic::Status) -> anyhow::Error {
 }
 
 impl Shown {
-    pub fn new(json: bool) -> Self {
-        Shown { json, count: 0, bad: 0 }
+    pub fn new(item: &'static str, json: bool) -> Self {
+        Shown { item, json, count: 0, bad: 0 }
     }
 
     /// Success, or [`SOME_BAD`].
@@ -127,9 +129,11 @@ impl Shown {
         if self.json {
             let error =
                 json!({ "code": code_name(status.code), "reason": reason, "message": status.message });
-            print_line(&json!({ "query": number, "error": error }))?;
+            let mut line = json!({ "error": error });
+            line[self.item] = json!(number);
+            print_line(&line)?;
         } else {
-            eprintln!("query {number}: {} [{reason}]: {}", code_name(status.code), status.message);
+            eprintln!("{} {number}: {} [{reason}]: {}", self.item, code_name(status.code), status.message);
         }
         Ok(None)
     }

@@ -72,6 +72,14 @@ pub enum Error {
         /// What was sent.
         what: String,
     },
+    /// A part of a query of which something else is wrong.
+    #[error("part {part}: {source}")]
+    Part {
+        /// Its position in the query.
+        part: usize,
+        /// What is wrong.
+        source: Box<Error>,
+    },
     /// An input that cannot be prepared.
     #[error(transparent)]
     Prepare(#[from] models::encoder::PrepareError),

@@ -104,9 +104,13 @@ pub(super) fn embed_parts(
         return Ok((queries, Duration::ZERO));
     }
     let mut encoded = embed(app, &media, call)?.into_iter();
-    let mut resolve = |part: Part| {
+    let mut resolve = |(position, part): (usize, Part)| {
         let content = match part.content {
-            Content::Media(_) => Content::Embedding(choose(encoded.next().unwrap_or(Err(Error::Cancelled))?)),
+            Content::Media(_) => {
+                let encoded = encoded.next().unwrap_or(Err(Error::Cancelled));
+                let encoded = encoded.map_err(|e| Error::Part { part: position, source: Box::new(e) });
+                Content::Embedding(choose(encoded?))
+            }
             embedding => embedding,
         };
         Ok(Part { content, ..part })
@@ -116,7 +120,8 @@ pub(super) fn embed_parts(
         resolved.push(match query {
             // Every part is resolved, even behind one that failed: the encodings come in the order of the parts.
             Ok(Query::Parts(parts)) => {
-                let parts: Vec<Result<Part, Error>> = parts.into_iter().map(&mut resolve).collect();
+                let parts: Vec<Result<Part, Error>> =
+                    parts.into_iter().enumerate().map(&mut resolve).collect();
                 parts.into_iter().collect::<Result<_, _>>().map(Query::Parts)
             }
             other => other,

@@ -85,6 +85,7 @@ impl CacheService for Service {
         let (metadata, _, request) = request.into_parts();
         let work = move |app: &App, call: &flow::Call| {
             let vectors = request.return_vectors.then_some(DType::DtypeF32);
+            let named = if request.vectors.is_some() { "vectors" } else { "queries" };
             let search = flow::SearchRequest {
                 queries: convert::queries(app, request.vectors.as_ref(), request.queries, true)?,
                 top_k: convert::top_k(app, request.top_k)?,
@@ -92,11 +93,11 @@ impl CacheService for Service {
                 cache: request.cache,
             };
             let searched = flow::search(app, search, call)?;
-            let results = searched.results.into_iter().map(|result| {
+            let results = searched.results.into_iter().enumerate().map(|(i, result)| {
                 let found = result.and_then(|(found, took)| {
                     Ok((convert::neighbors(&searched.snapshot, &found.hits, &[], vectors)?, found.cost, took))
                 });
-                let status = Some(status::outcome(&found));
+                let status = Some(status::outcome(&found, &format!("{named}[{i}]")));
                 match found {
                     Ok((neighbors, cost, took)) => proto::SearchResult {
                         status,
@@ -161,6 +162,7 @@ async fn enhance(
     let work = move |app: &App, call: &flow::Call| {
         let dtype = convert::output_dtype(request.output_dtype)?;
         let ready = request.vectors_are_mixed;
+        let named = if request.vectors.is_some() { "vectors" } else { "queries" };
         let (neighbors, vectors) = (request.return_neighbors, request.return_vectors.then_some(dtype));
         let enhance = flow::EnhanceRequest {
             queries: convert::queries(app, request.vectors.as_ref(), request.queries, ready)?,
@@ -173,11 +175,14 @@ async fn enhance(
         let enhanced = flow::enhance(app, enhance, call)?;
         let rows = enhanced.results.iter().map(|r| r.as_ref().ok().map(|e| e.embedding.as_slice()));
         let tensor = convert::stack(rows, enhanced.snapshot.0.record().dim, dtype);
-        let result = |result| enhance_result(&enhanced.snapshot, result, enhanced.embed, neighbors, vectors);
+        let result = |(i, result)| {
+            let field = format!("{named}[{i}]");
+            enhance_result(&enhanced.snapshot, result, &field, enhanced.embed, neighbors, vectors)
+        };
         Ok(proto::EnhanceResponse {
             vectors: Some(tensor),
             source: Some(convert::source(&enhanced.snapshot.0)),
-            results: enhanced.results.into_iter().map(result).collect(),
+            results: enhanced.results.into_iter().enumerate().map(result).collect(),
         })
     };
     let (mut reply, waited) = door.work(app, metadata, work).await?;
@@ -189,6 +194,7 @@ async fn enhance(
 fn enhance_result(
     snapshot: &SnapshotRef,
     result: Result<Enhanced, flow::Error>,
+    field: &str,
     embed: Duration,
     neighbors: bool,
     vectors: Option<DType>,
@@ -200,7 +206,7 @@ fn enhance_result(
         };
         Ok((enhanced, found))
     });
-    let status = Some(status::outcome(&result));
+    let status = Some(status::outcome(&result, field));
     match result {
         Ok((enhanced, neighbors)) => proto::EnhanceResult {
             status,

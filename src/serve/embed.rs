@@ -110,7 +110,7 @@ async fn embed(
         let rows = results.iter().map(|r| r.as_ref().ok().map(Embedding::as_slice));
         Ok(proto::EmbedResponse {
             vectors: Some(convert::stack(rows, encoder.dim(), dtype)),
-            results: results.iter().map(|r| proto::ItemStatus { status: Some(status::outcome(r)) }).collect(),
+            results: results.iter().enumerate().map(item_status).collect(),
             model: Some(convert::model(encoder)),
             timings: Some(proto::Timings { embed_us: micros(start.elapsed()), ..Default::default() }),
         })
@@ -119,6 +119,10 @@ async fn embed(
     reply.timings.iter_mut().for_each(|t| t.queue_us = micros(waited));
     pass.count(reply.results.len(), failures(reply.results.iter().map(|r| &r.status)));
     Ok(reply)
+}
+
+fn item_status<T>((i, result): (usize, &Result<T, flow::Error>)) -> proto::ItemStatus {
+    proto::ItemStatus { status: Some(status::outcome(result, &format!("inputs[{i}]"))) }
 }
 
 fn choose(encoded: Encoded, output: EmbedOutput) -> Result<Embedding, flow::Error> {

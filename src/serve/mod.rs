@@ -25,6 +25,7 @@ mod tensor;
 
 use std::future::Future;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::net::TcpListener;
 use tonic::transport::server::{Router, TcpIncoming};
@@ -43,6 +44,9 @@ pub use tensor::{decode_tensor, encode_tensor};
 
 /// Bytes that a reply may have beyond the largest request: neighbours with their embeddings are larger than queries.
 const MAX_REPLY_BYTES: usize = 1 << 30;
+
+/// Time that requests under way have when the server is told to stop.
+const DRAIN_LIMIT: Duration = Duration::from_secs(10);
 
 /// What the pipe of [`in_process`] holds before a writer waits.
 const PIPE_BYTES: usize = 4 << 20;
@@ -73,15 +77,27 @@ pub async fn run(
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), Error> {
     let (router, health) = router(app).await?;
+    let draining = Arc::new(tokio::sync::Notify::new());
+    let begun = draining.clone();
     // When the drain begins, health says so at once: balancers then send nothing new.
     let drain = async move {
         shutdown.await;
         for service in ["", CACHE_SERVICE, ADMIN_SERVICE, EMBED_SERVICE] {
             health.set_service_status(service, ServingStatus::NotServing).await;
         }
+        begun.notify_one();
     };
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
-    Ok(router.serve_with_incoming_shutdown(incoming, drain).await?)
+    let serving = router.serve_with_incoming_shutdown(incoming, drain);
+    // A stream that nobody closes (a health watch, say) must not keep the process for ever.
+    let patience = async {
+        draining.notified().await;
+        tokio::time::sleep(DRAIN_LIMIT).await;
+    };
+    tokio::select! {
+        served = serving => Ok(served?),
+        () = patience => Ok(()),
+    }
 }
 
 /// Serves inside this process, over a pipe in memory: the same requests, checks and answers without a port.
@@ -130,7 +146,7 @@ async fn router(app: Arc<App>) -> Result<(Router, HealthReporter), Error> {
     let admin = AdminServiceServer::new(admin::Service::new(app, door));
 
     let router = Server::builder()
-        .http2_keepalive_interval(Some(std::time::Duration::from_secs(60)))
+        .http2_keepalive_interval(Some(Duration::from_secs(60)))
         .initial_stream_window_size(1 << 20)
         .initial_connection_window_size(4 << 20)
         .tcp_nodelay(true)

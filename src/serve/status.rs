@@ -15,7 +15,10 @@
 //! | `DATA_DAMAGED` | DATA_LOSS | run `index-builder verify` |
 //! | `INTERNAL` | INTERNAL | a bug or a broken disk; the log has the causes |
 //!
-//! Every status carries `google.rpc.ErrorInfo` with the reason and the domain `viscache`; field errors carry
+//! One status is not ours: a message larger than the limit is refused by the transport, as OUT_OF_RANGE with the limit in
+//! its text, before any of it is read.
+//!
+//! Every other status carries `google.rpc.ErrorInfo` with the reason and the domain `viscache`; field errors carry
 //! `BadRequest`, those worth retrying `RetryInfo`.
 
 use std::collections::HashMap;
@@ -32,8 +35,13 @@ const DOMAIN: &str = "viscache";
 /// When a refused request may come back.
 const RETRY_DELAY: Duration = Duration::from_millis(200);
 
-/// The status of an error.
+/// The status of an error of a whole request.
 pub(super) fn of(error: &flow::Error) -> Status {
+    at(error, None)
+}
+
+/// The status of an error, blamed on a field of the request when it does not itself name one.
+fn at(error: &flow::Error, field: Option<&str>) -> Status {
     let (code, reason) = classify(error);
     let mut message = error.to_string();
     let mut source = error.source();
@@ -48,6 +56,13 @@ pub(super) fn of(error: &flow::Error) -> Status {
     let mut details = ErrorDetails::with_error_info(reason, DOMAIN, HashMap::new());
     if let flow::Error::Argument { field, description } = error {
         details.set_bad_request(vec![FieldViolation::new(field, description)]);
+    }
+    if let (Code::InvalidArgument, Some(field), true) = (code, field, details.bad_request().is_none()) {
+        let field = match error {
+            flow::Error::Part { part, .. } => format!("{field}.parts[{part}].media"),
+            _ => field.to_owned(),
+        };
+        details.set_bad_request(vec![FieldViolation::new(field, &message)]);
     }
     if matches!(code, Code::ResourceExhausted | Code::Unavailable) {
         details.set_retry_info(Some(RETRY_DELAY));
@@ -85,10 +100,12 @@ pub(super) fn message(status: &Status) -> pb::Status {
 }
 
 /// The outcome of one item as a message.
-pub(super) fn outcome<T>(result: &Result<T, flow::Error>) -> pb::Status {
+///
+/// * `field`: where the item stands in the request, such as `queries[3]`.
+pub(super) fn outcome<T>(result: &Result<T, flow::Error>, field: &str) -> pb::Status {
     match result {
         Ok(_) => pb::Status::default(),
-        Err(error) => message(&of(error)),
+        Err(error) => message(&at(error, Some(field))),
     }
 }
 
@@ -99,6 +116,7 @@ fn classify(error: &flow::Error) -> (Code, &'static str) {
         flow::Error::CacheUnavailable { .. } => (Code::FailedPrecondition, "CACHE_UNAVAILABLE"),
         flow::Error::Fingerprint { .. } => (Code::FailedPrecondition, "FINGERPRINT_MISMATCH"),
         flow::Error::NoModel { .. } => (Code::FailedPrecondition, "MODEL_NOT_LOADED"),
+        flow::Error::Part { source, .. } => classify(source),
         flow::Error::Prepare(_) => (Code::InvalidArgument, "BAD_MEDIA"),
         flow::Error::Model(_) => (Code::Internal, "INTERNAL"),
         flow::Error::Cache(error) => classify_cache(error),

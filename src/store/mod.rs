@@ -605,8 +605,19 @@ fn family_options(name: &str) -> Options {
     options
 }
 
+/// A follower's folder; those of processes that were killed are swept away on the way.
 fn scratch_folder() -> PathBuf {
+    const PREFIX: &str = "viscache-follower-";
+    for entry in std::fs::read_dir(std::env::temp_dir()).into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let process = name.strip_prefix(PREFIX).and_then(|rest| rest.split('-').next()?.parse::<u32>().ok());
+        let gone =
+            |id: u32| Path::new("/proc/self").exists() && !Path::new("/proc").join(id.to_string()).exists();
+        if process.is_some_and(gone) {
+            let _ = std::fs::remove_dir_all(entry.path());
+        }
+    }
     static COUNT: AtomicU64 = AtomicU64::new(0);
     let number = COUNT.fetch_add(1, Ordering::Relaxed);
-    std::env::temp_dir().join(format!("viscache-follower-{}-{number}", std::process::id()))
+    std::env::temp_dir().join(format!("{PREFIX}{}-{number}", std::process::id()))
 }

@@ -122,6 +122,12 @@ pub struct LedgerRecord {
     pub stamp: Stamp,
     /// What came of it.
     pub outcome: Outcome,
+    /// The item stored from this unit, now or when its file had other content.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub item: Option<ItemId>,
+    /// Digest of a duplicate's content: when the item that holds it changes, the unit is to be read again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digest: Option<Fingerprint>,
 }
 
 /// Size and modification time of a unit's file.
@@ -171,6 +177,8 @@ mod tests {
             uri: "a/ü.jpg".into(),
             stamp: Stamp { bytes: 3, modified_ns: 4 },
             outcome: Outcome::Bad("not an image".into()),
+            item: Some(ItemId(7)),
+            digest: None,
         };
         let bytes = encode(&record);
         assert_eq!(decode::<LedgerRecord>("ledger record", &bytes).unwrap(), record);
