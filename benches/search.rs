@@ -1,0 +1,286 @@
+//! How many times faster is our search on 8-bit codes than `hnsw_rs`'s own, on graphs of the same parameters?
+//!
+//! Both graphs have the default M and efConstruction. Theirs holds f32 rows and uses our widest f32 kernel as its distance,
+//! so what differs is the search: layout, codes, bookkeeping. One thread; recall@10 against an exact scan; ef is
+//! swept and queries/s are interpolated at equal recall. Ours includes coding the query and rescoring on f32 rows.
+//!
+//! ```text
+//! python synthbind.py --out DIR -n 100000 --nq 2000 --no-gt
+//! VISCACHE_BENCH_DATA=DIR cargo bench --profile dev --bench search
+//! ```
+//! `VISCACHE_BENCH_OWN=1` leaves `hnsw_rs` out, `_REUSE=1` takes our index from an earlier run; `VISCACHE_BENCH_M`, `_EFC`, `_CODES`, `_RESCORE` change our side.
+
+#![expect(clippy::unwrap_used, reason = "a bench that cannot run has nothing to say")]
+
+mod common;
+
+use std::hint::black_box;
+use std::path::Path;
+
+use common::{Noise, fbin, machine, median, setting, timed, verdict};
+use hnsw_rs::prelude::{Distance, Hnsw};
+use rayon::prelude::*;
+use viscache::index::exact::{self, Scored, TopK};
+use viscache::index::{
+    AlignedBytes, BuildParams, CodeKind, Codec, Cost, Index, Parts, SearchParams, Searcher, build,
+};
+use viscache::kernels::Kernels;
+use viscache::types::{ItemId, Slot};
+
+const TOP_K: usize = 10;
+const ROUNDS: usize = 5;
+/// Least length of a round.
+const ROUND_SECONDS: f64 = 0.2;
+const EFS: [usize; 17] = [10, 12, 14, 16, 20, 24, 32, 40, 48, 64, 80, 96, 128, 192, 256, 384, 512];
+/// Recall and the ratio we want there, by kind of query.
+const GOALS: [(&str, f64, Option<f64>); 4] =
+    [("inq", 0.95, None), ("inq", 0.99, Some(6.0)), ("xq", 0.95, Some(6.0)), ("xq", 0.90, None)];
+
+/// 1 − q·x with the widest f32 kernel; `hnsw_rs` asserts that it is not negative.
+struct InnerProduct(Kernels);
+
+impl Distance<f32> for InnerProduct {
+    fn eval(&self, a: &[f32], b: &[f32]) -> f32 {
+        (1.0 - self.0.dot(a, b)).max(0.0)
+    }
+}
+
+struct Queries {
+    name: &'static str,
+    rows: Vec<Vec<f32>>,
+    truth: Vec<Vec<u32>>,
+}
+
+struct Point {
+    ef: usize,
+    recall: f64,
+    per_second: f64,
+    cost: Cost,
+}
+
+fn main() {
+    machine();
+    kernels();
+    let Some(folder) = common::data() else {
+        println!("skipped: the searches (set VISCACHE_BENCH_DATA, see benches/README.md)");
+        return;
+    };
+    let (rows, dim) = fbin(&folder.join("base.fbin"));
+    let sets = ["inq", "xq"].map(|name| queries(name, &folder, &rows, dim));
+    let own_only = setting("VISCACHE_BENCH_OWN", 0) == 1;
+
+    let params = BuildParams {
+        m: setting("VISCACHE_BENCH_M", BuildParams::DEFAULT_M),
+        ef_construction: setting("VISCACHE_BENCH_EFC", BuildParams::DEFAULT_EF_CONSTRUCTION),
+        codes: std::env::var("VISCACHE_BENCH_CODES").map_or(CodeKind::U8, |word| word.parse().unwrap()),
+        ..Default::default()
+    };
+    let (index, took) = timed(|| ours(&params, &rows, dim, &folder));
+    let summary = index.summary();
+    println!(
+        "ours: M {} efConstruction {} codes {}; built in {:.1} s on {} threads, {:.1} links a node, {} MiB",
+        params.m,
+        params.ef_construction,
+        params.codes.word(),
+        took.wall,
+        params.threads,
+        summary.mean_degree,
+        summary.bytes >> 20
+    );
+    let peer = (!own_only).then(|| {
+        let (peer, took) = timed(|| theirs(&params, &rows, dim));
+        println!(
+            "hnsw_rs: the same parameters on f32; built in {:.1} s on {} threads",
+            took.wall, params.threads
+        );
+        peer
+    });
+
+    let rescore = setting("VISCACHE_BENCH_RESCORE", SearchParams::DEFAULT_RESCORE);
+    let (mut our_curves, mut peer_curves) = (Vec::new(), Vec::new());
+    for set in &sets {
+        println!("\n{}: {} queries, one thread, median of {ROUNDS} rounds", set.name, set.rows.len());
+        println!("        ef   recall@10   queries/s   visited   scored");
+        let mut searcher = Searcher::default();
+        let curve = sweep(set, |query, ef| {
+            // Rescoring more than ef would widen the beam beyond it.
+            let rescore = rescore.min(ef);
+            let search = SearchParams { ef_search: ef, rescore, exact: false };
+            let (candidates, cost) = searcher.search(&index, query, rescore, &search).unwrap();
+            (rescored(&rows, dim, query, &candidates), cost)
+        });
+        print_curve("ours", &curve);
+        our_curves.push(curve);
+        if let Some(peer) = &peer {
+            let curve = sweep(set, |query, ef| {
+                let found = peer.search(query, TOP_K, ef);
+                (found.iter().map(|n| n.d_id as u32).collect(), Cost::default())
+            });
+            print_curve("theirs", &curve);
+            peer_curves.push(curve);
+        }
+    }
+    println!();
+    for (name, recall, goal) in GOALS {
+        let at = usize::from(name == "xq");
+        let Some((ours, scored)) = speed_at(&our_curves[at], recall) else {
+            println!("{name} at recall {recall}: not reached by ours");
+            continue;
+        };
+        let Some(peer) = peer_curves.get(at) else {
+            println!("{name} at recall {recall}: ours {ours:.0} queries/s, {scored:.0} rows scored");
+            continue;
+        };
+        let Some((theirs, _)) = speed_at(peer, recall) else {
+            println!("{name} at recall {recall}: ours {ours:.0} queries/s, not reached by hnsw_rs");
+            continue;
+        };
+        let ratio = ours / theirs;
+        let goal = goal.map_or(String::new(), |g| format!("  (goal ≥ {g} ×: {})", verdict(ratio >= g)));
+        println!(
+            "RATIO {name} at recall {recall}: ours {ours:.0} / hnsw_rs {theirs:.0} queries/s = {ratio:.2} ×{goal}"
+        );
+    }
+}
+
+/// Builds our index, or takes the one that an earlier run left when `VISCACHE_BENCH_REUSE=1`.
+fn ours(params: &BuildParams, rows: &[f32], dim: usize, folder: &Path) -> Index {
+    let BuildParams { m, ef_construction, codes, .. } = params;
+    let kept = folder.join(format!("search-{m}-{ef_construction}-{}.idx", codes.word()));
+    if setting("VISCACHE_BENCH_REUSE", 0) == 1 && kept.exists() {
+        return Index::open(AlignedBytes::copy_of(&std::fs::read(kept).unwrap())).unwrap();
+    }
+    let codec = Codec::train(params.codes, rows, dim);
+    let graph = build(params, &codec, rows, |_| ()).unwrap();
+    let ids: Vec<ItemId> = (0..(rows.len() / dim) as u64).map(ItemId).collect();
+    let codes = codec.encode(rows);
+    let mut bytes = Vec::new();
+    Parts { graph: &graph, codec: &codec, ids: &ids, codes: &codes }.write(&mut bytes).unwrap();
+    std::fs::write(kept, &bytes).unwrap();
+    Index::open(AlignedBytes::copy_of(&bytes)).unwrap()
+}
+
+fn theirs(params: &BuildParams, rows: &[f32], dim: usize) -> Hnsw<'static, f32, InnerProduct> {
+    let n = rows.len() / dim;
+    let peer = Hnsw::new(params.m, n, 16, params.ef_construction, InnerProduct(Kernels::get()));
+    peer.insert_slice((&rows[..dim], 0));
+    (1..n).into_par_iter().for_each(|i| peer.insert_slice((&rows[i * dim..][..dim], i)));
+    peer
+}
+
+/// The ten best of the candidates by their rows, as the cache rescores them.
+fn rescored(rows: &[f32], dim: usize, query: &[f32], candidates: &[viscache::index::Candidate]) -> Vec<u32> {
+    debug_assert_eq!(query.len(), dim);
+    let slots: Vec<u32> = candidates.iter().map(|c| c.slot.0).collect();
+    let (mut scores, mut best) = (Vec::new(), TopK::new(TOP_K));
+    Kernels::get().score_f32(rows, &slots, query, &mut scores);
+    slots.iter().zip(scores).for_each(|(&slot, score)| best.push(Scored { slot: Slot(slot), score }));
+    best.into_sorted().iter().map(|scored| scored.slot.0).collect()
+}
+
+fn queries(name: &'static str, folder: &Path, rows: &[f32], dim: usize) -> Queries {
+    let (values, query_dim) = fbin(&folder.join(format!("{name}.fbin")));
+    assert_eq!(dim, query_dim);
+    let queries: Vec<Vec<f32>> = values.chunks_exact(dim).map(<[f32]>::to_vec).collect();
+    let truth = queries
+        .par_iter()
+        .map(|query| exact::search(rows, query, TOP_K).iter().map(|s| s.slot.0).collect())
+        .collect();
+    Queries { name, rows: queries, truth }
+}
+
+fn sweep(set: &Queries, mut search: impl FnMut(&[f32], usize) -> (Vec<u32>, Cost)) -> Vec<Point> {
+    let mut curve = Vec::new();
+    for ef in EFS {
+        let (mut recall, mut cost) = (0.0, Cost::default());
+        for (query, truth) in set.rows.iter().zip(&set.truth) {
+            let (found, work) = search(query, ef);
+            recall += exact::recall(truth, &found) / set.rows.len() as f64;
+            cost.visited_nodes += work.visited_nodes;
+            cost.scored_vectors += work.scored_vectors;
+        }
+        let mut round = |repeats: usize| {
+            let all = || (0..repeats).flat_map(|_| &set.rows);
+            let (_, time) = timed(|| all().for_each(|query| drop(black_box(search(query, ef)))));
+            ((repeats * set.rows.len()) as f64, time)
+        };
+        // Long enough for the processor clock, whose ticks are a few milliseconds.
+        let once = round(1).1.wall;
+        let repeats = (ROUND_SECONDS / once).ceil() as usize;
+        let mut round = || {
+            let (searches, time) = round(repeats);
+            searches / time.cpu
+        };
+        let per_second = median((0..ROUNDS).map(|_| round()).collect());
+        curve.push(Point { ef, recall, per_second, cost });
+        if recall > 0.995 {
+            break;
+        }
+    }
+    let n = set.rows.len() as u64;
+    for point in &mut curve {
+        point.cost.visited_nodes /= n;
+        point.cost.scored_vectors /= n;
+    }
+    curve
+}
+
+fn print_curve(name: &str, curve: &[Point]) {
+    for Point { ef, recall, per_second, cost } in curve {
+        let (visited, scored) = (cost.visited_nodes, cost.scored_vectors);
+        println!("{name:>6} {ef:>3} {recall:>11.4} {per_second:>11.0} {visited:>9} {scored:>8}");
+    }
+}
+
+/// Queries/s and rows scored at a recall, on a straight line between the two nearest points. A curve that begins
+/// above the recall is taken at its first point: it does no better there.
+fn speed_at(curve: &[Point], recall: f64) -> Option<(f64, f64)> {
+    let scored = |p: &Point| p.cost.scored_vectors as f64;
+    let first = curve.first()?;
+    if first.recall >= recall {
+        return Some((first.per_second, scored(first)));
+    }
+    curve.windows(2).find(|pair| pair[0].recall < recall && pair[1].recall >= recall).map(|pair| {
+        let share = (recall - pair[0].recall) / (pair[1].recall - pair[0].recall);
+        // Time a query, not queries a second, grows evenly with the work.
+        let time = (1.0 - share) / pair[0].per_second + share / pair[1].per_second;
+        (1.0 / time, (1.0 - share) * scored(&pair[0]) + share * scored(&pair[1]))
+    })
+}
+
+/// Scalar against AVX2 against AVX-512, on rows that stay in the first-level cache.
+fn kernels() {
+    const DIM: usize = 1024;
+    const CALLS: usize = 20_000;
+    let mut noise = Noise(3);
+    let rows: Vec<f32> = (0..2 * DIM).map(|_| noise.next()).collect();
+    let (a, b) = rows.split_at(DIM);
+    let codes: Vec<u8> = a.iter().map(|v| (v * 127.0 + 128.0) as u8).collect();
+    let others: Vec<u8> = b.iter().map(|v| (v * 127.0 + 128.0) as u8).collect();
+    let query: Vec<i8> = b.iter().map(|v| (v * 127.0) as i8).collect();
+    let halves: Vec<half::f16> = b.iter().map(|&v| half::f16::from_f32(v)).collect();
+    println!("kernels, ns a call of {DIM} components (and times faster than scalar):");
+    let mut base = [0.0; 4];
+    for kernels in Kernels::available() {
+        let time = |work: &dyn Fn()| {
+            let round = |_| {
+                let (_, time) = timed(|| (0..CALLS).for_each(|_| work()));
+                time.wall / CALLS as f64 * 1e9
+            };
+            // Too short for the processor clock, whose ticks are milliseconds: the quietest round by the other one.
+            (0..7).map(round).fold(f64::INFINITY, f64::min)
+        };
+        let times = [
+            time(&|| _ = black_box(kernels.dot(black_box(a), b))),
+            time(&|| _ = black_box(kernels.dot_f16(black_box(a), &halves))),
+            time(&|| _ = black_box(kernels.dot_codes(black_box(&codes), &query))),
+            time(&|| _ = black_box(kernels.distance_codes(black_box(&codes), &others))),
+        ];
+        if kernels.name() == "scalar" {
+            base = times;
+        }
+        let shown = ["dot", "dot_f16", "dot_codes", "distance_codes"].into_iter().zip(times).zip(base);
+        let shown = shown.map(|((name, t), b)| format!("{name} {t:.1} ({:.1} ×)", b / t));
+        println!("  {:<11} {}", kernels.name(), shown.collect::<Vec<_>>().join("   "));
+    }
+}
