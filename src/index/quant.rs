@@ -127,13 +127,11 @@ impl Codec {
                 CodedQuery::Float(values)
             }
             CodeKind::U8 => {
-                let largest = query.iter().fold(0.0f32, |max, v| max.max(v.abs()));
-                let scale = if largest > 0.0 { 127.0 / largest } else { 0.0 };
-                let mut values: Vec<i8> = query.iter().map(|v| (v * scale).round() as i8).collect();
-                values.resize(padded, 0);
+                let mut values = vec![0i8; padded];
+                let scale = Kernels::get().scale_query(query, &mut values[..query.len()]);
                 let sum: i32 = values.iter().map(|&v| i32::from(v)).sum();
                 let per_unit = if scale > 0.0 { self.step / scale } else { 0.0 };
-                let mean: f32 = query.iter().zip(&self.mean).map(|(q, m)| q * m).sum();
+                let mean = Kernels::get().dot(query, &self.mean);
                 CodedQuery::Integer { values, offset: mean - (ZERO * sum) as f32 * per_unit, scale: per_unit }
             }
         }

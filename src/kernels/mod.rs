@@ -110,6 +110,13 @@ impl Kernels {
         dispatch!(self, bias_gelu(x, bias))
     }
 
+    /// Scales a query so that its largest component becomes ±127, rounds half to even into `out`, and returns the scale;
+    /// 0 for a query of zeros.
+    pub fn scale_query(self, query: &[f32], out: &mut [i8]) -> f32 {
+        assert_eq!(query.len(), out.len(), "a query and its codes have one length");
+        dispatch!(self, scale_query(query, out))
+    }
+
     /// Scores the rows `slots` of `rows` (row length = query length), fetching ahead; `out` is cleared first.
     pub fn score_f32(self, rows: &[f32], slots: &[u32], query: &[f32], out: &mut Vec<f32>) {
         self.score(rows, slots, query.len(), out, |row| self.dot(query, row));
@@ -215,6 +222,18 @@ mod tests {
             for kernels in Kernels::available() {
                 prop_assert_eq!(kernels.dot_codes(&code, &query), scalar::dot_codes(&code, &query));
                 prop_assert_eq!(kernels.distance_codes(&code, &other), scalar::distance_codes(&code, &other));
+            }
+        }
+
+        #[test]
+        fn scaled_queries_are_the_rounded_ones(query in prop::collection::vec(-1e3f32..1e3, 0..300)) {
+            let largest = query.iter().fold(0.0f32, |max, v| max.max(v.abs()));
+            let scale = if largest > 0.0 { 127.0 / largest } else { 0.0 };
+            let expected: Vec<i8> = query.iter().map(|v| (v * scale).round_ties_even() as i8).collect();
+            for kernels in Kernels::available() {
+                let mut out = vec![7i8; query.len()];
+                prop_assert_eq!(kernels.scale_query(&query, &mut out), scale);
+                prop_assert_eq!(&out, &expected, "{}", kernels.name());
             }
         }
 

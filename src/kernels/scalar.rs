@@ -31,6 +31,27 @@ pub(super) fn bias_gelu(x: &mut [f32], bias: &[f32]) {
     }
 }
 
+/// As [`bias_gelu`]: one body, no branches.
+#[inline(always)]
+pub(super) fn scale_query(query: &[f32], out: &mut [i8]) -> f32 {
+    // 1.5·2²³: added to a number below 2²², it leaves the rounded number in the low bits of the sum.
+    const ROUND: f32 = 12_582_912.0;
+    let mut maxima = [0.0f32; LANES];
+    let chunks = query.chunks_exact(LANES);
+    let tail = chunks.remainder().iter().fold(0.0f32, |max, v| max.max(v.abs()));
+    for chunk in chunks {
+        for lane in 0..LANES {
+            maxima[lane] = maxima[lane].max(chunk[lane].abs());
+        }
+    }
+    let largest = maxima.iter().fold(tail, |max, &v| max.max(v));
+    let scale = if largest > 0.0 { 127.0 / largest } else { 0.0 };
+    for (out, &v) in out.iter_mut().zip(query) {
+        *out = (v * scale + ROUND).to_bits() as i8;
+    }
+    scale
+}
+
 /// erf as x·P(x²)/Q(x²) on [-4, 4], beyond which f32 knows only ±1.
 ///
 /// Source of the coefficients: the rational minimax approximation used by Eigen (`generic_fast_erf_float`) and XLA.

@@ -50,6 +50,11 @@ impl Avx2 {
         // SAFETY: `self` proves AVX2 and FMA.
         unsafe { avx2_bias_gelu(x, bias) }
     }
+
+    pub(super) fn scale_query(self, query: &[f32], out: &mut [i8]) -> f32 {
+        // SAFETY: `self` proves AVX2 and FMA.
+        unsafe { avx2_scale_query(query, out) }
+    }
 }
 
 impl Avx512 {
@@ -83,6 +88,11 @@ impl Avx512 {
     pub(super) fn bias_gelu(self, x: &mut [f32], bias: &[f32]) {
         // SAFETY: `self` proves AVX-512 F.
         unsafe { avx512_bias_gelu(x, bias) }
+    }
+
+    pub(super) fn scale_query(self, query: &[f32], out: &mut [i8]) -> f32 {
+        // SAFETY: `self` proves AVX-512 F and BW.
+        unsafe { avx512_scale_query(query, out) }
     }
 }
 
@@ -283,4 +293,14 @@ fn avx2_bias_gelu(x: &mut [f32], bias: &[f32]) {
 #[target_feature(enable = "avx512f")]
 fn avx512_bias_gelu(x: &mut [f32], bias: &[f32]) {
     scalar::bias_gelu(x, bias);
+}
+
+#[target_feature(enable = "avx2,fma")]
+fn avx2_scale_query(query: &[f32], out: &mut [i8]) -> f32 {
+    scalar::scale_query(query, out)
+}
+
+#[target_feature(enable = "avx512f,avx512bw")]
+fn avx512_scale_query(query: &[f32], out: &mut [i8]) -> f32 {
+    scalar::scale_query(query, out)
 }
