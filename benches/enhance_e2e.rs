@@ -108,7 +108,7 @@ fn flow_request(queries: &[Vec<f32>]) -> EnhanceRequest {
 }
 
 fn message(queries: &[Vec<f32>]) -> proto::EnhanceRequest {
-    let vectors = Some(encode_tensor(&queries.concat(), DIM, proto::DType::DtypeF32));
+    let vectors = Some(encode_tensor(&queries.concat(), DIM, proto::Dtype::F32));
     proto::EnhanceRequest { vectors, ..Default::default() }
 }
 

@@ -139,7 +139,7 @@ pub enum Error {
 /// An enhanced query and how it came about.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Blended {
-    /// x, unit norm (times the query's norm in [`blend_keeping_norm`]).
+    /// x, unit norm (before [`restore_norm`], in the image-generation path).
     pub embedding: Embedding,
     /// Softmax weight of each hit, in their order; sums to 1.
     pub weights: Vec<f32>,

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use viscache::media::npy;
-use viscache::serve::proto::{self, DType, EmbedOutput, media, part};
+use viscache::serve::proto::{self, Dtype, EmbedOutput, media, part};
 use viscache::serve::{decode_tensor, encode_tensor};
 
 use super::show::{self, Shown};
@@ -45,7 +45,7 @@ pub async fn enhance(config: &Config, args: EnhanceArgs) -> anyhow::Result<ExitC
                 VariantArg::Condition => proto::Variant::Condition.into(),
                 VariantArg::ImageGeneration => proto::Variant::ImageGeneration.into(),
             },
-            output_dtype: DType::DtypeF32.into(),
+            output_dtype: Dtype::F32.into(),
             expected_weights_fingerprint: String::new(),
             vectors_are_mixed: args.as_is,
         };
@@ -100,7 +100,7 @@ pub async fn embed(config: &Config, args: EmbedArgs) -> anyhow::Result<ExitCode>
             OutputArg::Model => EmbedOutput::Model.into(),
             OutputArg::Prenorm => EmbedOutput::Prenorm.into(),
         },
-        output_dtype: DType::DtypeF32.into(),
+        output_dtype: Dtype::F32.into(),
     };
     let reply = client.embed(request).await.map_err(show::refused)?.into_inner();
     let tensor = reply.vectors.as_ref().context("the reply has no vectors")?;
@@ -139,9 +139,7 @@ fn batches(inputs: &Inputs) -> anyhow::Result<Vec<Batch>> {
         let bytes = read(path)?;
         let matrix = npy::read(&bytes).map_err(|e| anyhow::anyhow!("{}: {e}", path.display()))?;
         let chunks = matrix.values.chunks(ROWS_PER_REQUEST * matrix.dim);
-        return Ok(chunks
-            .map(|rows| Batch::Vectors(encode_tensor(rows, matrix.dim, DType::DtypeF32)))
-            .collect());
+        return Ok(chunks.map(|rows| Batch::Vectors(encode_tensor(rows, matrix.dim, Dtype::F32))).collect());
     }
     let media = media_inputs(&inputs.images, &inputs.texts)?;
     if media.is_empty() {

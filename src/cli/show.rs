@@ -154,7 +154,7 @@ pub fn described(reply: &proto::DescribeResponse, json: bool) -> anyhow::Result<
             "generation": source.generation,
             "items": reply.items,
             "dim": reply.dim,
-            "rows": proto::DType::try_from(reply.row_dtype).map(|d| d.as_str_name()).unwrap_or_default(),
+            "rows": proto::Dtype::try_from(reply.row_dtype).map(|d| d.as_str_name()).unwrap_or_default(),
             "codes": reply.codes,
             "rows_in_memory": reply.rows_in_memory,
             "memory_bytes": reply.memory_bytes,

@@ -8,7 +8,7 @@
 //!
 //! **Numerics contract.** Integer kernels are exact: every path returns the same number. Float kernels sum in f32 in
 //! an order of their own, so paths agree to a few units in the last place of the sum of magnitudes, and one path is
-//! deterministic. `tests` hold every path against [`scalar`].
+//! deterministic. `tests` hold every path against `scalar`.
 //!
 //! A batch of rows is scored by one call ([`Kernels::score_codes`]): the rows of a graph's neighbours lie anywhere in
 //! memory, so the call fetches rows ahead of the one it works on, and the choice of path costs one branch per batch.

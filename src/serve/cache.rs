@@ -10,7 +10,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::convert;
 use super::door::Door;
-use super::proto::{self, DType, cache_service_server::CacheService};
+use super::proto::{self, Dtype, cache_service_server::CacheService};
 use super::status;
 use crate::cache::Snapshot;
 use crate::flow::{self, App, Enhanced, SnapshotRef};
@@ -84,7 +84,7 @@ impl CacheService for Service {
         let mut pass = self.door.enter("viscache.v1.CacheService/Search")?;
         let (metadata, _, request) = request.into_parts();
         let work = move |app: &App, call: &flow::Call| {
-            let vectors = request.return_vectors.then_some(DType::DtypeF32);
+            let vectors = request.return_vectors.then_some(Dtype::F32);
             let named = if request.vectors.is_some() { "vectors" } else { "queries" };
             let search = flow::SearchRequest {
                 queries: convert::queries(app, request.vectors.as_ref(), request.queries, true)?,
@@ -197,7 +197,7 @@ fn enhance_result(
     field: &str,
     embed: Duration,
     neighbors: bool,
-    vectors: Option<DType>,
+    vectors: Option<Dtype>,
 ) -> proto::EnhanceResult {
     let result = result.and_then(|enhanced| {
         let found = match neighbors {
@@ -239,7 +239,7 @@ fn item(snapshot: &Snapshot, id: u64, vectors: bool) -> Result<proto::ItemResult
         modality: convert::modality(record.modality).into(),
         digest: record.digest.to_string(),
         tags: record.tags.into_iter().collect(),
-        embedding: row.map(|row| convert::row(&crate::cache::decode_row(&row, cache.rows), DType::DtypeF32)),
+        embedding: row.map(|row| convert::row(&crate::cache::decode_row(&row, cache.rows), Dtype::F32)),
     })
 }
 
@@ -251,8 +251,8 @@ fn describe(app: &App, snapshot: &Snapshot) -> proto::DescribeResponse {
         dim: record.dim as u32,
         items: generation.items,
         row_dtype: match record.rows {
-            RowType::F32 => DType::DtypeF32.into(),
-            RowType::F16 => DType::DtypeF16.into(),
+            RowType::F32 => Dtype::F32.into(),
+            RowType::F16 => Dtype::F16.into(),
         },
         codes: snapshot.index().summary().codes.word().into(),
         rows_in_memory: snapshot.loaded().rows_in_memory,

@@ -1,6 +1,6 @@
 //! Messages ⇄ domain. Every check of a request is here, and every refusal names the field.
 
-use super::proto::{self, DType, media, part};
+use super::proto::{self, Dtype, media, part};
 use super::tensor::{decode_tensor, encode_tensor};
 use crate::blend::BlendParams;
 use crate::cache::Snapshot;
@@ -176,8 +176,8 @@ pub(super) fn variant(number: i32) -> Result<Variant, Error> {
 }
 
 /// The type asked for in a reply.
-pub(super) fn output_dtype(number: i32) -> Result<DType, Error> {
-    DType::try_from(number).map_err(|_| argument("output_dtype", format!("{number} is not a known dtype")))
+pub(super) fn output_dtype(number: i32) -> Result<Dtype, Error> {
+    Dtype::try_from(number).map_err(|_| argument("output_dtype", format!("{number} is not a known dtype")))
 }
 
 /// A modality as a message says it.
@@ -239,7 +239,7 @@ pub(super) fn neighbors(
     snapshot: &SnapshotRef,
     hits: &[Hit],
     weights: &[f32],
-    vectors: Option<DType>,
+    vectors: Option<Dtype>,
 ) -> Result<Vec<proto::Neighbor>, Error> {
     let SnapshotRef(snapshot) = snapshot;
     let one = |(i, hit): (usize, &Hit)| {
@@ -259,7 +259,7 @@ pub(super) fn neighbors(
 }
 
 /// One embedding, `[D]`.
-pub(super) fn row(values: &[f32], dtype: DType) -> proto::Tensor {
+pub(super) fn row(values: &[f32], dtype: Dtype) -> proto::Tensor {
     let mut tensor = encode_tensor(values, values.len(), dtype);
     tensor.shape = vec![values.len() as i64];
     tensor
@@ -269,7 +269,7 @@ pub(super) fn row(values: &[f32], dtype: DType) -> proto::Tensor {
 pub(super) fn stack<'a>(
     rows: impl Iterator<Item = Option<&'a [f32]>>,
     dim: usize,
-    dtype: DType,
+    dtype: Dtype,
 ) -> proto::Tensor {
     let mut values = Vec::new();
     for row in rows {

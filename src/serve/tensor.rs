@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use half::{bf16, f16};
 
-use super::proto::{DType, Tensor};
+use super::proto::{Dtype, Tensor};
 
 /// Rows of equal length, still to be checked for their values.
 #[derive(Debug, Clone, PartialEq)]
@@ -37,11 +37,11 @@ pub fn decode_tensor(tensor: &Tensor) -> Result<Rows, String> {
         return Ok(Rows { dim, values: tensor.values.clone() });
     }
     let dtype =
-        DType::try_from(tensor.dtype).map_err(|_| format!("`dtype` {} is not known", tensor.dtype))?;
+        Dtype::try_from(tensor.dtype).map_err(|_| format!("`dtype` {} is not known", tensor.dtype))?;
     let data = &tensor.data;
     let size = match dtype {
-        DType::DtypeUnspecified | DType::DtypeF32 => 4,
-        DType::DtypeF16 | DType::DtypeBf16 => 2,
+        Dtype::Unspecified | Dtype::F32 => 4,
+        Dtype::F16 | Dtype::Bf16 => 2,
     };
     if data.is_empty() {
         return Err("is empty; send `data` with `shape`, or `values`".into());
@@ -51,13 +51,11 @@ pub fn decode_tensor(tensor: &Tensor) -> Result<Rows, String> {
     }
     let (_, dim) = shape(tensor, data.len() / size)?;
     let values = match dtype {
-        DType::DtypeUnspecified | DType::DtypeF32 => {
+        Dtype::Unspecified | Dtype::F32 => {
             data.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
         }
-        DType::DtypeF16 => data.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
-        DType::DtypeBf16 => {
-            data.chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect()
-        }
+        Dtype::F16 => data.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
+        Dtype::Bf16 => data.chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
     };
     Ok(Rows { dim, values })
 }
@@ -77,13 +75,13 @@ fn shape(tensor: &Tensor, count: usize) -> Result<(usize, usize), String> {
 }
 
 /// Writes rows as a tensor `[N, D]`.
-pub fn encode_tensor(values: &[f32], dim: usize, dtype: DType) -> Tensor {
+pub fn encode_tensor(values: &[f32], dim: usize, dtype: Dtype) -> Tensor {
     let data: Vec<u8> = match dtype {
-        DType::DtypeUnspecified | DType::DtypeF32 => bytemuck::cast_slice(values).to_vec(),
-        DType::DtypeF16 => values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect(),
-        DType::DtypeBf16 => values.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes()).collect(),
+        Dtype::Unspecified | Dtype::F32 => bytemuck::cast_slice(values).to_vec(),
+        Dtype::F16 => values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect(),
+        Dtype::Bf16 => values.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes()).collect(),
     };
-    let dtype = if dtype == DType::DtypeUnspecified { DType::DtypeF32 } else { dtype };
+    let dtype = if dtype == Dtype::Unspecified { Dtype::F32 } else { dtype };
     let rows = values.len().checked_div(dim).unwrap_or(0);
     Tensor {
         dtype: dtype.into(),
@@ -101,7 +99,7 @@ mod tests {
     proptest! {
         #[test]
         fn tensors_survive_within_their_type(values in prop::collection::vec(-1.0f32..1.0, 1..40)) {
-            for (dtype, error) in [(DType::DtypeF32, 0.0), (DType::DtypeF16, 1e-3), (DType::DtypeBf16, 1e-2)] {
+            for (dtype, error) in [(Dtype::F32, 0.0), (Dtype::F16, 1e-3), (Dtype::Bf16, 1e-2)] {
                 let rows = decode_tensor(&encode_tensor(&values, values.len(), dtype)).unwrap();
                 prop_assert_eq!(rows.dim, values.len());
                 prop_assert!(rows.values.iter().zip(&values).all(|(a, b)| (a - b).abs() <= error));

@@ -3,7 +3,7 @@
 //!
 //! | column family | key (big-endian, ordered) | value |
 //! |---|---|---|
-//! | `meta` | `format` · `cache` name · `generation` cache, number | [`records`], small and few |
+//! | `meta` | `format` · `cache` name · `generation` cache, number | JSON records, small and few |
 //! | `items` | cache · item id | [`ItemRecord`]: modality, uri, digest, tags |
 //! | `vectors` | cache · item id | the row, little-endian f32 or f16: the truth all codes can be rebuilt from |
 //! | `blobs` | cache · generation · kind · part | the frozen index in checksummed parts of at most 4 MiB |

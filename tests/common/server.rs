@@ -16,7 +16,7 @@ use viscache::flow::App;
 use viscache::serve::proto::admin_service_client::AdminServiceClient;
 use viscache::serve::proto::cache_service_client::CacheServiceClient;
 use viscache::serve::proto::embed_service_client::EmbedServiceClient;
-use viscache::serve::proto::{self, DType, Media, Part, Query, Tensor, media, part};
+use viscache::serve::proto::{self, Dtype, Media, Part, Query, Tensor, media, part};
 use viscache::serve::{self, decode_tensor, encode_tensor};
 
 pub struct Server {
@@ -90,7 +90,7 @@ impl Server {
 
 /// Rows as f32.
 pub fn tensor(rows: &[Vec<f32>]) -> Tensor {
-    encode_tensor(&rows.concat(), rows[0].len(), DType::DtypeF32)
+    encode_tensor(&rows.concat(), rows[0].len(), Dtype::F32)
 }
 
 /// The rows of a reply's tensor.
