@@ -1,10 +1,8 @@
 //! `CacheService`: convert, call one flow, convert.
 
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio_stream::{Stream, StreamExt};
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -12,15 +10,13 @@ use super::convert;
 use super::door::Door;
 use super::proto::{self, Dtype, cache_service_server::CacheService};
 use super::status;
+use super::stream::{Answers, answer_each};
 use crate::cache::Snapshot;
 use crate::flow::{self, App, Enhanced, SnapshotRef};
 use crate::index::Cost;
 use crate::kernels::Kernels;
 use crate::store::RowType;
 use crate::types::ItemId;
-
-/// Answers of a stream that may wait for a slow reader.
-const STREAM_BUFFER: usize = 4;
 
 pub(super) struct Service {
     app: Arc<App>,
@@ -43,38 +39,22 @@ impl CacheService for Service {
         Ok(Response::new(enhance(&self.app, &self.door, &metadata, request).await?))
     }
 
-    type EnhanceStreamStream =
-        Pin<Box<dyn Stream<Item = Result<proto::EnhanceStreamResponse, Status>> + Send>>;
+    type EnhanceStreamStream = Answers<proto::EnhanceStreamResponse>;
 
     async fn enhance_stream(
         &self,
         request: Request<Streaming<proto::EnhanceStreamRequest>>,
     ) -> Result<Response<Self::EnhanceStreamStream>, Status> {
-        let (metadata, _, mut requests) = request.into_parts();
-        let (app, door) = (self.app.clone(), self.door.clone());
-        let (answers, replies) = tokio::sync::mpsc::channel(STREAM_BUFFER);
-        tokio::spawn(async move {
-            while let Some(message) = requests.next().await {
-                let answer = match message {
-                    Err(broken) => Err(broken),
-                    Ok(proto::EnhanceStreamRequest { tag, request }) => {
-                        let answer = tokio::select! {
-                            answer = enhance(&app, &door, &metadata, request.unwrap_or_default()) => answer,
-                            // The client has gone: dropping the work stops it and frees its place.
-                            () = answers.closed() => return,
-                        };
-                        let status = answer.as_ref().err().map(status::message).unwrap_or_default();
-                        Ok(proto::EnhanceStreamResponse { tag, status: Some(status), response: answer.ok() })
-                    }
-                };
-                let last = answer.is_err();
-                // A closed channel is a client that has gone.
-                if answers.send(answer).await.is_err() || last {
-                    return;
-                }
+        let (metadata, _, requests) = request.into_parts();
+        let (app, door, metadata) = (self.app.clone(), self.door.clone(), Arc::new(metadata));
+        Ok(Response::new(answer_each(requests, move |message: proto::EnhanceStreamRequest| {
+            let (app, door, metadata) = (app.clone(), door.clone(), metadata.clone());
+            async move {
+                let answer = enhance(&app, &door, &metadata, message.request.unwrap_or_default()).await;
+                let status = answer.as_ref().err().map(status::message).unwrap_or_default();
+                proto::EnhanceStreamResponse { tag: message.tag, status: Some(status), response: answer.ok() }
             }
-        });
-        Ok(Response::new(Box::pin(tokio_stream::wrappers::ReceiverStream::new(replies))))
+        })))
     }
 
     async fn search(

@@ -1,10 +1,8 @@
 //! `EmbedService`: convert, call one flow, convert.
 
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio_stream::{Stream, StreamExt};
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -13,12 +11,10 @@ use super::convert;
 use super::door::Door;
 use super::proto::{self, EmbedOutput, embed_service_server::EmbedService};
 use super::status;
+use super::stream::{Answers, answer_each};
 use crate::flow::{self, App, MediaInput};
 use crate::models::encoder::Encoded;
 use crate::types::Embedding;
-
-/// Answers of a stream that may wait for a slow reader.
-const STREAM_BUFFER: usize = 4;
 
 pub(super) struct Service {
     app: Arc<App>,
@@ -41,37 +37,22 @@ impl EmbedService for Service {
         Ok(Response::new(embed(&self.app, &self.door, &metadata, request).await?))
     }
 
-    type EmbedStreamStream = Pin<Box<dyn Stream<Item = Result<proto::EmbedStreamResponse, Status>> + Send>>;
+    type EmbedStreamStream = Answers<proto::EmbedStreamResponse>;
 
     async fn embed_stream(
         &self,
         request: Request<Streaming<proto::EmbedStreamRequest>>,
     ) -> Result<Response<Self::EmbedStreamStream>, Status> {
-        let (metadata, _, mut requests) = request.into_parts();
-        let (app, door) = (self.app.clone(), self.door.clone());
-        let (answers, replies) = tokio::sync::mpsc::channel(STREAM_BUFFER);
-        tokio::spawn(async move {
-            while let Some(message) = requests.next().await {
-                let answer = match message {
-                    Err(broken) => Err(broken),
-                    Ok(proto::EmbedStreamRequest { tag, request }) => {
-                        let answer = tokio::select! {
-                            answer = embed(&app, &door, &metadata, request.unwrap_or_default()) => answer,
-                            // The client has gone: dropping the work stops it and frees its place.
-                            () = answers.closed() => return,
-                        };
-                        let status = answer.as_ref().err().map(status::message).unwrap_or_default();
-                        Ok(proto::EmbedStreamResponse { tag, status: Some(status), response: answer.ok() })
-                    }
-                };
-                let last = answer.is_err();
-                // A closed channel is a client that has gone.
-                if answers.send(answer).await.is_err() || last {
-                    return;
-                }
+        let (metadata, _, requests) = request.into_parts();
+        let (app, door, metadata) = (self.app.clone(), self.door.clone(), Arc::new(metadata));
+        Ok(Response::new(answer_each(requests, move |message: proto::EmbedStreamRequest| {
+            let (app, door, metadata) = (app.clone(), door.clone(), metadata.clone());
+            async move {
+                let answer = embed(&app, &door, &metadata, message.request.unwrap_or_default()).await;
+                let status = answer.as_ref().err().map(status::message).unwrap_or_default();
+                proto::EmbedStreamResponse { tag: message.tag, status: Some(status), response: answer.ok() }
             }
-        });
-        Ok(Response::new(Box::pin(tokio_stream::wrappers::ReceiverStream::new(replies))))
+        })))
     }
 }
 

@@ -11,6 +11,7 @@
 //! | `door.rs` | who may come in, how long they wait, what is counted |
 //! | `convert.rs` | messages ⇄ domain; every check of a request is there |
 //! | `tensor.rs` | tensors ⇄ embeddings |
+//! | `stream.rs` | many requests over one stream, in order |
 //! | `status.rs` | domain error → Status: one exhaustive match |
 //! | `cache.rs` `embed.rs` `admin.rs` | the services |
 
@@ -21,6 +22,7 @@ mod door;
 mod embed;
 pub mod proto;
 mod status;
+mod stream;
 mod tensor;
 
 use std::future::Future;
