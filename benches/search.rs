@@ -148,7 +148,7 @@ fn ours(params: &BuildParams, rows: &[f32], dim: usize, folder: &Path) -> Index 
     let BuildParams { m, ef_construction, codes, .. } = params;
     let kept = folder.join(format!("search-{m}-{ef_construction}-{}.idx", codes.word()));
     if setting("VISCACHE_BENCH_REUSE", 0) == 1 && kept.exists() {
-        return Index::open(AlignedBytes::copy_of(&std::fs::read(kept).unwrap())).unwrap();
+        return Index::open(AlignedBytes::copy_of(&std::fs::read(kept).unwrap()).unwrap()).unwrap();
     }
     let codec = Codec::train(params.codes, rows, dim);
     let graph = build(params, &codec, rows, |_| ()).unwrap();
@@ -157,7 +157,7 @@ fn ours(params: &BuildParams, rows: &[f32], dim: usize, folder: &Path) -> Index 
     let mut bytes = Vec::new();
     Parts { graph: &graph, codec: &codec, ids: &ids, codes: &codes }.write(&mut bytes).unwrap();
     std::fs::write(kept, &bytes).unwrap();
-    Index::open(AlignedBytes::copy_of(&bytes)).unwrap()
+    Index::open(AlignedBytes::copy_of(&bytes).unwrap()).unwrap()
 }
 
 fn theirs(params: &BuildParams, rows: &[f32], dim: usize) -> Hnsw<'static, f32, InnerProduct> {

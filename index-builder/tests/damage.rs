@@ -204,7 +204,7 @@ fn write_the_fixture() {
 
 #[test]
 fn an_index_of_format_version_1_opens_and_finds() {
-    let index = Index::open(AlignedBytes::copy_of(&fixture())).unwrap();
+    let index = Index::open(AlignedBytes::copy_of(&fixture()).unwrap()).unwrap();
     let summary = index.summary();
     assert_eq!((summary.nodes, summary.dim, summary.m, summary.codes), (ROWS, DIM, 8, CodeKind::U8));
     assert_eq!(index.ids()[..3], [1, 4, 7]);
@@ -222,7 +222,7 @@ fn an_index_of_format_version_1_opens_and_finds() {
 
 /// Opens bytes; when they are taken for an index, searching it must be safe too.
 fn open_and_search(bytes: &[u8]) -> Option<Index> {
-    let index = Index::open(AlignedBytes::copy_of(bytes)).ok()?;
+    let index = Index::open(AlignedBytes::copy_of(bytes).unwrap()).ok()?;
     let query = vec![0.25; index.dim()];
     Searcher::default().search(&index, &query, 10, &SearchParams::default()).unwrap();
     Some(index)
@@ -254,7 +254,7 @@ proptest! {
         bytes[at] ^= flip;
         if let Some(index) = open_and_search(&bytes) {
             prop_assert_eq!(whole[at], 0, "byte {} is no padding", at);
-            let sound = Index::open(AlignedBytes::copy_of(&whole)).unwrap();
+            let sound = Index::open(AlignedBytes::copy_of(&whole).unwrap()).unwrap();
             prop_assert_eq!(index.summary(), sound.summary());
             prop_assert_eq!(index.ids(), sound.ids());
         }

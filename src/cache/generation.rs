@@ -4,6 +4,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use rayon::prelude::*;
+
 use super::Error;
 use super::rows::{Rows, RowsMode, check_row};
 use crate::index::exact::{self, Scored, TopK};
@@ -100,25 +102,10 @@ impl Snapshot {
             return Err(Error::Memory { cache: name.clone(), needed, budget, plan });
         }
 
-        // The index comes from one blob and the rows from another family: two readers keep the disk busy.
-        let (index, rows) = std::thread::scope(|scope| {
-            let rows = keep_rows.then(|| scope.spawn(|| load_rows(store, &record, generation.items)));
-            let index = load_index(store, &record, &generation);
-            (
-                index,
-                rows.map(|rows| rows.join().expect("reading rows does not panic: every length is checked")),
-            )
-        });
-        let (index, kind) = (index?, record.rows);
-        let rows = match rows {
-            Some(rows) => {
-                let (ids, bytes) = rows?;
-                match ids == index.ids() {
-                    true => Rows::Ram { kind, bytes },
-                    false => Rows::Ram { kind, bytes: select_rows(store, &record, &index)? },
-                }
-            }
-            None => Rows::Disk { kind },
+        let index = load_index(store, &record, &generation)?;
+        let rows = match keep_rows {
+            true => Rows::Ram { kind: record.rows, bytes: load_rows(store, &record, index.ids())? },
+            false => Rows::Disk { kind: record.rows },
         };
         let loaded = Loaded { plan, rows_in_memory: keep_rows, took: start.elapsed() };
         Ok(Snapshot { store: store.clone(), record, generation, index, rows, loaded })
@@ -244,7 +231,7 @@ pub(super) fn known_generations(generations: &[GenerationRecord]) -> String {
 
 fn load_index(store: &Store, record: &CacheRecord, generation: &GenerationRecord) -> Result<Index, Error> {
     let len = usize::try_from(generation.index_bytes).unwrap_or(usize::MAX);
-    let mut bytes = AlignedBytes::zeroed(len);
+    let mut bytes = AlignedBytes::zeroed(len)?;
     store.read_blob(record.id, generation.generation, BlobKind::Index, bytes.as_mut_slice())?;
     let index = Index::open(bytes)?;
     if index.dim() != record.dim || index.len() as u64 != generation.items {
@@ -258,57 +245,54 @@ fn load_index(store: &Store, record: &CacheRecord, generation: &GenerationRecord
     Ok(index)
 }
 
-/// The first `items` rows of a cache in id order: those of the generation, unless items were put or replaced since.
-fn load_rows(store: &Store, record: &CacheRecord, items: u64) -> Result<(Vec<u64>, AlignedBytes), Error> {
+/// The rows of exactly these items, in their order, read by several threads.
+///
+/// * `ids`: ascending. The cache may hold other items between them, put since the generation was made.
+fn load_rows(store: &Store, record: &CacheRecord, ids: &[u64]) -> Result<AlignedBytes, Error> {
     let len = record.dim * record.rows.bytes();
-    let items = items as usize;
-    let mut bytes = AlignedBytes::zeroed(items * len);
-    let mut ids = Vec::with_capacity(items);
-    store.scan_rows(record.id, ItemId(0), |id, row| {
-        if row.len() != len {
-            let why = format!("{} bytes long instead of {len}", row.len());
-            return Err(Error::Row { cache: record.name.clone(), id, why });
-        }
-        if ids.len() < items {
-            bytes.as_mut_slice()[ids.len() * len..][..len].copy_from_slice(row);
-            ids.push(id.0);
-        }
-        Ok(ids.len() < items)
-    })?;
-    check_finite(record, &ids, &bytes)?;
-    Ok((ids, bytes))
-}
-
-/// The rows of exactly the index's items, for a cache that holds others between them.
-fn select_rows(store: &Store, record: &CacheRecord, index: &Index) -> Result<AlignedBytes, Error> {
-    let len = record.dim * record.rows.bytes();
-    let mut bytes = AlignedBytes::zeroed(index.len() * len);
-    let ids: Vec<ItemId> = index.ids().iter().map(|&id| ItemId(id)).collect();
-    for (chunk, into) in ids.chunks(1024).zip(bytes.as_mut_slice().chunks_mut(1024 * len)) {
-        for ((row, &id), into) in
-            store.rows(record.id, chunk)?.into_iter().zip(chunk).zip(into.chunks_exact_mut(len))
-        {
-            check_row(&record.name, id, row.as_deref(), record.rows, record.dim)?;
-            into.copy_from_slice(&row.unwrap_or_default());
-        }
-    }
+    let share = ids.len().div_ceil(rayon::current_num_threads()).max(1);
+    let mut bytes = AlignedBytes::zeroed(ids.len() * len)?;
+    bytes
+        .as_mut_slice()
+        .par_chunks_mut(share * len)
+        .zip(ids.par_chunks(share))
+        .try_for_each(|(into, ids)| load_share(store, record, ids, into))?;
     Ok(bytes)
 }
 
-/// A row that is not finite would poison every score; rows are finite by type when they are put.
-fn check_finite(record: &CacheRecord, ids: &[u64], bytes: &AlignedBytes) -> Result<(), Error> {
-    let broken = match record.rows {
-        RowType::F32 => {
-            let rows: &[f32] = bytemuck::cast_slice(bytes.as_slice());
-            rows.iter().position(|v| !v.is_finite())
+/// One thread's share of [`load_rows`]: a scan from its first id, in step with the ids it wants.
+fn load_share(store: &Store, record: &CacheRecord, ids: &[u64], into: &mut [u8]) -> Result<(), Error> {
+    let len = record.dim * record.rows.bytes();
+    let wrong = |id: u64, why: String| Error::Row { cache: record.name.clone(), id: ItemId(id), why };
+    let Some(&first) = ids.first() else { return Ok(()) };
+    let mut wanted = ids.iter().zip(into.chunks_exact_mut(len)).peekable();
+    store.scan_rows(record.id, ItemId(first), |id, row| {
+        match wanted.peek() {
+            Some((want, _)) if **want > id.0 => return Ok(true),
+            Some((want, _)) if **want < id.0 => return Err(wrong(**want, "missing".into())),
+            _ => {}
         }
-        RowType::F16 => {
-            let rows: &[half::f16] = bytemuck::cast_slice(bytes.as_slice());
-            rows.iter().position(|v| !v.is_finite())
+        if let Some((_, place)) = wanted.next() {
+            if row.len() != len {
+                return Err(wrong(id.0, format!("{} bytes long instead of {len}", row.len())));
+            }
+            place.copy_from_slice(row);
+            // A row that is not finite would poison every score; rows are finite by type when they are put.
+            if !finite(place, record.rows) {
+                return Err(wrong(id.0, "not finite".into()));
+            }
         }
-    };
-    match broken.and_then(|at| ids.get(at / record.dim)) {
-        Some(&id) => Err(Error::Row { cache: record.name.clone(), id: ItemId(id), why: "not finite".into() }),
+        Ok(wanted.peek().is_some())
+    })?;
+    match wanted.next() {
+        Some((id, _)) => Err(wrong(*id, "missing".into())),
         None => Ok(()),
+    }
+}
+
+fn finite(row: &[u8], kind: RowType) -> bool {
+    match kind {
+        RowType::F32 => row.chunks_exact(4).all(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]).is_finite()),
+        RowType::F16 => row.chunks_exact(2).all(|b| half::f16::from_le_bytes([b[0], b[1]]).is_finite()),
     }
 }

@@ -206,7 +206,7 @@ impl<'a> Writer<'a> {
         // Measured on the very bytes that will be published, read back as a server reads them.
         let mut bytes = Vec::with_capacity(parts.len() as usize);
         parts.write(&mut bytes)?;
-        let opened = index::Index::open(index::AlignedBytes::copy_of(&bytes))?;
+        let opened = index::Index::open(index::AlignedBytes::copy_of(&bytes)?)?;
         let recall = measure(&opened, &rows)?;
         drop((opened, rows));
         let measured = lap();

@@ -93,6 +93,15 @@ pub enum Error {
     /// The sink of the bytes failed.
     #[error("could not write the index")]
     Write(#[from] std::io::Error),
+    /// Memory that cannot be had.
+    #[error("{len} bytes of memory cannot be had")]
+    Memory {
+        /// Bytes asked for.
+        len: usize,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
     /// The threads for a build could not be started.
     #[error("could not start {threads} build threads")]
     Threads {

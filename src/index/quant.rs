@@ -217,7 +217,7 @@ mod tests {
             let query = &unit_rows(seed + 1, 1, dim)[..];
             for (kind, bound) in [(CodeKind::F32, 1e-5f32), (CodeKind::F16, 1e-3), (CodeKind::U8, 0.05)] {
                 let codec = Codec::train(kind, &rows, dim);
-                let codes = AlignedBytes::copy_of(&codec.encode(&rows));
+                let codes = AlignedBytes::copy_of(&codec.encode(&rows)).unwrap();
                 let slots: Vec<u32> = (0..40).collect();
                 let (mut integers, mut scores) = (Vec::new(), Vec::new());
                 let coded = codec.code_query(query);

@@ -14,38 +14,44 @@ use super::quant::{self, Codec};
 use super::{CodeKind, Error};
 use crate::types::{ItemId, Slot};
 
-/// One cache line; a vector of them is a buffer that begins on one.
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-#[repr(C, align(64))]
-struct Line([u8; 64]);
-
-/// A byte buffer that begins on a cache line.
+/// A byte buffer of its own pages, huge ones where the system gives them: a search touches rows all over it, and with
+/// small pages most of those would also miss the translation buffer.
 pub struct AlignedBytes {
-    lines: Vec<Line>,
+    pages: memmap2::MmapMut,
     len: usize,
 }
 
 impl AlignedBytes {
     /// `len` zero bytes.
-    pub fn zeroed(len: usize) -> Self {
-        AlignedBytes { lines: bytemuck::zeroed_vec(len.div_ceil(64)), len }
+    ///
+    /// # Errors
+    /// [`Error::Memory`] when the system has not that much to give.
+    pub fn zeroed(len: usize) -> Result<Self, Error> {
+        let pages = memmap2::MmapMut::map_anon(len.max(1)).map_err(|source| Error::Memory { len, source })?;
+        // A hint: without huge pages everything works, a little slower.
+        #[cfg(target_os = "linux")]
+        let _ = pages.advise(memmap2::Advice::HugePage);
+        Ok(AlignedBytes { pages, len })
     }
 
-    /// A copy that begins on a cache line.
-    pub fn copy_of(bytes: &[u8]) -> Self {
-        let mut aligned = AlignedBytes::zeroed(bytes.len());
+    /// A copy that begins on a page.
+    ///
+    /// # Errors
+    /// As [`AlignedBytes::zeroed`].
+    pub fn copy_of(bytes: &[u8]) -> Result<Self, Error> {
+        let mut aligned = AlignedBytes::zeroed(bytes.len())?;
         aligned.as_mut_slice().copy_from_slice(bytes);
-        aligned
+        Ok(aligned)
     }
 
     /// The bytes.
     pub fn as_slice(&self) -> &[u8] {
-        &bytemuck::cast_slice(&self.lines)[..self.len]
+        &self.pages[..self.len]
     }
 
     /// The bytes, to be filled.
     pub fn as_mut_slice(&mut self) -> &mut [u8] {
-        &mut bytemuck::cast_slice_mut(&mut self.lines)[..self.len]
+        &mut self.pages[..self.len]
     }
 }
 
