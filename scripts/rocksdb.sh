@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Prints the folder of a static librocksdb.a of the version that Cargo.lock names, building it first if need be.
 #
-# RocksDB is 342 C++ files and costs some 24 CPU-minutes. Cargo would pay that once for every profile and target
+# RocksDB is 342 C++ files and costs some 30 CPU-minutes. Cargo would pay that once for every profile and target
 # folder; kept in the user's cache folder, keyed by version and machine type, it is paid once per machine.
 # Use:  export ROCKSDB_LIB_DIR="$(scripts/rocksdb.sh)" ROCKSDB_STATIC=1
 set -euo pipefail
@@ -10,7 +10,7 @@ cd "$(dirname "$0")/.."
 version=$(awk '/^name = "librocksdb-sys"/ { getline; gsub(/version = |"/, ""); print }' Cargo.lock)
 cache="${XDG_CACHE_HOME:-$HOME/.cache}/viscache/librocksdb-$version-$(uname -m)"
 if [ ! -f "$cache/librocksdb.a" ]; then
-    echo "building RocksDB $version once into $cache (10 to 15 minutes on two cores)" >&2
+    echo "building RocksDB $version once into $cache (a quarter of an hour or more on two cores)" >&2
     mkdir -p "$cache"
     env -u ROCKSDB_LIB_DIR -u ROCKSDB_STATIC \
         cargo build --quiet --release --locked -p librocksdb-sys --target-dir "$cache/build" >&2
