@@ -110,7 +110,7 @@ impl Plan {
         let fits = |needed: u64, free: u64| needed as f64 <= free as f64 * SHARE;
         if !fits(self.memory_bytes, self.memory_free) {
             bail!(
-                "the build would take {} of memory and {} are free; take fewer items, `--row-type f16` does not help here, a smaller `--m` does a little (or `--force`)",
+                "the build would take {} of memory and {} are free; take fewer items, or `--no-index` and index on a larger machine (or `--force`)",
                 Bytes(self.memory_bytes),
                 Bytes(self.memory_free)
             );
