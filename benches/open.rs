@@ -75,7 +75,7 @@ fn main() {
             let (open, read) = (median(opens), median(reads) * share);
             let ratio = open / read;
             let goal = match rows {
-                RowsMode::Ram => format!("  (goal ≤ {GOAL} ×: {})", verdict(ratio <= GOAL)),
+                RowsMode::Ram if cold => format!("  (goal ≤ {GOAL} ×: {})", verdict(ratio <= GOAL)),
                 _ => String::new(),
             };
             println!(

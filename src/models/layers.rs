@@ -61,25 +61,26 @@ impl LayerNorm {
 
 /// `y = x Wᵀ + b`.
 pub(super) struct Linear {
-    /// `[out, in]`
+    /// `[in, out]`: the product reads it in the order it lies in memory, instead of transposing it in every call.
     weight: Tensor,
     bias: Option<Tensor>,
 }
 
 impl Linear {
-    pub(super) fn new(weight: Tensor, bias: Option<Tensor>) -> Self {
-        Linear { weight, bias }
+    /// * `weight`: `[out, in]`, as checkpoints have it.
+    pub(super) fn new(weight: &Tensor, bias: Option<Tensor>) -> TensorResult<Self> {
+        Ok(Linear { weight: weight.t()?.contiguous()?, bias })
     }
 
     pub(super) fn load(scope: &Scope<'_>, out: usize, width: usize, bias: bool) -> Result<Self, Error> {
-        let weight = scope.tensor("weight", &[out, width])?;
-        Ok(Linear { weight, bias: bias.then(|| scope.tensor("bias", &[out])).transpose()? })
+        let bias = bias.then(|| scope.tensor("bias", &[out])).transpose()?;
+        Ok(Linear::new(&scope.tensor("weight", &[out, width])?, bias)?)
     }
 
     pub(super) fn forward(&self, x: &Tensor) -> TensorResult<Tensor> {
         let product = self.product(x)?;
         match &self.bias {
-            Some(bias) => product.broadcast_add(bias),
+            Some(bias) => add_to(product, bias),
             None => Ok(product),
         }
     }
@@ -87,7 +88,7 @@ impl Linear {
     /// The linear layer followed by the exact GELU, `x·½(1 + erf(x/√2))`.
     pub(super) fn forward_gelu(&self, x: &Tensor) -> TensorResult<Tensor> {
         match &self.bias {
-            Some(bias) if x.device().is_cpu() && x.dtype() == DType::F32 => {
+            Some(bias) if in_place(x) => {
                 let product = self.product(x)?;
                 product.inplace_op2(bias, &BiasGelu)?;
                 Ok(product)
@@ -97,10 +98,10 @@ impl Linear {
     }
 
     fn product(&self, x: &Tensor) -> TensorResult<Tensor> {
-        let (out, width) = self.weight.dims2()?;
+        let (width, out) = self.weight.dims2()?;
         let mut shape = x.dims().to_vec();
         let rows = x.elem_count() / width;
-        let product = x.reshape((rows, width))?.matmul(&self.weight.t()?)?; // [rows, out]
+        let product = x.reshape((rows, width))?.matmul(&self.weight)?; // [rows, out]
         if let Some(last) = shape.last_mut() {
             *last = out;
         }
@@ -108,7 +109,45 @@ impl Linear {
     }
 }
 
-/// `x ← gelu(x + bias)` on contiguous f32 rows, in place.
+/// `x + term`, a term of the same shape or of one row; in the memory of `x` on the CPU. Nothing else may hold `x`.
+pub(super) fn add_to(x: Tensor, term: &Tensor) -> TensorResult<Tensor> {
+    if in_place(&x) {
+        x.inplace_op2(term, &Add)?;
+        Ok(x)
+    } else {
+        x.broadcast_add(term)
+    }
+}
+
+/// Whether our own passes over a tensor's memory apply.
+fn in_place(x: &Tensor) -> bool {
+    x.device().is_cpu() && x.dtype() == DType::F32
+}
+
+/// `x ← x + term`, row by row.
+struct Add;
+
+impl InplaceOp2 for Add {
+    fn name(&self) -> &'static str {
+        "add-in-place"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &mut CpuStorage,
+        layout: &Layout,
+        term: &CpuStorage,
+        term_layout: &Layout,
+    ) -> TensorResult<()> {
+        let (x, term) = rows(x, layout, term, term_layout)?;
+        for row in x.chunks_exact_mut(term.len()) {
+            row.iter_mut().zip(term).for_each(|(x, &term)| *x += term);
+        }
+        Ok(())
+    }
+}
+
+/// `x ← gelu(x + bias)`, row by row.
 struct BiasGelu;
 
 impl InplaceOp2 for BiasGelu {
@@ -123,16 +162,23 @@ impl InplaceOp2 for BiasGelu {
         bias: &CpuStorage,
         bias_layout: &Layout,
     ) -> TensorResult<()> {
-        let (Some((start, end)), Some((b_start, b_end))) =
-            (layout.contiguous_offsets(), bias_layout.contiguous_offsets())
-        else {
-            bail!("bias-gelu needs contiguous tensors")
-        };
-        let (CpuStorage::F32(x), CpuStorage::F32(bias)) = (x, bias) else {
-            bail!("bias-gelu needs f32 tensors")
-        };
-        let bias = &bias[b_start..b_end];
-        x[start..end].chunks_exact_mut(bias.len()).for_each(|row| Kernels::get().bias_gelu(row, bias));
+        let (x, bias) = rows(x, layout, bias, bias_layout)?;
+        x.chunks_exact_mut(bias.len()).for_each(|row| Kernels::get().bias_gelu(row, bias));
         Ok(())
+    }
+}
+
+/// The memory of a contiguous f32 tensor and of the row (or tensor) that goes into each of its rows.
+fn rows<'a>(
+    x: &'a mut CpuStorage,
+    layout: &Layout,
+    row: &'a CpuStorage,
+    row_layout: &Layout,
+) -> TensorResult<(&'a mut [f32], &'a [f32])> {
+    match (layout.contiguous_offsets(), row_layout.contiguous_offsets(), x, row) {
+        (Some((start, end)), Some((from, to)), CpuStorage::F32(x), CpuStorage::F32(row)) if to > from => {
+            Ok((&mut x[start..end], &row[from..to]))
+        }
+        _ => bail!("work in place needs contiguous f32 tensors"),
     }
 }

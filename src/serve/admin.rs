@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use tonic::{Request, Response, Status};
 
 use super::convert;
-use super::door::Door;
+use super::door::{Door, Load};
 use super::proto::{self, admin_service_server::AdminService};
 use crate::cache;
 use crate::flow::{self, App};
@@ -30,7 +30,8 @@ impl AdminService for Service {
         request: Request<proto::ListCachesRequest>,
     ) -> Result<Response<proto::ListCachesResponse>, Status> {
         let mut pass = self.door.enter("viscache.v1.AdminService/ListCaches")?;
-        let (caches, _) = self.door.work(&self.app, request.metadata(), |app, _| list(app)).await?;
+        let (caches, _) =
+            self.door.work(&self.app, request.metadata(), Load::Heavy, |app, _| list(app)).await?;
         pass.count(caches.len(), 0);
         Ok(Response::new(proto::ListCachesResponse { caches }))
     }
@@ -63,7 +64,7 @@ impl AdminService for Service {
             cache.reload(&app.store)?;
             Ok(cache.snapshot().generation().0)
         };
-        let (generation, _) = self.door.work(&self.app, &metadata, work).await?;
+        let (generation, _) = self.door.work(&self.app, &metadata, Load::Heavy, work).await?;
         pass.count(1, 0);
         Ok(Response::new(proto::PublishResponse { generation }))
     }
@@ -79,7 +80,7 @@ impl AdminService for Service {
             let changed = cache.reload(&app.store)?;
             Ok((cache.snapshot().generation().0, changed))
         };
-        let ((generation, changed), _) = self.door.work(&self.app, &metadata, work).await?;
+        let ((generation, changed), _) = self.door.work(&self.app, &metadata, Load::Heavy, work).await?;
         pass.count(1, 0);
         Ok(Response::new(proto::ReloadResponse { generation, changed }))
     }

@@ -7,7 +7,7 @@ use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::convert;
-use super::door::Door;
+use super::door::{Door, Load};
 use super::proto::{self, Dtype, cache_service_server::CacheService};
 use super::status;
 use super::stream::{Answers, answer_each};
@@ -91,7 +91,7 @@ impl CacheService for Service {
             let results = results.collect();
             Ok(proto::SearchResponse { results, source: Some(convert::source(&searched.snapshot.0)) })
         };
-        let (mut reply, waited) = self.door.work(&self.app, &metadata, work).await?;
+        let (mut reply, waited) = self.door.work(&self.app, &metadata, Load::Heavy, work).await?;
         reply.results.iter_mut().filter_map(|r| r.timings.as_mut()).for_each(|t| t.queue_us = micros(waited));
         pass.count(reply.results.len(), failures(reply.results.iter().map(|r| &r.status)));
         Ok(Response::new(reply))
@@ -114,7 +114,7 @@ impl CacheService for Service {
             let items = request.ids.iter().map(item).collect::<Result<_, _>>()?;
             Ok(proto::GetItemsResponse { items, source: Some(convert::source(&snapshot)) })
         };
-        let (reply, _) = self.door.work(&self.app, &metadata, work).await?;
+        let (reply, _) = self.door.work(&self.app, &metadata, Load::Heavy, work).await?;
         pass.count(reply.items.len(), failures(reply.items.iter().map(|i| &i.status)));
         Ok(Response::new(reply))
     }
@@ -126,7 +126,7 @@ impl CacheService for Service {
         let mut pass = self.door.enter("viscache.v1.CacheService/Describe")?;
         let (metadata, _, request) = request.into_parts();
         let work = move |app: &App, _: &flow::Call| Ok(describe(app, &app.cache(&request.cache)?.snapshot()));
-        let (reply, _) = self.door.work(&self.app, &metadata, work).await?;
+        let (reply, _) = self.door.work(&self.app, &metadata, Load::Heavy, work).await?;
         pass.count(1, 0);
         Ok(Response::new(reply))
     }
@@ -139,6 +139,7 @@ async fn enhance(
     request: proto::EnhanceRequest,
 ) -> Result<proto::EnhanceResponse, Status> {
     let mut pass = door.enter("viscache.v1.CacheService/Enhance")?;
+    let load = self::load(app, &request);
     let work = move |app: &App, call: &flow::Call| {
         let dtype = convert::output_dtype(request.output_dtype)?;
         let ready = request.vectors_are_mixed;
@@ -165,10 +166,28 @@ async fn enhance(
             results: enhanced.results.into_iter().enumerate().map(result).collect(),
         })
     };
-    let (mut reply, waited) = door.work(app, metadata, work).await?;
+    let (mut reply, waited) = door.work(app, metadata, load, work).await?;
     reply.results.iter_mut().filter_map(|r| r.timings.as_mut()).for_each(|t| t.queue_us = micros(waited));
     pass.count(reply.results.len(), failures(reply.results.iter().map(|r| &r.status)));
     Ok(reply)
+}
+
+/// Queries that are light together, and the beam each may have.
+const LIGHT_QUERIES: i64 = 4;
+const LIGHT_EF: usize = 256;
+
+/// What an Enhance asks of its thread. Neighbours in the reply are looked up on the disk.
+fn load(app: &App, request: &proto::EnhanceRequest) -> Load {
+    let few = request.queries.is_empty()
+        && request.vectors.as_ref().is_some_and(|tensor| match tensor.shape[..] {
+            [rows, _] => rows <= LIGHT_QUERIES,
+            _ => true,
+        });
+    let narrow = convert::search_params(app, request.search)
+        .is_ok_and(|search| !search.exact && search.ef_search.max(search.rescore) <= LIGHT_EF)
+        && convert::blend_params(app, request.blend).is_ok_and(|blend| blend.top_k <= LIGHT_EF);
+    let in_memory = || app.cache(&request.cache).is_ok_and(|cache| cache.snapshot().loaded().rows_in_memory);
+    if few && narrow && !request.return_neighbors && in_memory() { Load::Light } else { Load::Heavy }
 }
 
 fn enhance_result(

@@ -2,9 +2,11 @@
 //!
 //! A request takes one of `max_concurrent` places or is refused at once, in words that say when to come back. Inside,
 //! it waits for one of a few workers, because more threads than cores only make everyone slower. Its deadline is the
-//! client's `grpc-timeout`; when that passes, or the client goes, the flag in its [`Call`] stops the work.
+//! client's `grpc-timeout`; when that passes, or the client goes, the flag in its [`Call`] stops the work. Work of a
+//! fraction of a millisecond is done on the thread it arrived on: handing it over would cost as much as doing it.
 
 use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -61,6 +63,15 @@ impl Drop for Pass {
     }
 }
 
+/// What a request's work asks of the thread it runs on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Load {
+    /// A few searches in memory: done on the thread that serves the connection, when a worker is free.
+    Light,
+    /// Models, disks, large batches: done on a thread that may block.
+    Heavy,
+}
+
 /// Raises a call's flag when the future that holds it is dropped: the client has gone.
 struct CancelOnDrop(Arc<AtomicBool>);
 
@@ -101,7 +112,7 @@ impl Door {
         }
     }
 
-    /// Runs blocking work on a worker, within the caller's deadline.
+    /// Runs work as one of the workers, within the caller's deadline.
     ///
     /// # Errors
     /// What the work fails with, DEADLINE_EXCEEDED, or INTERNAL if it panics (the server lives).
@@ -109,12 +120,17 @@ impl Door {
         &self,
         app: &Arc<App>,
         metadata: &MetadataMap,
+        load: Load,
         work: impl FnOnce(&App, &Call) -> Result<T, flow::Error> + Send + 'static,
     ) -> Result<(T, Duration), Status> {
         let arrived = Instant::now();
         let deadline = timeout(metadata).map(|t| arrived + t.saturating_sub(TIMEOUT_MARGIN));
         let call = Call { deadline, ..Call::default() };
         let _cancel = CancelOnDrop(call.cancelled.clone());
+        if let (Load::Light, Ok(_worker)) = (load, self.workers.try_acquire()) {
+            let done = catch_unwind(AssertUnwindSafe(|| call.check().and_then(|()| work(app, &call))));
+            return answer(done.map_err(|_| ())).map(|result| (result, Duration::ZERO));
+        }
         let (app, workers) = (app.clone(), self.workers.clone());
         let run = async move {
             let worker = workers.acquire_owned().await.map_err(|_| status::of(&flow::Error::Cancelled))?;
@@ -124,11 +140,7 @@ impl Door {
                 call.check()?;
                 work(&app, &call)
             });
-            match done.await {
-                Ok(Ok(result)) => Ok((result, waited)),
-                Ok(Err(error)) => Err(status::of(&error)),
-                Err(_) => Err(status::internal("the request's work crashed; the server goes on")),
-            }
+            answer(done.await.map_err(|_| ())).map(|result| (result, waited))
         };
         match deadline {
             None => run.await,
@@ -152,6 +164,15 @@ impl Door {
     pub(super) fn counts(&self) -> Vec<(&'static str, Arc<Counts>)> {
         let methods = self.methods.lock().unwrap_or_else(PoisonError::into_inner);
         methods.iter().map(|(name, counts)| (*name, counts.clone())).collect()
+    }
+}
+
+/// The answer of work that may have failed, or crashed.
+fn answer<T>(done: Result<Result<T, flow::Error>, ()>) -> Result<T, Status> {
+    match done {
+        Ok(Ok(result)) => Ok(result),
+        Ok(Err(error)) => Err(status::of(&error)),
+        Err(()) => Err(status::internal("the request's work crashed; the server goes on")),
     }
 }
 

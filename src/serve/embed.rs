@@ -8,7 +8,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::cache::{failures, micros};
 use super::convert;
-use super::door::Door;
+use super::door::{Door, Load};
 use super::proto::{self, EmbedOutput, embed_service_server::EmbedService};
 use super::status;
 use super::stream::{Answers, answer_each};
@@ -96,7 +96,8 @@ async fn embed(
             timings: Some(proto::Timings { embed_us: micros(start.elapsed()), ..Default::default() }),
         })
     };
-    let (mut reply, waited): (proto::EmbedResponse, Duration) = door.work(app, metadata, work).await?;
+    let (mut reply, waited): (proto::EmbedResponse, Duration) =
+        door.work(app, metadata, Load::Heavy, work).await?;
     reply.timings.iter_mut().for_each(|t| t.queue_us = micros(waited));
     pass.count(reply.results.len(), failures(reply.results.iter().map(|r| &r.status)));
     Ok(reply)

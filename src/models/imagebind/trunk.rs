@@ -14,7 +14,7 @@ use candle_core::{D, Tensor};
 use super::config::TrunkConfig;
 use super::{LAYER_NORM_EPS, Observe};
 use crate::models::Error;
-use crate::models::layers::{LayerNorm, Linear, Scope};
+use crate::models::layers::{LayerNorm, Linear, Scope, add_to};
 
 const MLP_RATIO: usize = 4;
 
@@ -56,9 +56,9 @@ impl Trunk {
                 attention: Attention {
                     heads: sizes.heads,
                     in_proj: Linear::new(
-                        attention.tensor("in_proj_weight", &[3 * width, width])?,
+                        &attention.tensor("in_proj_weight", &[3 * width, width])?,
                         Some(attention.tensor("in_proj_bias", &[3 * width])?),
-                    ),
+                    )?,
                     out_proj: Linear::load(&attention.at("out_proj"), width, width, true)?,
                 },
                 norm_2: LayerNorm::load(&scope.at("norm_2"), width, LAYER_NORM_EPS)?,
@@ -82,7 +82,7 @@ impl Trunk {
             observe(&format!("attn.{i}"), &attended);
             x = (x + attended)?;
             let hidden = block.fc1.forward_gelu(&block.norm_2.forward(&x)?)?; // [B, L, 4·width]
-            x = (x + block.fc2.forward(&hidden)?)?;
+            x = add_to(block.fc2.forward(&hidden)?, &x)?;
             observe(&format!("block.{i}"), &x);
         }
         Ok(x)
