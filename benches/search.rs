@@ -72,6 +72,7 @@ fn main() {
     let params = BuildParams {
         m: setting("VISCACHE_BENCH_M", BuildParams::DEFAULT_M),
         ef_construction: setting("VISCACHE_BENCH_EFC", BuildParams::DEFAULT_EF_CONSTRUCTION),
+        refine: setting("VISCACHE_BENCH_REFINE", BuildParams::DEFAULT_REFINE),
         codes: std::env::var("VISCACHE_BENCH_CODES").map_or(CodeKind::U8, |word| word.parse().unwrap()),
         ..Default::default()
     };
@@ -145,13 +146,18 @@ fn main() {
 
 /// Builds our index, or takes the one that an earlier run left when `VISCACHE_BENCH_REUSE=1`.
 fn ours(params: &BuildParams, rows: &[f32], dim: usize, folder: &Path) -> Index {
-    let BuildParams { m, ef_construction, codes, .. } = params;
-    let kept = folder.join(format!("search-{m}-{ef_construction}-{}.idx", codes.word()));
+    let BuildParams { m, ef_construction, refine, codes, .. } = params;
+    let repair = setting("VISCACHE_BENCH_REPAIR", 0);
+    let kept = folder.join(format!("search-{m}-{ef_construction}-{refine}-{repair}-{}.idx", codes.word()));
     if setting("VISCACHE_BENCH_REUSE", 0) == 1 && kept.exists() {
         return Index::open(AlignedBytes::copy_of(&std::fs::read(kept).unwrap()).unwrap()).unwrap();
     }
     let codec = Codec::train(params.codes, rows, dim);
-    let graph = build(params, &codec, rows, |_| ()).unwrap();
+    let train = match setting("VISCACHE_BENCH_REPAIR", 0) {
+        0 => Vec::new(),
+        n => fbin(&folder.join("xtrain.fbin")).0[..n * dim].to_vec(),
+    };
+    let graph = build(params, &codec, rows, &train, |_| ()).unwrap();
     let ids: Vec<ItemId> = (0..(rows.len() / dim) as u64).map(ItemId).collect();
     let codes = codec.encode(rows);
     let mut bytes = Vec::new();
@@ -251,7 +257,7 @@ fn speed_at(curve: &[Point], recall: f64) -> Option<(f64, f64)> {
 /// Scalar against AVX2 against AVX-512, on rows that stay in the first-level cache.
 fn kernels() {
     const DIM: usize = 1024;
-    const CALLS: usize = 20_000;
+    const CALLS: usize = 2_000;
     let mut noise = Noise(3);
     let rows: Vec<f32> = (0..2 * DIM).map(|_| noise.next()).collect();
     let (a, b) = rows.split_at(DIM);
@@ -260,7 +266,8 @@ fn kernels() {
     let query: Vec<i8> = b.iter().map(|v| (v * 127.0) as i8).collect();
     let halves: Vec<half::f16> = b.iter().map(|&v| half::f16::from_f32(v)).collect();
     println!("kernels, ns a call of {DIM} components (and times faster than scalar):");
-    let mut base = [0.0; 4];
+    let (slots, out) = ([0u32; 100], std::cell::RefCell::new(Vec::new()));
+    let mut base = [0.0; 6];
     for kernels in Kernels::available() {
         let time = |work: &dyn Fn()| {
             let round = |_| {
@@ -275,11 +282,16 @@ fn kernels() {
             time(&|| _ = black_box(kernels.dot_f16(black_box(a), &halves))),
             time(&|| _ = black_box(kernels.dot_codes(black_box(&codes), &query))),
             time(&|| _ = black_box(kernels.distance_codes(black_box(&codes), &others))),
+            time(&|| _ = kernels.score_codes(black_box(&codes), &slots, &query, &mut out.borrow_mut()))
+                / 100.0,
+            time(&|| _ = kernels.score_nibbles(black_box(&codes), &slots, &query, &mut out.borrow_mut()))
+                / 100.0,
         ];
         if kernels.name() == "scalar" {
             base = times;
         }
-        let shown = ["dot", "dot_f16", "dot_codes", "distance_codes"].into_iter().zip(times).zip(base);
+        let names = ["dot", "dot_f16", "dot_codes", "distance_codes", "score_codes", "score_nibbles"];
+        let shown = names.into_iter().zip(times).zip(base);
         let shown = shown.map(|((name, t), b)| format!("{name} {t:.1} ({:.1} ×)", b / t));
         println!("  {:<11} {}", kernels.name(), shown.collect::<Vec<_>>().join("   "));
     }

@@ -80,7 +80,7 @@ impl Plan {
         let items = facts.stored + facts.pending;
         let code = (facts.dim as u64).next_multiple_of(64);
         let links = 4 * (2 * facts.build.m as u64 + 16);
-        let index_bytes = items * (code * facts.build.codes_bytes() + links + 8);
+        let index_bytes = items * (facts.build.code_bytes(facts.dim) + links + 8);
         let row = (facts.dim * facts.row_component) as u64;
         // Rows as f32, their 8-bit codes, the graph under construction, then the finished index twice.
         let indexing = items * (4 * facts.dim as u64 + code + GRAPH_BYTES_PER_ITEM) + 2 * index_bytes;

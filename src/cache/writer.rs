@@ -197,7 +197,8 @@ impl<'a> Writer<'a> {
         }
         let read = lap();
         let codec = Codec::train(params.codes, &rows, self.record.dim);
-        let graph = index::build(params, &codec, &rows, |inserted| progress(IndexStep::Inserted(inserted)))?;
+        let graph =
+            index::build(params, &codec, &rows, &[], |inserted| progress(IndexStep::Inserted(inserted)))?;
         progress(IndexStep::Publish);
         let codes = codec.encode(&rows);
         let parts = Parts { graph: &graph, codec: &codec, ids: &ids, codes: &codes };

@@ -14,6 +14,8 @@ use rayon::prelude::*;
 
 use super::freeze::{Graph, RawLinks};
 use super::quant::Codec;
+use super::repair;
+use super::space::Space;
 use super::{BuildParams, Error};
 use crate::kernels::Kernels;
 
@@ -32,6 +34,8 @@ impl Distance<u8> for CodeDistance {
 /// Builds the graph of some rows and freezes it.
 ///
 /// * `codec`: trained on the rows. `rows`: row-major `[n, dim]`, unit rows; slot i is row i.
+/// * `queries`: row-major `[q, dim]`, a sample of what will be asked, if its kind differs from the rows' ([`repair`]);
+///   may be empty.
 /// * `progress`: told how many rows have been inserted, from any thread.
 /// * Returns the graph and, for reports, what freezing had to mend.
 ///
@@ -41,6 +45,7 @@ pub fn build(
     params: &BuildParams,
     codec: &Codec,
     rows: &[f32],
+    queries: &[f32],
     progress: impl Fn(usize) + Sync,
 ) -> Result<Graph, Error> {
     params.validate()?;
@@ -58,10 +63,17 @@ pub fn build(
         .build()
         .map_err(|source| Error::Threads { threads, source })?;
     pool.install(|| {
-        let codec = codec.as_u8();
+        let codec = codec.as_u8(rows);
         let codes = codec.encode(rows);
         let links = insert_all(params, &codes, codec.stride(), n, &progress);
-        Ok(Graph::freeze(links, params, &codes, codec.stride()))
+        let space = Space::new(&codes, codec.stride());
+        let mut graph = Graph::freeze(links, params, &space);
+        for _ in 0..params.refine {
+            repair::refine(&mut graph, &space, params.m0());
+        }
+        let queries: Vec<_> = queries.par_chunks_exact(codec.dim()).map(|q| codec.code_query(q)).collect();
+        graph.reach.repaired = repair::fix(&mut graph, &space, &queries);
+        Ok(graph)
     })
 }
 

@@ -22,10 +22,11 @@ use std::collections::{BinaryHeap, VecDeque};
 use rayon::prelude::*;
 
 use super::BuildParams;
-use crate::kernels::Kernels;
+use super::search::Links;
+use super::space::Space;
 
-/// Places in a level-0 row that only reconnection may fill.
-const SPARE: usize = 7;
+/// Places in a level-0 row, at the least, that only reconnection and repair may fill.
+const SPARE: usize = 15;
 /// Beam of the search for a node's nearest reachable neighbours.
 const RECONNECT_EF: usize = 64;
 
@@ -77,6 +78,9 @@ pub struct Reach {
     pub illegal_links: usize,
     /// Nodes that nothing led to.
     pub reconnected: usize,
+    /// Links added for a sample of queries.
+    #[serde(default)]
+    pub repaired: usize,
 }
 
 impl Graph {
@@ -88,16 +92,6 @@ impl Graph {
         self.reach
     }
 
-    /// Number of nodes.
-    pub fn len(&self) -> usize {
-        self.level0.len() / self.row_len
-    }
-
-    /// Whether there are no nodes. A built graph has at least one.
-    pub fn is_empty(&self) -> bool {
-        self.level0.is_empty()
-    }
-
     /// Words of a level-0 row for graphs built with this M.
     pub(super) fn row_len(m: usize) -> usize {
         (1 + 2 * m + SPARE).next_multiple_of(16)
@@ -105,9 +99,8 @@ impl Graph {
 
     /// Freezes raw lists.
     ///
-    /// * `codes`: 8-bit codes, `stride` bytes a slot; distances for pruning come from them.
-    pub(super) fn freeze(raw: RawLinks, params: &BuildParams, codes: &[u8], stride: usize) -> Graph {
-        let space = Space { codes, stride, kernels: Kernels::get() };
+    /// * `space`: 8-bit codes of all rows; distances for pruning come from them.
+    pub(super) fn freeze(raw: RawLinks, params: &BuildParams, space: &Space<'_>) -> Graph {
         let n = raw.lists.len();
         let top = raw.lists.iter().map(Vec::len).max().unwrap_or(1).max(1) - 1;
         let entry = raw.lists.iter().position(|lists| lists.len() == top + 1).unwrap_or(0) as u32;
@@ -117,34 +110,32 @@ impl Graph {
         for level in 1..=top {
             let slots: Vec<u32> = (0..n as u32).filter(|&s| raw.reaches(s, level)).collect();
             let mut lists = level_lists(&raw, level, &slots, &mut reach);
-            mirror_and_prune(&space, &slots, &mut lists, params.m);
-            reconnect_upper(&space, &slots, &mut lists, entry, &mut reach);
+            mirror_and_prune(space, &slots, &mut lists, params.m, Pruning::PAPER);
+            reconnect_upper(space, &slots, &mut lists, entry, &mut reach);
             upper.push(UpperLevel::from_lists(slots, &lists));
         }
 
         let slots: Vec<u32> = (0..n as u32).collect();
         let mut lists = level_lists(&raw, 0, &slots, &mut reach);
         drop(raw);
-        mirror_and_prune(&space, &slots, &mut lists, params.m0());
+        mirror_and_prune(space, &slots, &mut lists, params.m0(), Pruning::PAPER);
         let row_len = Graph::row_len(params.m);
-        let mut level0 = vec![0u32; n * row_len];
-        for (row, list) in level0.chunks_exact_mut(row_len).zip(&lists) {
-            row[0] = list.len() as u32;
-            row[1..][..list.len()].copy_from_slice(list);
-        }
-        drop(lists);
-        let mut graph = Graph { entry, m: params.m, row_len, level0, upper, reach };
-        graph.reconnect_level0(&space);
+        let mut graph = Graph { entry, m: params.m, row_len, level0: vec![0u32; n * row_len], upper, reach };
+        graph.set_level0(&lists, space);
         graph
     }
 
-    fn links(&self, slot: u32) -> &[u32] {
-        let row = &self.level0[slot as usize * self.row_len..][..self.row_len];
-        &row[1..][..row[0] as usize]
+    /// Takes these links on level 0, and links what they leave out of reach.
+    pub(super) fn set_level0(&mut self, lists: &[Vec<u32>], space: &Space<'_>) {
+        for (row, list) in self.level0.chunks_exact_mut(self.row_len).zip(lists) {
+            row[0] = list.len() as u32;
+            row[1..][..list.len()].copy_from_slice(list);
+        }
+        self.reconnect_level0(space);
     }
 
     /// Adds a link if the row has a place left.
-    fn try_link(&mut self, from: u32, to: u32) -> bool {
+    pub(super) fn try_link(&mut self, from: u32, to: u32) -> bool {
         let row = &mut self.level0[from as usize * self.row_len..][..self.row_len];
         let degree = row[0] as usize;
         if degree + 1 >= row.len() {
@@ -211,6 +202,32 @@ impl Graph {
     }
 }
 
+impl Links for Graph {
+    fn len(&self) -> usize {
+        self.level0.len() / self.row_len
+    }
+
+    fn entry(&self) -> u32 {
+        self.entry
+    }
+
+    fn upper_levels(&self) -> usize {
+        self.upper.len()
+    }
+
+    fn row(&self, slot: u32) -> &[u32] {
+        &self.level0[slot as usize * self.row_len..][..self.row_len]
+    }
+
+    fn upper_links(&self, level: usize, slot: u32) -> &[u32] {
+        let UpperLevel { slots, offsets, links } = &self.upper[level];
+        match slots.binary_search(&slot) {
+            Ok(at) => &links[offsets[at] as usize..offsets[at + 1] as usize],
+            Err(_) => &[],
+        }
+    }
+}
+
 impl UpperLevel {
     fn from_lists(slots: Vec<u32>, lists: &[Vec<u32>]) -> Self {
         let mut offsets = vec![0u32];
@@ -219,20 +236,6 @@ impl UpperLevel {
             Some(*end)
         }));
         UpperLevel { slots, offsets, links: lists.concat() }
-    }
-}
-
-/// Distances between slots, on codes.
-struct Space<'a> {
-    codes: &'a [u8],
-    stride: usize,
-    kernels: Kernels,
-}
-
-impl Space<'_> {
-    fn distance(&self, a: u32, b: u32) -> u32 {
-        let row = |slot: u32| &self.codes[slot as usize * self.stride..][..self.stride];
-        self.kernels.distance_codes(row(a), row(b))
     }
 }
 
@@ -255,7 +258,14 @@ fn level_lists(raw: &RawLinks, level: usize, slots: &[u32], reach: &mut Reach) -
     lists
 }
 
-fn mirror_and_prune(space: &Space<'_>, slots: &[u32], lists: &mut [Vec<u32>], limit: usize) {
+/// Adds the reverse of every link, then leaves at most `limit` a node.
+pub(super) fn mirror_and_prune(
+    space: &Space<'_>,
+    slots: &[u32],
+    lists: &mut [Vec<u32>],
+    limit: usize,
+    pruning: Pruning,
+) {
     // `slots` is ascending; on level 0 it is the identity and the search ends at once.
     let position = |slot: u32| match slots.get(slot as usize) {
         Some(&s) if s == slot => slot as usize,
@@ -272,15 +282,27 @@ fn mirror_and_prune(space: &Space<'_>, slots: &[u32], lists: &mut [Vec<u32>], li
         list.sort_unstable();
         list.dedup();
         if list.len() > limit {
-            *list = diverse(space, slot, list, limit);
+            *list = diverse(space, slot, list, limit, pruning);
         }
     });
 }
 
-/// At most `limit` of `candidates`, nearest first, none nearer to one already kept than to `slot` itself; what is
-/// left free is filled with the nearest of the rest.
-fn diverse(space: &Space<'_>, slot: u32, candidates: &[u32], limit: usize) -> Vec<u32> {
-    let mut by_distance: Vec<(u32, u32)> = candidates.iter().map(|&c| (space.distance(slot, c), c)).collect();
+/// At most `limit` of `candidates`, nearest first, none much nearer to one already kept than to `slot` itself
+/// (`alpha` times its distance to the kept one, on squared distances, is less than that to `slot`).
+///
+/// * `fill`: whether places left free are filled with the nearest of the rest.
+pub(super) fn diverse(
+    space: &Space<'_>,
+    slot: u32,
+    candidates: &[u32],
+    limit: usize,
+    Pruning { alpha, fill }: Pruning,
+) -> Vec<u32> {
+    let mut view = space.from(slot);
+    let (mut scratch, mut distances) = (Vec::new(), Vec::new());
+    view.distances(candidates, &mut scratch, &mut distances);
+    let mut by_distance: Vec<(u32, u32)> =
+        distances.iter().copied().zip(candidates.iter().copied()).filter(|&(_, c)| c != slot).collect();
     by_distance.sort_unstable();
     let mut kept: Vec<u32> = Vec::with_capacity(limit);
     let mut rest = Vec::new();
@@ -288,15 +310,31 @@ fn diverse(space: &Space<'_>, slot: u32, candidates: &[u32], limit: usize) -> Ve
         if kept.len() == limit {
             break;
         }
-        if kept.iter().all(|&k| space.distance(candidate, k) >= distance) {
+        view.turn(candidate);
+        if kept.iter().all(|&k| alpha * f64::from(view.distance(k)) >= f64::from(distance)) {
             kept.push(candidate);
-        } else {
+        } else if fill {
             rest.push(candidate);
         }
     }
     let free = limit - kept.len();
     kept.extend(rest.into_iter().take(free));
     kept
+}
+
+/// What makes a link superfluous.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Pruning {
+    /// How much nearer to a kept neighbour: 1 is the paper's rule, more keeps more and longer links (Vamana's α, on
+    /// squared distances).
+    pub(super) alpha: f64,
+    /// Whether free places are filled with links that the rule would drop.
+    pub(super) fill: bool,
+}
+
+impl Pruning {
+    /// The rule of the HNSW paper (its algorithm 4, with `keepPrunedConnections`).
+    pub(super) const PAPER: Pruning = Pruning { alpha: 1.0, fill: true };
 }
 
 /// Links every node of an upper level that the entry cannot reach on it from its nearest reachable one.
@@ -372,7 +410,7 @@ mod tests {
             lists.into_iter().enumerate().for_each(|(slot, lists)| raw.set(slot, lists));
             let codes: Vec<u8> = (0..n * 64).map(|i| (i * 31 % 256) as u8).collect();
             let params = BuildParams { m: 2, ..Default::default() };
-            let graph = Graph::freeze(raw, &params, &codes, 64);
+            let graph = Graph::freeze(raw, &params, &Space::new(&codes, 64));
             assert_proper(&graph, &levels);
         }
     }
@@ -382,8 +420,10 @@ mod tests {
         // On a line 0 — 1 — 2, and 3 on the other side: seen from 0, node 2 hides behind 1, node 3 does not.
         let at = |x: u8| [vec![x], vec![0; 63]].concat();
         let codes: Vec<u8> = [at(100), at(110), at(120), at(80)].concat();
-        let space = Space { codes: &codes, stride: 64, kernels: Kernels::Scalar };
-        assert_eq!(diverse(&space, 0, &[1, 2, 3], 2), [1, 3]);
-        assert_eq!(diverse(&space, 0, &[1, 2, 3], 3), [1, 3, 2]);
+        let space = Space::new(&codes, 64);
+        assert_eq!(diverse(&space, 0, &[1, 2, 3], 2, Pruning::PAPER), [1, 3]);
+        assert_eq!(diverse(&space, 0, &[1, 2, 3], 3, Pruning::PAPER), [1, 3, 2]);
+        assert_eq!(diverse(&space, 0, &[1, 2, 3], 3, Pruning { fill: false, ..Pruning::PAPER }), [1, 3]);
+        assert_eq!(diverse(&space, 0, &[1, 2, 3], 3, Pruning { alpha: 5.0, fill: false }), [1, 2, 3]);
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! 0     magic "VISCIDX\0"   8
-//! 8     format version  u32      12  code kind  u32 (1 f32, 2 f16, 3 u8)
+//! 8     format version  u32      12  code kind  u32 (1 f32, 2 f16, 3 u8, 4 u4)
 //! 16    nodes           u64      24  dimension  u32      28  M          u32
 //! 32    entry slot      u32      36  row words  u32      40  sections   u32      44  upper levels u32
 //! 48    checksum of everything up to the first section, these 16 bytes taken as zero       16
@@ -152,11 +152,12 @@ fn kind_number(kind: CodeKind) -> u32 {
         CodeKind::F32 => 1,
         CodeKind::F16 => 2,
         CodeKind::U8 => 3,
+        CodeKind::U4 => 4,
     }
 }
 
 pub(super) fn kind_of(number: u32) -> Option<CodeKind> {
-    [CodeKind::F32, CodeKind::F16, CodeKind::U8].into_iter().find(|&kind| kind_number(kind) == number)
+    CodeKind::ALL.into_iter().find(|&kind| kind_number(kind) == number)
 }
 
 #[cfg(target_endian = "big")]

@@ -15,7 +15,9 @@
 //! | `params.rs` | the knobs: the paper's letters, defaults, valid ranges |
 //! | `build.rs` | the only user of `hnsw_rs` |
 //! | `freeze.rs` | link lists become a proper layered graph |
-//! | `quant.rs` | codecs: f32, f16, 8-bit mean-centred |
+//! | `repair.rs` | better links: refined by searching, repaired by a sample of queries |
+//! | `space.rs` | exact distances between coded rows, for building |
+//! | `quant.rs` | codecs: f32, f16, 8-bit and 4-bit mean-centred |
 //! | `layout.rs` | the byte format, drawn; the writer |
 //! | `view.rs` | validated reading of those bytes |
 //! | `search.rs` | the beam |
@@ -35,7 +37,9 @@ mod freeze;
 mod layout;
 mod params;
 mod quant;
+mod repair;
 mod search;
+mod space;
 mod view;
 mod visited;
 

@@ -6,6 +6,11 @@
 //! of |x−μ| at 127; what lies beyond is clipped. The query is scaled to ±127 on its own, so a score is
 //! `q·μ + (Σ cᵢ·q̂ᵢ − 128·Σ q̂ᵢ)·step/scale`: one integer inner product a row.
 //!
+//! `u4`: the same with 16 levels, `c = clamp(round((x−μ)/step + 7.5), 0, 15)`, the step 0.335 standard deviations of x−μ
+//! (the least mean squared error of 16 even levels on a Gaussian; the outermost 0.6 % are clipped). Two components
+//! share a byte: of every 128, the first 64 are the low halves of a cache line, the others the high halves, so that a
+//! line becomes two lines of bytes by one mask and one shift.
+//!
 //! Error of a score: rounding moves a component by at most step/2 and the query by at most 1/(2·scale), both
 //! independent over the components; `tests` hold it to a bound. Rescoring on the rows recovers the ranking.
 //!
@@ -23,8 +28,14 @@ const SAMPLE: usize = 16_384;
 const QUANTILE_ROWS: usize = 4096;
 /// Share of |x−μ| that is not clipped.
 const KEPT: f64 = 0.9999;
-/// Code of the mean.
-pub(super) const ZERO: i32 = 128;
+/// Code of the mean in 8 bits.
+const ZERO: i32 = 128;
+/// Code of the mean in 4 bits: between two levels.
+const ZERO_4: f32 = 7.5;
+/// Step of 16 even levels, in standard deviations.
+const STEP_4: f64 = 0.335;
+/// Components that share a line of 4-bit codes.
+const BLOCK_4: usize = 128;
 
 /// A trained codec for rows of one dimension.
 #[derive(Debug, Clone, PartialEq)]
@@ -37,7 +48,9 @@ pub struct Codec {
 /// A query in the form that the rows' codes want.
 #[derive(Debug)]
 pub(super) enum CodedQuery {
+    /// For f32 and f16 rows.
     Float(Vec<f32>),
+    /// For codes: a row's score is `offset + scale · (codes · values)`.
     Integer { values: Vec<i8>, offset: f32, scale: f32 },
 }
 
@@ -62,6 +75,12 @@ impl Codec {
             .step_by(sample.len().div_ceil(QUANTILE_ROWS))
             .flat_map_iter(|row| row.iter().zip(&mean).map(|(v, m)| (v - m).abs()))
             .collect();
+        if kind == CodeKind::U4 {
+            let squares: f64 = spread.iter().map(|&v| f64::from(v).powi(2)).sum();
+            let deviation = (squares / spread.len() as f64).sqrt();
+            let step = if deviation > 0.0 { (deviation * STEP_4) as f32 } else { 1.0 };
+            return Codec { kind, mean, step };
+        }
         let rank = ((spread.len() as f64 * KEPT) as usize).min(spread.len().saturating_sub(1));
         let (_, quantile, _) = spread.select_nth_unstable_by(rank, f32::total_cmp);
         // Equal rows have no spread; any positive step codes them all as the mean.
@@ -84,9 +103,14 @@ impl Codec {
         stride(self.kind, self.dim())
     }
 
-    /// The same mean and step under 8 bits: what the graph is built on, whatever the search runs on.
-    pub(super) fn as_u8(&self) -> Codec {
-        Codec { kind: CodeKind::U8, ..self.clone() }
+    /// The codec in 8 bits: what the graph is built on, whatever the search runs on.
+    ///
+    /// * `rows`: those this one was trained on.
+    pub(super) fn as_u8(&self, rows: &[f32]) -> Codec {
+        match self.kind {
+            CodeKind::U4 => Codec::train(CodeKind::U8, rows, self.dim()),
+            _ => Codec { kind: CodeKind::U8, ..self.clone() },
+        }
     }
 
     /// Codes all rows, in parallel on the current rayon pool.
@@ -114,44 +138,44 @@ impl Codec {
                     *c = (((v - m) / self.step).round() as i32 + ZERO).clamp(0, 255) as u8;
                 }
             }
+            CodeKind::U4 => {
+                for (i, (&v, &m)) in row.iter().zip(&self.mean).enumerate() {
+                    let level = ((v - m) / self.step + ZERO_4).round().clamp(0.0, 15.0) as u8;
+                    let high = i % BLOCK_4 >= BLOCK_4 / 2;
+                    code[i / BLOCK_4 * 64 + i % 64] |= level << (4 * u8::from(high));
+                }
+            }
         }
     }
 
     /// Brings a query into the codes' form.
     pub(super) fn code_query(&self, query: &[f32]) -> CodedQuery {
-        let padded = self.stride() / self.kind.bytes();
-        match self.kind {
+        let (stride, zero) = match self.kind {
             CodeKind::F32 | CodeKind::F16 => {
                 let mut values = query.to_vec();
-                values.resize(padded, 0.0);
-                CodedQuery::Float(values)
+                values.resize(self.stride() / if self.kind == CodeKind::F32 { 4 } else { 2 }, 0.0);
+                return CodedQuery::Float(values);
             }
-            CodeKind::U8 => {
-                let mut values = vec![0i8; padded];
-                let scale = Kernels::get().scale_query(query, &mut values[..query.len()]);
-                let sum: i32 = values.iter().map(|&v| i32::from(v)).sum();
-                let per_unit = if scale > 0.0 { self.step / scale } else { 0.0 };
-                let mean = Kernels::get().dot(query, &self.mean);
-                CodedQuery::Integer { values, offset: mean - (ZERO * sum) as f32 * per_unit, scale: per_unit }
-            }
-        }
-    }
-}
-
-impl CodeKind {
-    /// Bytes of one coded component.
-    pub(super) fn bytes(self) -> usize {
-        match self {
-            CodeKind::F32 => 4,
-            CodeKind::F16 => 2,
-            CodeKind::U8 => 1,
-        }
+            CodeKind::U8 => (self.stride(), ZERO as f32),
+            CodeKind::U4 => (2 * self.stride(), ZERO_4),
+        };
+        let mut values = vec![0i8; stride];
+        let scale = Kernels::get().scale_query(query, &mut values[..query.len()]);
+        let sum: i32 = values.iter().map(|&v| i32::from(v)).sum();
+        let scale = if scale > 0.0 { self.step / scale } else { 0.0 };
+        let mean = Kernels::get().dot(query, &self.mean);
+        CodedQuery::Integer { values, offset: mean - zero * sum as f32 * scale, scale }
     }
 }
 
 /// Bytes of a coded row of `dim` components.
 pub(super) fn stride(kind: CodeKind, dim: usize) -> usize {
-    (dim * kind.bytes()).next_multiple_of(64)
+    match kind {
+        CodeKind::F32 => (4 * dim).next_multiple_of(64),
+        CodeKind::F16 => (2 * dim).next_multiple_of(64),
+        CodeKind::U8 => dim.next_multiple_of(64),
+        CodeKind::U4 => dim.next_multiple_of(BLOCK_4) / 2,
+    }
 }
 
 /// Scores the rows `slots` of `codes` against a coded query. `scores` is cleared first; `integers` is scratch.
@@ -165,8 +189,11 @@ pub(super) fn score(
     scores: &mut Vec<f32>,
 ) {
     match (query, kind) {
-        (CodedQuery::Integer { values, offset, scale }, _) => {
-            kernels.score_codes(codes, slots, values, integers);
+        (CodedQuery::Integer { values, offset, scale }, kind) => {
+            match kind {
+                CodeKind::U4 => kernels.score_nibbles(codes, slots, values, integers),
+                _ => kernels.score_codes(codes, slots, values, integers),
+            }
             scores.clear();
             scores.extend(integers.iter().map(|&s| offset + s as f32 * scale));
         }
@@ -215,7 +242,7 @@ mod tests {
         fn scores_on_codes_are_near_the_true_ones(seed in 1u32..10_000, dim in 1usize..200) {
             let rows = unit_rows(seed, 40, dim);
             let query = &unit_rows(seed + 1, 1, dim)[..];
-            for (kind, bound) in [(CodeKind::F32, 1e-5f32), (CodeKind::F16, 1e-3), (CodeKind::U8, 0.05)] {
+            for (kind, bound) in [(CodeKind::F32, 1e-5f32), (CodeKind::F16, 1e-3), (CodeKind::U8, 0.05), (CodeKind::U4, 0.4)] {
                 let codec = Codec::train(kind, &rows, dim);
                 let codes = AlignedBytes::copy_of(&codec.encode(&rows)).unwrap();
                 let slots: Vec<u32> = (0..40).collect();

@@ -11,7 +11,7 @@
 //! an insertion one binary search and one move. It ends when every pool entry is expanded. Scores are those of the
 //! codes; the caller rescores the candidates on the stored rows.
 
-use super::quant::{self, CodedQuery};
+use super::quant;
 use super::view::Index;
 use super::visited::Visited;
 use super::{Error, SearchParams};
@@ -36,14 +36,30 @@ pub struct Cost {
     pub scored_vectors: u64,
 }
 
+/// A layered graph to walk: an [`Index`], or one that is being built.
+pub(super) trait Links {
+    /// Number of nodes.
+    fn len(&self) -> usize;
+    /// The slot every search begins at, on the top level.
+    fn entry(&self) -> u32;
+    /// Levels above 0.
+    fn upper_levels(&self) -> usize;
+    /// The links of a slot on level `level + 1`; none when it does not reach it.
+    fn upper_links(&self, level: usize, slot: u32) -> &[u32];
+    /// The level-0 row of a slot, degree first.
+    fn row(&self, slot: u32) -> &[u32];
+    /// The level-0 links of a slot.
+    fn links(&self, slot: u32) -> &[u32] {
+        let row = self.row(slot);
+        &row[1..][..row[0] as usize]
+    }
+}
+
 /// One thread's scratch for searching any index; reuse it.
 #[derive(Debug, Default)]
 pub struct Searcher {
-    visited: Visited,
-    pool: Pool,
-    fresh: Vec<u32>,
+    walker: Walker,
     integers: Vec<i32>,
-    scores: Vec<f32>,
 }
 
 impl Searcher {
@@ -65,27 +81,61 @@ impl Searcher {
             return Err(Error::Dimension { expected: index.dim(), received: query.len() });
         }
         let coded = index.codec().code_query(query);
+        let (kernels, codes, kind) = (Kernels::get(), index.codes(), index.codec().kind());
+        let integers = &mut self.integers;
+        let cost = self.walker.walk(index, params.ef_search.max(wanted), |slots, scores| {
+            quant::score(kernels, codes, slots, &coded, kind, integers, scores);
+        });
+        Ok((self.walker.found().take(wanted).collect(), cost))
+    }
+}
+
+/// The walk itself, for any graph and any score.
+#[derive(Debug, Default)]
+pub(super) struct Walker {
+    visited: Visited,
+    pool: Pool,
+    fresh: Vec<u32>,
+    scores: Vec<f32>,
+}
+
+impl Walker {
+    /// Descends to level 0 and collects the best `ef` nodes it meets there, for [`Walker::found`].
+    ///
+    /// * `score`: appends nothing and keeps nothing: it fills its second argument with one score a slot.
+    pub(super) fn walk(
+        &mut self,
+        graph: &impl Links,
+        ef: usize,
+        mut score: impl FnMut(&[u32], &mut Vec<f32>),
+    ) -> Cost {
         let mut cost = Cost::default();
-        let start = self.descend(index, &coded, &mut cost);
-        self.beam(index, &coded, start, params.ef_search.max(wanted), &mut cost);
-        let found = self
-            .pool
-            .keys
-            .iter()
-            .take(wanted)
-            .map(|&key| Candidate { slot: Slot(slot_of(key)), score: score_of(key) });
-        Ok((found.collect(), cost))
+        let start = self.descend(graph, &mut score, &mut cost);
+        self.beam(graph, start, ef, &mut score, &mut cost);
+        cost
+    }
+
+    /// What the last walk collected, best first.
+    pub(super) fn found(&self) -> impl Iterator<Item = Candidate> {
+        self.pool.keys.iter().map(|&key| Candidate { slot: Slot(slot_of(key)), score: score_of(key) })
     }
 
     /// Walks down to level 1, on each level to the node none of whose links is better.
-    fn descend(&mut self, index: &Index, query: &CodedQuery, cost: &mut Cost) -> Candidate {
-        self.score(index, query, &[index.entry()], cost);
-        let mut best = Candidate { slot: Slot(index.entry()), score: self.scores[0] };
-        for level in (0..index.upper_levels()).rev() {
+    fn descend(
+        &mut self,
+        graph: &impl Links,
+        score: &mut impl FnMut(&[u32], &mut Vec<f32>),
+        cost: &mut Cost,
+    ) -> Candidate {
+        score(&[graph.entry()], &mut self.scores);
+        cost.scored_vectors += 1;
+        let mut best = Candidate { slot: Slot(graph.entry()), score: self.scores[0] };
+        for level in (0..graph.upper_levels()).rev() {
             loop {
-                let links = index.upper_links(level, best.slot.0);
+                let links = graph.upper_links(level, best.slot.0);
                 cost.visited_nodes += 1;
-                self.score(index, query, links, cost);
+                cost.scored_vectors += links.len() as u64;
+                score(links, &mut self.scores);
                 let better = links.iter().zip(&self.scores).max_by(|a, b| a.1.total_cmp(b.1));
                 match better {
                     Some((&slot, &score)) if score > best.score => {
@@ -98,32 +148,33 @@ impl Searcher {
         best
     }
 
-    fn beam(&mut self, index: &Index, query: &CodedQuery, start: Candidate, ef: usize, cost: &mut Cost) {
-        self.visited.begin(index.len());
+    fn beam(
+        &mut self,
+        graph: &impl Links,
+        start: Candidate,
+        ef: usize,
+        score: &mut impl FnMut(&[u32], &mut Vec<f32>),
+        cost: &mut Cost,
+    ) {
+        self.visited.begin(graph.len());
         self.visited.insert(start.slot.0);
         self.pool.begin(ef);
         self.pool.insert(key(start.score, start.slot.0));
-        let mut fresh = std::mem::take(&mut self.fresh);
         while let Some(slot) = self.pool.expand_next() {
             cost.visited_nodes += 1;
-            fresh.clear();
-            fresh.extend(index.links(slot).iter().copied().filter(|&to| self.visited.insert(to)));
+            self.fresh.clear();
+            let visited = &mut self.visited;
+            self.fresh.extend(graph.links(slot).iter().copied().filter(|&to| visited.insert(to)));
             // Unless one of the fresh nodes is better, the next to expand is known: fetch its links meanwhile.
             if let Some(next) = self.pool.peek_next() {
-                kernels::prefetch(index.row(next));
+                kernels::prefetch(graph.row(next));
             }
-            self.score(index, query, &fresh, cost);
-            for (&slot, &score) in fresh.iter().zip(&self.scores) {
+            cost.scored_vectors += self.fresh.len() as u64;
+            score(&self.fresh, &mut self.scores);
+            for (&slot, &score) in self.fresh.iter().zip(&self.scores) {
                 self.pool.insert(key(score, slot));
             }
         }
-        self.fresh = fresh;
-    }
-
-    fn score(&mut self, index: &Index, query: &CodedQuery, slots: &[u32], cost: &mut Cost) {
-        cost.scored_vectors += slots.len() as u64;
-        let (integers, scores) = (&mut self.integers, &mut self.scores);
-        quant::score(Kernels::get(), index.codes(), slots, query, index.codec().kind(), integers, scores);
     }
 }
 

@@ -11,6 +11,7 @@ use super::layout::{
     kind_of,
 };
 use super::quant::{self, Codec};
+use super::search::Links;
 use super::{CodeKind, Error};
 use crate::types::{ItemId, Slot};
 
@@ -212,41 +213,6 @@ impl Index {
         &self.bytes.as_slice()[self.codes.clone()]
     }
 
-    pub(super) fn entry(&self) -> u32 {
-        self.entry
-    }
-
-    pub(super) fn upper_levels(&self) -> usize {
-        self.upper.len()
-    }
-
-    /// The level-0 row of a slot, degree first.
-    pub(super) fn row(&self, slot: u32) -> &[u32] {
-        let level0: &[u32] = bytemuck::cast_slice(&self.bytes.as_slice()[self.level0.clone()]);
-        &level0[slot as usize * self.row_len..][..self.row_len]
-    }
-
-    /// The level-0 links of a slot.
-    pub(super) fn links(&self, slot: u32) -> &[u32] {
-        let row = self.row(slot);
-        &row[1..][..row[0] as usize]
-    }
-
-    /// The links of a slot on level `level + 1`; none when it does not reach it.
-    pub(super) fn upper_links(&self, level: usize, slot: u32) -> &[u32] {
-        let range = self.upper[level];
-        let words: &[u32] =
-            bytemuck::cast_slice(&self.bytes.as_slice()[range.base..range.base + 4 * range.end(self)]);
-        let slots = &words[range.slots..][..range.count];
-        match slots.binary_search(&slot) {
-            Ok(at) => {
-                let (from, to) = (words[range.offsets + at], words[range.offsets + at + 1]);
-                &words[range.links + from as usize..range.links + to as usize]
-            }
-            Err(_) => &[],
-        }
-    }
-
     /// Every link must name a row; every degree must fit its row.
     fn check_links(&self) -> Result<(), Error> {
         let bad = |what: String| Err(Error::Format(what));
@@ -275,6 +241,39 @@ impl Index {
             }
         }
         Ok(())
+    }
+}
+
+impl Links for Index {
+    fn len(&self) -> usize {
+        self.nodes
+    }
+
+    fn entry(&self) -> u32 {
+        self.entry
+    }
+
+    fn upper_levels(&self) -> usize {
+        self.upper.len()
+    }
+
+    fn row(&self, slot: u32) -> &[u32] {
+        let level0: &[u32] = bytemuck::cast_slice(&self.bytes.as_slice()[self.level0.clone()]);
+        &level0[slot as usize * self.row_len..][..self.row_len]
+    }
+
+    fn upper_links(&self, level: usize, slot: u32) -> &[u32] {
+        let range = self.upper[level];
+        let words: &[u32] =
+            bytemuck::cast_slice(&self.bytes.as_slice()[range.base..range.base + 4 * range.end(self)]);
+        let slots = &words[range.slots..][..range.count];
+        match slots.binary_search(&slot) {
+            Ok(at) => {
+                let (from, to) = (words[range.offsets + at], words[range.offsets + at + 1]);
+                &words[range.links + from as usize..range.links + to as usize]
+            }
+            Err(_) => &[],
+        }
     }
 }
 

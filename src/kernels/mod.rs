@@ -98,6 +98,14 @@ impl Kernels {
         dispatch!(self, dot_codes(code, query))
     }
 
+    /// Inner product of packed 4-bit codes with a signed query. Of every 64 bytes the low halves are the components
+    /// 0–63 of a block of 128, the high halves its components 64–127. Exact for up to 2²⁰ components.
+    pub fn dot_nibbles(self, code: &[u8], query: &[i8]) -> i32 {
+        assert_eq!(code.len() * 2, query.len(), "codes of one index have one length");
+        assert_eq!(code.len() % 64, 0, "packed codes are whole cache lines");
+        dispatch!(self, dot_nibbles(code, query))
+    }
+
     /// Squared Euclidean distance of two code rows, in code steps. Exact for up to 2¹⁵ components.
     pub fn distance_codes(self, a: &[u8], b: &[u8]) -> u32 {
         assert_eq!(a.len(), b.len(), "codes of one index have one length");
@@ -129,19 +137,33 @@ impl Kernels {
 
     /// As [`Kernels::score_f32`] over codes; the scores are exact integers.
     pub fn score_codes(self, rows: &[u8], slots: &[u32], query: &[i8], out: &mut Vec<i32>) {
-        self.score(rows, slots, query.len(), out, |row| self.dot_codes(row, query));
+        dispatch!(self, score_codes(rows, slots, query, out));
+    }
+
+    /// As [`Kernels::score_codes`] over packed 4-bit codes ([`Kernels::dot_nibbles`]).
+    pub fn score_nibbles(self, rows: &[u8], slots: &[u32], query: &[i8], out: &mut Vec<i32>) {
+        assert_eq!(query.len() % 128, 0, "packed codes are whole cache lines");
+        dispatch!(self, score_nibbles(rows, slots, query, out));
     }
 
     fn score<T, S>(self, rows: &[T], slots: &[u32], len: usize, out: &mut Vec<S>, one: impl Fn(&[T]) -> S) {
-        let row = |slot: u32| &rows[slot as usize * len..][..len];
-        slots.iter().take(ROWS_AHEAD).for_each(|&slot| prefetch(row(slot)));
-        out.clear();
-        out.extend(slots.iter().enumerate().map(|(i, &slot)| {
-            if let Some(&ahead) = slots.get(i + ROWS_AHEAD) {
-                prefetch(row(ahead));
-            }
-            one(row(slot))
-        }));
+        score_rows(rows, slots, len, out, one);
+    }
+}
+
+/// Scores rows one by one, fetching ahead. Inlined into each instruction set's own function, so that `one` is compiled
+/// for it.
+#[inline(always)]
+fn score_rows<T, S>(rows: &[T], slots: &[u32], len: usize, out: &mut Vec<S>, one: impl Fn(&[T]) -> S) {
+    let row = |slot: u32| &rows[slot as usize * len..][..len];
+    slots.iter().take(ROWS_AHEAD).for_each(|&slot| prefetch(row(slot)));
+    out.clear();
+    out.reserve(slots.len());
+    for (i, &slot) in slots.iter().enumerate() {
+        if let Some(&ahead) = slots.get(i + ROWS_AHEAD) {
+            prefetch(row(ahead));
+        }
+        out.push(one(row(slot)));
     }
 }
 
@@ -172,10 +194,12 @@ mod tests {
 
     #[test]
     fn extreme_codes_do_not_saturate() {
-        for len in [1, 63, 64, 65, 1024, 32768] {
+        for len in [1, 63, 64, 65, 1024, 8192] {
             for kernels in Kernels::available() {
                 let dot = kernels.dot_codes(&vec![255; len], &vec![-128; len]);
                 assert_eq!(dot, -(255 * 128) * len as i32, "{} {len}", kernels.name());
+                let nibbles = kernels.dot_nibbles(&vec![255; 64 * len], &vec![-128; 128 * len]);
+                assert_eq!(nibbles, -(15 * 128) * 128 * len as i32, "{} {len}", kernels.name());
                 let distance = kernels.distance_codes(&vec![255; len], &vec![0; len]);
                 assert_eq!(distance, 255 * 255 * len as u32, "{} {len}", kernels.name());
             }
@@ -226,6 +250,23 @@ mod tests {
         }
 
         #[test]
+        fn nibbles_equal_scalar(
+            lines in prop::collection::vec(any::<[[u8; 8]; 8]>(), 0..9), seed in any::<u64>()
+        ) {
+            let code: Vec<u8> = lines.iter().flatten().flatten().copied().collect();
+            let query: Vec<i8> =
+                (0..2 * code.len() as u64).map(|i| (seed.wrapping_mul(2 * i + 1) >> 40) as i8).collect();
+            let blocks = code.chunks_exact(64).zip(query.chunks_exact(128));
+            let plain: i32 = blocks.flat_map(|(code, query)| {
+                let component = |i: usize| if i < 64 { code[i] & 15 } else { code[i - 64] >> 4 };
+                (0..128).map(move |i| i32::from(component(i)) * i32::from(query[i])).collect::<Vec<_>>()
+            }).sum();
+            for kernels in Kernels::available() {
+                prop_assert_eq!(kernels.dot_nibbles(&code, &query), plain, "{}", kernels.name());
+            }
+        }
+
+        #[test]
         fn scaled_queries_are_the_rounded_ones(query in prop::collection::vec(-1e3f32..1e3, 0..300)) {
             let largest = query.iter().fold(0.0f32, |max, v| max.max(v.abs()));
             let scale = if largest > 0.0 { 127.0 / largest } else { 0.0 };
@@ -252,7 +293,9 @@ mod tests {
         }
 
         #[test]
-        fn batches_equal_single_rows(slots in prop::collection::vec(0u32..20, 0..40), len in 1usize..70) {
+        fn batches_equal_single_rows(
+            slots in prop::collection::vec(0u32..20, 0..40), len in prop_oneof![1usize..70, Just(128), Just(1024)]
+        ) {
             let rows: Vec<u8> = (0..20 * len).map(|i| (i * 37 % 251) as u8).collect();
             let query: Vec<i8> = (0..len).map(|i| (i * 91 % 255) as u8 as i8).collect();
             for kernels in Kernels::available() {
@@ -261,6 +304,12 @@ mod tests {
                 let single: Vec<i32> =
                     slots.iter().map(|&s| kernels.dot_codes(&rows[s as usize * len..][..len], &query)).collect();
                 prop_assert_eq!(&out, &single);
+                if len % 128 == 0 {
+                    kernels.score_nibbles(&rows[..20 * len / 2], &slots, &query, &mut out);
+                    let row = |slot: u32| &rows[slot as usize * len / 2..][..len / 2];
+                    let single: Vec<i32> = slots.iter().map(|&s| kernels.dot_nibbles(row(s), &query)).collect();
+                    prop_assert_eq!(&out, &single);
+                }
             }
         }
     }

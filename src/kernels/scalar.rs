@@ -18,6 +18,27 @@ pub(super) fn dot_codes(code: &[u8], query: &[i8]) -> i32 {
     code.iter().zip(query).map(|(&c, &q)| i32::from(c) * i32::from(q)).sum()
 }
 
+pub(super) fn dot_nibbles(code: &[u8], query: &[i8]) -> i32 {
+    let blocks = code.chunks_exact(64).zip(query.chunks_exact(128));
+    blocks
+        .map(|(code, query)| {
+            let (low, high) = query.split_at(64);
+            let pairs = code.iter().zip(low.iter().zip(high));
+            pairs
+                .map(|(&c, (&l, &h))| i32::from(c & 15) * i32::from(l) + i32::from(c >> 4) * i32::from(h))
+                .sum::<i32>()
+        })
+        .sum()
+}
+
+pub(super) fn score_codes(rows: &[u8], slots: &[u32], query: &[i8], out: &mut Vec<i32>) {
+    super::score_rows(rows, slots, query.len(), out, |row| dot_codes(row, query));
+}
+
+pub(super) fn score_nibbles(rows: &[u8], slots: &[u32], query: &[i8], out: &mut Vec<i32>) {
+    super::score_rows(rows, slots, query.len() / 2, out, |row| dot_nibbles(row, query));
+}
+
 pub(super) fn distance_codes(a: &[u8], b: &[u8]) -> u32 {
     a.iter().zip(b).map(|(&x, &y)| u32::from(x.abs_diff(y)).pow(2)).sum()
 }

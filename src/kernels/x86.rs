@@ -8,7 +8,7 @@ use std::arch::x86_64::*;
 
 use half::f16;
 
-use super::scalar;
+use super::{scalar, score_rows};
 
 /// Proof of AVX2, FMA and F16C.
 #[derive(Debug, Clone, Copy)]
@@ -44,6 +44,21 @@ impl Avx2 {
     pub(super) fn distance_codes(self, a: &[u8], b: &[u8]) -> u32 {
         // SAFETY: `self` proves AVX2.
         unsafe { avx2_distance_codes(a, b) }
+    }
+
+    pub(super) fn dot_nibbles(self, code: &[u8], query: &[i8]) -> i32 {
+        // SAFETY: `self` proves AVX2.
+        unsafe { avx2_dot_nibbles(code, query) }
+    }
+
+    pub(super) fn score_codes(self, rows: &[u8], slots: &[u32], query: &[i8], out: &mut Vec<i32>) {
+        // SAFETY: `self` proves AVX2.
+        unsafe { avx2_score_codes(rows, slots, query, out) }
+    }
+
+    pub(super) fn score_nibbles(self, rows: &[u8], slots: &[u32], query: &[i8], out: &mut Vec<i32>) {
+        // SAFETY: `self` proves AVX2.
+        unsafe { avx2_score_nibbles(rows, slots, query, out) }
     }
 
     pub(super) fn bias_gelu(self, x: &mut [f32], bias: &[f32]) {
@@ -85,6 +100,21 @@ impl Avx512 {
         unsafe { avx512_distance_codes(a, b) }
     }
 
+    pub(super) fn dot_nibbles(self, code: &[u8], query: &[i8]) -> i32 {
+        // SAFETY: `self` proves AVX-512 F, BW and VNNI.
+        unsafe { avx512_dot_nibbles(code, query) }
+    }
+
+    pub(super) fn score_codes(self, rows: &[u8], slots: &[u32], query: &[i8], out: &mut Vec<i32>) {
+        // SAFETY: `self` proves AVX-512 F, BW and VNNI.
+        unsafe { avx512_score_codes(rows, slots, query, out) }
+    }
+
+    pub(super) fn score_nibbles(self, rows: &[u8], slots: &[u32], query: &[i8], out: &mut Vec<i32>) {
+        // SAFETY: `self` proves AVX-512 F, BW and VNNI.
+        unsafe { avx512_score_nibbles(rows, slots, query, out) }
+    }
+
     pub(super) fn bias_gelu(self, x: &mut [f32], bias: &[f32]) {
         // SAFETY: `self` proves AVX-512 F.
         unsafe { avx512_bias_gelu(x, bias) }
@@ -106,10 +136,16 @@ pub(super) fn prefetch<T>(data: &[T]) {
     }
 }
 
+/// What is left over behind whole registers; usually nothing, and then no call spills them.
+#[inline(always)]
+fn tail<A, B, S: Default>(a: &[A], b: &[B], scalar: fn(&[A], &[B]) -> S) -> S {
+    if a.is_empty() { S::default() } else { scalar(a, b) }
+}
+
 #[target_feature(enable = "avx2,fma")]
 fn avx2_dot(a: &[f32], b: &[f32]) -> f32 {
     let (a_chunks, b_chunks) = (a.chunks_exact(32), b.chunks_exact(32));
-    let tail = scalar::dot(a_chunks.remainder(), b_chunks.remainder());
+    let tail = tail(a_chunks.remainder(), b_chunks.remainder(), scalar::dot);
     let mut sums = [_mm256_setzero_ps(); 4];
     for (x, y) in a_chunks.zip(b_chunks) {
         for (i, sum) in sums.iter_mut().enumerate() {
@@ -125,7 +161,7 @@ fn avx2_dot(a: &[f32], b: &[f32]) -> f32 {
 #[target_feature(enable = "avx2,fma,f16c")]
 fn avx2_dot_f16(query: &[f32], row: &[f16]) -> f32 {
     let (q_chunks, r_chunks) = (query.chunks_exact(32), row.chunks_exact(32));
-    let tail = scalar::dot_f16(q_chunks.remainder(), r_chunks.remainder());
+    let tail = tail(q_chunks.remainder(), r_chunks.remainder(), scalar::dot_f16);
     let mut sums = [_mm256_setzero_ps(); 4];
     for (q, r) in q_chunks.zip(r_chunks) {
         for (i, sum) in sums.iter_mut().enumerate() {
@@ -152,7 +188,7 @@ fn avx2_sum(sums: [__m256; 4]) -> f32 {
 fn avx2_dot_codes(code: &[u8], query: &[i8]) -> i32 {
     // `maddubs` would saturate (2·255·127 > 2¹⁵), so both sides are widened to 16 bit first.
     let (c_chunks, q_chunks) = (code.chunks_exact(32), query.chunks_exact(32));
-    let tail = scalar::dot_codes(c_chunks.remainder(), q_chunks.remainder());
+    let tail = tail(c_chunks.remainder(), q_chunks.remainder(), scalar::dot_codes);
     let mut sums = [_mm256_setzero_si256(); 2];
     for (c, q) in c_chunks.zip(q_chunks) {
         for (i, sum) in sums.iter_mut().enumerate() {
@@ -171,9 +207,42 @@ fn avx2_dot_codes(code: &[u8], query: &[i8]) -> i32 {
 }
 
 #[target_feature(enable = "avx2")]
+fn avx2_dot_nibbles(code: &[u8], query: &[i8]) -> i32 {
+    let (mask, ones) = (_mm256_set1_epi8(15), _mm256_set1_epi16(1));
+    let mut sums = [_mm256_setzero_si256(); 2];
+    for (c, q) in code.chunks_exact(64).zip(query.chunks_exact(128)) {
+        for i in 0..2 {
+            // SAFETY: `c` holds 64 bytes and `q` 128, and i ≤ 1: 32 bytes lie inside from 32·i and from 64 + 32·i.
+            let (c, low, high) = unsafe {
+                (
+                    _mm256_loadu_si256(c.as_ptr().add(32 * i).cast()),
+                    _mm256_loadu_si256(q.as_ptr().add(32 * i).cast()),
+                    _mm256_loadu_si256(q.as_ptr().add(64 + 32 * i).cast()),
+                )
+            };
+            // 2·15·128 fits 16 bits, so `maddubs` cannot saturate here; four such sums fit too.
+            let a = _mm256_maddubs_epi16(_mm256_and_si256(c, mask), low);
+            let b = _mm256_maddubs_epi16(_mm256_and_si256(_mm256_srli_epi16::<4>(c), mask), high);
+            sums[i] = _mm256_add_epi32(sums[i], _mm256_madd_epi16(_mm256_add_epi16(a, b), ones));
+        }
+    }
+    avx2_sum_i32(_mm256_add_epi32(sums[0], sums[1]))
+}
+
+#[target_feature(enable = "avx2")]
+fn avx2_score_codes(rows: &[u8], slots: &[u32], query: &[i8], out: &mut Vec<i32>) {
+    score_rows(rows, slots, query.len(), out, |row| avx2_dot_codes(row, query));
+}
+
+#[target_feature(enable = "avx2")]
+fn avx2_score_nibbles(rows: &[u8], slots: &[u32], query: &[i8], out: &mut Vec<i32>) {
+    score_rows(rows, slots, query.len() / 2, out, |row| avx2_dot_nibbles(row, query));
+}
+
+#[target_feature(enable = "avx2")]
 fn avx2_distance_codes(a: &[u8], b: &[u8]) -> u32 {
     let (a_chunks, b_chunks) = (a.chunks_exact(32), b.chunks_exact(32));
-    let tail = scalar::distance_codes(a_chunks.remainder(), b_chunks.remainder());
+    let tail = tail(a_chunks.remainder(), b_chunks.remainder(), scalar::distance_codes);
     let mut sums = [_mm256_setzero_si256(); 2];
     for (x, y) in a_chunks.zip(b_chunks) {
         for (i, sum) in sums.iter_mut().enumerate() {
@@ -202,7 +271,7 @@ fn avx2_sum_i32(sum: __m256i) -> i32 {
 #[target_feature(enable = "avx512f")]
 fn avx512_dot(a: &[f32], b: &[f32]) -> f32 {
     let (a_chunks, b_chunks) = (a.chunks_exact(64), b.chunks_exact(64));
-    let tail = scalar::dot(a_chunks.remainder(), b_chunks.remainder());
+    let tail = tail(a_chunks.remainder(), b_chunks.remainder(), scalar::dot);
     let mut sums = [_mm512_setzero_ps(); 4];
     for (x, y) in a_chunks.zip(b_chunks) {
         for (i, sum) in sums.iter_mut().enumerate() {
@@ -218,7 +287,7 @@ fn avx512_dot(a: &[f32], b: &[f32]) -> f32 {
 #[target_feature(enable = "avx512f")]
 fn avx512_dot_f16(query: &[f32], row: &[f16]) -> f32 {
     let (q_chunks, r_chunks) = (query.chunks_exact(64), row.chunks_exact(64));
-    let tail = scalar::dot_f16(q_chunks.remainder(), r_chunks.remainder());
+    let tail = tail(q_chunks.remainder(), r_chunks.remainder(), scalar::dot_f16);
     let mut sums = [_mm512_setzero_ps(); 4];
     for (q, r) in q_chunks.zip(r_chunks) {
         for (i, sum) in sums.iter_mut().enumerate() {
@@ -255,21 +324,110 @@ fn avx512_dot_codes(code: &[u8], query: &[i8]) -> i32 {
         }
     }
     let (c_chunks, q_chunks) = (c_rest.chunks_exact(64), q_rest.chunks_exact(64));
-    let tail = scalar::dot_codes(c_chunks.remainder(), q_chunks.remainder());
+    let tail = tail(c_chunks.remainder(), q_chunks.remainder(), scalar::dot_codes);
     for (c, q) in c_chunks.zip(q_chunks) {
         // SAFETY: both chunks hold 64 bytes.
         let (c, q) =
             unsafe { (_mm512_loadu_si512(c.as_ptr().cast()), _mm512_loadu_si512(q.as_ptr().cast())) };
         sums[0] = _mm512_dpbusd_epi32(sums[0], c, q);
     }
-    let sum = _mm512_add_epi32(_mm512_add_epi32(sums[0], sums[1]), _mm512_add_epi32(sums[2], sums[3]));
-    _mm512_reduce_add_epi32(sum).wrapping_add(tail)
+    avx512_sum_i32(sums).wrapping_add(tail)
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+fn avx512_dot_nibbles(code: &[u8], query: &[i8]) -> i32 {
+    let mask = _mm512_set1_epi8(15);
+    let mut sums = [_mm512_setzero_si512(); 4];
+    let line = |c: &[u8], q: &[i8], low: __m512i, high: __m512i| {
+        // SAFETY: `c` holds 64 bytes and `q` 128.
+        let (c, q_low, q_high) = unsafe {
+            (
+                _mm512_loadu_si512(c.as_ptr().cast()),
+                _mm512_loadu_si512(q.as_ptr().cast()),
+                _mm512_loadu_si512(q.as_ptr().add(64).cast()),
+            )
+        };
+        let upper = _mm512_and_si512(_mm512_srli_epi16::<4>(c), mask);
+        (_mm512_dpbusd_epi32(low, _mm512_and_si512(c, mask), q_low), _mm512_dpbusd_epi32(high, upper, q_high))
+    };
+    let (pairs, query_pairs) = (code.chunks_exact(128), query.chunks_exact(256));
+    let (rest, query_rest) = (pairs.remainder(), query_pairs.remainder());
+    for (c, q) in pairs.zip(query_pairs) {
+        (sums[0], sums[1]) = line(&c[..64], &q[..128], sums[0], sums[1]);
+        (sums[2], sums[3]) = line(&c[64..], &q[128..], sums[2], sums[3]);
+    }
+    if rest.len() == 64 {
+        (sums[0], sums[1]) = line(rest, query_rest, sums[0], sums[1]);
+    }
+    avx512_sum_i32(sums)
+}
+
+/// Components of ImageBind's embeddings: their coded query fits the registers and stays there from row to row.
+const RESIDENT: usize = 1024;
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+fn avx512_score_codes(rows: &[u8], slots: &[u32], query: &[i8], out: &mut Vec<i32>) {
+    if query.len() != RESIDENT {
+        return score_rows(rows, slots, query.len(), out, |row| avx512_dot_codes(row, query));
+    }
+    let query = avx512_lines(query);
+    score_rows(rows, slots, RESIDENT, out, |row| {
+        let mut sums = [_mm512_setzero_si512(); 4];
+        for (i, line) in row.chunks_exact(64).enumerate().take(query.len()) {
+            // SAFETY: `line` holds 64 bytes.
+            let line = unsafe { _mm512_loadu_si512(line.as_ptr().cast()) };
+            sums[i % 4] = _mm512_dpbusd_epi32(sums[i % 4], line, query[i]);
+        }
+        avx512_sum_i32(sums)
+    });
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+fn avx512_score_nibbles(rows: &[u8], slots: &[u32], query: &[i8], out: &mut Vec<i32>) {
+    if query.len() != RESIDENT {
+        return score_rows(rows, slots, query.len() / 2, out, |row| avx512_dot_nibbles(row, query));
+    }
+    let (query, mask) = (avx512_lines(query), _mm512_set1_epi8(15));
+    score_rows(rows, slots, RESIDENT / 2, out, |row| {
+        let mut sums = [_mm512_setzero_si512(); 4];
+        for (i, line) in row.chunks_exact(64).enumerate().take(query.len() / 2) {
+            // SAFETY: `line` holds 64 bytes.
+            let line = unsafe { _mm512_loadu_si512(line.as_ptr().cast()) };
+            let (low, high) =
+                (_mm512_and_si512(line, mask), _mm512_and_si512(_mm512_srli_epi16::<4>(line), mask));
+            let at = 2 * (i % 2);
+            sums[at] = _mm512_dpbusd_epi32(sums[at], low, query[2 * i]);
+            sums[at + 1] = _mm512_dpbusd_epi32(sums[at + 1], high, query[2 * i + 1]);
+        }
+        avx512_sum_i32(sums)
+    });
+}
+
+/// A query of [`RESIDENT`] components in registers.
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn avx512_lines(query: &[i8]) -> [__m512i; RESIDENT / 64] {
+    let mut lines = [_mm512_setzero_si512(); RESIDENT / 64];
+    for (line, values) in lines.iter_mut().zip(query.chunks_exact(64)) {
+        // SAFETY: `values` holds 64 bytes.
+        *line = unsafe { _mm512_loadu_si512(values.as_ptr().cast()) };
+    }
+    lines
+}
+
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn avx512_sum_i32(sums: [__m512i; 4]) -> i32 {
+    _mm512_reduce_add_epi32(_mm512_add_epi32(
+        _mm512_add_epi32(sums[0], sums[1]),
+        _mm512_add_epi32(sums[2], sums[3]),
+    ))
 }
 
 #[target_feature(enable = "avx512f,avx512bw")]
 fn avx512_distance_codes(a: &[u8], b: &[u8]) -> u32 {
     let (a_chunks, b_chunks) = (a.chunks_exact(64), b.chunks_exact(64));
-    let tail = scalar::distance_codes(a_chunks.remainder(), b_chunks.remainder());
+    let tail = tail(a_chunks.remainder(), b_chunks.remainder(), scalar::distance_codes);
     let zero = _mm512_setzero_si512();
     let mut sums = [zero; 2];
     for (x, y) in a_chunks.zip(b_chunks) {
