@@ -20,12 +20,12 @@ use std::path::Path;
 use common::{Noise, fbin, machine, median, setting, timed, verdict};
 use hnsw_rs::prelude::{Distance, Hnsw};
 use rayon::prelude::*;
-use viscache::index::exact::{self, Scored, TopK};
+use viscache::index::exact;
 use viscache::index::{
     AlignedBytes, BuildParams, CodeKind, Codec, Cost, Index, Parts, SearchParams, Searcher, build,
 };
 use viscache::kernels::Kernels;
-use viscache::types::{ItemId, Slot};
+use viscache::types::ItemId;
 
 const TOP_K: usize = 10;
 const ROUNDS: usize = 5;
@@ -108,7 +108,7 @@ fn main() {
             let rescore = rescore.min(ef);
             let search = SearchParams { ef_search: ef, rescore, exact: false };
             let (candidates, cost) = searcher.search(&index, query, rescore, &search).unwrap();
-            (rescored(&rows, dim, query, &candidates), cost)
+            (rescored(&index, &rows, query, &candidates), cost)
         });
         print_curve("ours", &curve);
         our_curves.push(curve);
@@ -175,13 +175,15 @@ fn theirs(params: &BuildParams, rows: &[f32], dim: usize) -> Hnsw<'static, f32, 
 }
 
 /// The ten best of the candidates by their rows, as the cache rescores them.
-fn rescored(rows: &[f32], dim: usize, query: &[f32], candidates: &[viscache::index::Candidate]) -> Vec<u32> {
-    debug_assert_eq!(query.len(), dim);
-    let slots: Vec<u32> = candidates.iter().map(|c| c.slot.0).collect();
-    let (mut scores, mut best) = (Vec::new(), TopK::new(TOP_K));
-    Kernels::get().score_f32(rows, &slots, query, &mut scores);
-    slots.iter().zip(scores).for_each(|(&slot, score)| best.push(Scored { slot: Slot(slot), score }));
-    best.into_sorted().iter().map(|scored| scored.slot.0).collect()
+fn rescored(
+    index: &Index,
+    rows: &[f32],
+    query: &[f32],
+    candidates: &[viscache::index::Candidate],
+) -> Vec<u32> {
+    let score = |slots: &[u32], out: &mut Vec<f32>| Kernels::get().score_f32(rows, slots, query, out);
+    let (best, _) = exact::rescore(candidates, TOP_K, index.score_error(query), score);
+    best.iter().map(|scored| scored.slot.0).collect()
 }
 
 fn queries(name: &'static str, folder: &Path, rows: &[f32], dim: usize) -> Queries {

@@ -572,7 +572,7 @@ async fn describe_tells_what_there_is_and_every_limit() {
     assert_eq!(told.default_blend, blend(10, 20.0, 0.5));
     assert_eq!(
         told.default_search,
-        Some(SearchParams { ef_search: Some(96), rescore: Some(24), exact: false })
+        Some(SearchParams { ef_search: Some(96), rescore: Some(40), exact: false })
     );
     let configured = proto::Limits {
         max_message_bytes: 3 << 20,

@@ -174,6 +174,6 @@ pub fn make_cache(
         });
         writer.put(rows.collect(), |_, _, _| ()).expect("rows can be put");
     }
-    writer.index(params, |_| (), |_, _| Ok(Vec::new())).expect("rows can be indexed");
+    writer.index(params, &[], |_| (), |_, _| Ok(Default::default())).expect("rows can be indexed");
     store.compact().expect("a store can be compacted");
 }

@@ -19,6 +19,7 @@ use viscache::store::{Access, CacheId, ModelSource, RowType, Store};
 use viscache::types::{CacheName, Modality, Origin};
 
 use crate::import::Import;
+use crate::index::Queries;
 use crate::ledger::Standing;
 use crate::pipeline::{Options, Outcomes};
 use crate::plan::{Facts, Plan};
@@ -121,9 +122,19 @@ struct Graph {
     /// Candidates kept while inserting.
     #[arg(long, value_name = "EF", default_value_t = BuildParams::DEFAULT_EF_CONSTRUCTION)]
     ef_construction: usize,
-    /// What the search runs on: f32, f16 or u8.
-    #[arg(long, value_name = "KIND", default_value = "u8")]
+    /// Rounds in which every item looks for better links once all are in.
+    #[arg(long, value_name = "N", default_value_t = BuildParams::DEFAULT_REFINE)]
+    refine: usize,
+    /// What the search runs on: f32, f16, u8 or u4.
+    #[arg(long, value_name = "KIND", default_value = BuildParams::DEFAULT_CODES.word())]
     codes: CodeKind,
+    /// A sample of queries of another modality (numpy file, a row each): nine in ten repair the graph, the others
+    /// measure its recall.
+    #[arg(long, value_name = "FILE")]
+    queries: Option<PathBuf>,
+    /// Insert in order on one thread: the same items give the same index.
+    #[arg(long)]
+    deterministic: bool,
     /// Recall@10 below which a new generation is not published.
     #[arg(long, value_name = "R", default_value_t = 0.9)]
     min_recall: f64,
@@ -404,7 +415,8 @@ fn finish(
     let index = if run.no_index || writer.record().items == 0 || !(changed || stale) {
         None
     } else {
-        Some(index::run(writer, &build, run.graph.min_recall, run.json)?)
+        let queries = sample_queries(&run.graph, writer.record().dim)?;
+        Some(index::run(writer, &build, &queries, run.graph.min_recall, run.json)?)
     };
     if let Some(index) = &index {
         say(run, || index_line(index));
@@ -448,20 +460,28 @@ fn indexed(store: &Store, writer: &Writer<'_>) -> anyhow::Result<bool> {
 }
 
 fn index_line(index: &viscache::cache::IndexReport) -> String {
-    let recall: Vec<String> = index.recall.iter().map(|(ef, r)| format!("{r:.4} at {ef}")).collect();
-    format!(
+    let curve = |curve: &[(usize, f64)]| {
+        curve.iter().map(|(ef, r)| format!("{r:.4} at {ef}")).collect::<Vec<_>>().join(", ")
+    };
+    let mut line = format!(
         "generation {} of {} items; recall@10 by ef_search: {}",
         index.generation,
         index.items,
-        recall.join(", ")
-    )
+        curve(&index.recall)
+    );
+    if !index.recall_queries.is_empty() {
+        let links = index.reach.repaired;
+        line += &format!("; of the sampled queries: {} ({links} links added)", curve(&index.recall_queries));
+    }
+    line
 }
 
 fn reindex(args: IndexArgs) -> anyhow::Result<ExitCode> {
     let store = Store::open(&existing(&args.place.store)?, Access::Write)?;
     let mut writer = Writer::existing(&store, &args.place.cache)?;
     let params = build_params(&args.graph, threads(args.threads))?;
-    let report = index::run(&mut writer, &params, args.graph.min_recall, args.json)?;
+    let queries = sample_queries(&args.graph, writer.record().dim)?;
+    let report = index::run(&mut writer, &params, &queries, args.graph.min_recall, args.json)?;
     match args.json {
         true => println!("{}", json!({ "index": report })),
         false => println!("{}", index_line(&report)),
@@ -624,10 +644,21 @@ fn build_params(graph: &Graph, threads: usize) -> anyhow::Result<BuildParams> {
     if !(0.0..=1.0).contains(&graph.min_recall) {
         bail!("--min-recall is {}; it must be from 0 to 1", graph.min_recall);
     }
-    let params =
-        BuildParams { m: graph.m, ef_construction: graph.ef_construction, codes: graph.codes, threads };
+    let params = BuildParams {
+        m: graph.m,
+        ef_construction: graph.ef_construction,
+        refine: graph.refine,
+        codes: graph.codes,
+        threads,
+        deterministic: graph.deterministic,
+    };
     params.validate()?;
     Ok(params)
+}
+
+/// The sample of queries, if one was named.
+fn sample_queries(graph: &Graph, dim: usize) -> anyhow::Result<Queries> {
+    graph.queries.as_ref().map_or(Ok(Queries::none()), |path| Queries::read(path, dim))
 }
 
 fn threads(asked: usize) -> usize {

@@ -1,14 +1,17 @@
 //! The last stage: a graph over everything stored, measured, then published.
 
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use anyhow::{Context, anyhow, bail};
 use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64;
 use rayon::prelude::*;
 use viscache::cache::{IndexReport, IndexStep, Writer};
-use viscache::index::exact::{self, Scored, TopK};
+use viscache::index::exact;
 use viscache::index::{BuildParams, Index, SearchParams, Searcher};
 use viscache::kernels::Kernels;
+use viscache::media::npy;
 
 use crate::progress::Progress;
 
@@ -22,15 +25,61 @@ pub const EF_SEARCH: [usize; 6] = [16, 32, 64, 96, 128, 256];
 const NOISE: f32 = 0.35;
 const SEED: u64 = 0x7669_7363;
 
+/// One query in so many of a given sample is held out from the repair, to measure by.
+const HELD_OUT: usize = 10;
+/// Most of them.
+const MAX_HELD_OUT: usize = 1000;
+
+/// A sample of queries of another modality, `[q, dim]`.
+pub struct Queries {
+    repair: Vec<f32>,
+    held_out: Vec<Vec<f32>>,
+}
+
+impl Queries {
+    /// Nothing: the graph is not repaired.
+    pub fn none() -> Self {
+        Queries { repair: Vec::new(), held_out: Vec::new() }
+    }
+
+    /// Reads a numpy file.
+    ///
+    /// # Errors
+    /// A file that cannot be read, rows of another length than `dim`, fewer rows than [`HELD_OUT`].
+    pub fn read(path: &Path, dim: usize) -> anyhow::Result<Self> {
+        let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let matrix = npy::read(&bytes).map_err(|e| anyhow!("{}: {e}", path.display()))?;
+        let rows = matrix.values.len() / matrix.dim.max(1);
+        if matrix.dim != dim {
+            bail!("{} has rows of {} components, the cache {dim}", path.display(), matrix.dim);
+        }
+        if rows < HELD_OUT {
+            bail!("{} has {rows} rows; a sample of queries needs at least {HELD_OUT}", path.display());
+        }
+        if let Some(bad) = matrix.values.chunks_exact(dim).position(|row| row.iter().any(|v| !v.is_finite()))
+        {
+            bail!("row {bad} of {} is not finite", path.display());
+        }
+        // Evenly spread, so that a file sorted by kind is held out in every kind.
+        let every = HELD_OUT.max(rows.div_ceil(MAX_HELD_OUT));
+        let (mut repair, mut held_out) = (Vec::new(), Vec::new());
+        for (i, row) in matrix.values.chunks_exact(dim).enumerate() {
+            if i % every == 0 { held_out.push(row.to_vec()) } else { repair.extend_from_slice(row) }
+        }
+        Ok(Queries { repair, held_out })
+    }
+}
+
 /// Indexes a cache and publishes the new generation, unless its recall is too low.
 ///
-/// * `floor`: recall@10 that the widest beam must reach.
+/// * `queries`: what the graph is repaired for and measured by, beside the stored rows. `floor`: recall@10 that the widest beam must reach.
 ///
 /// # Errors
 /// An empty cache, too low a recall (the current generation then stays), a store that fails.
 pub fn run(
     writer: &mut Writer<'_>,
     params: &BuildParams,
+    queries: &Queries,
     floor: f64,
     json: bool,
 ) -> anyhow::Result<IndexReport> {
@@ -46,7 +95,7 @@ pub fn run(
         }
     };
     let mut lowest = None;
-    let report = writer.index(params, step, |index, rows| {
+    let report = writer.index(params, &queries.repair, step, |index, rows| {
         let recall = measure(index, rows, SAMPLE);
         let widest = recall.last().map_or(0.0, |&(_, recall)| recall);
         if widest < floor {
@@ -55,7 +104,7 @@ pub fn run(
                 format!("recall@10 {widest:.4} is below the floor of {floor}; raise m or ef_construction");
             return Err(viscache::index::Error::Format(what).into());
         }
-        Ok(recall)
+        Ok([recall, curve(index, rows, &queries.held_out)])
     });
     progress.finish();
     Ok(report?)
@@ -67,8 +116,14 @@ pub fn run(
 ///
 /// * `rows`: row-major `[n, dim]`, by slot.
 pub fn measure(index: &Index, rows: &[f32], sample: usize) -> Vec<(usize, f64)> {
-    let dim = index.dim();
-    let queries = queries(rows, dim, sample);
+    curve(index, rows, &near_rows(rows, index.dim(), sample))
+}
+
+/// Recall@10 of some queries by beam width; nothing without queries.
+fn curve(index: &Index, rows: &[f32], queries: &[Vec<f32>]) -> Vec<(usize, f64)> {
+    if queries.is_empty() {
+        return Vec::new();
+    }
     let truths: Vec<Vec<u32>> =
         queries.iter().map(|q| exact::search(rows, q, K).into_iter().map(|s| s.slot.0).collect()).collect();
     let at = |ef: usize| -> f64 {
@@ -92,15 +147,12 @@ fn search(
     let Ok((candidates, _)) = searcher.search(index, query, params.rescore.max(K), params) else {
         return Vec::new();
     };
-    let mut best = TopK::new(K);
-    for candidate in candidates {
-        let row = &rows[candidate.slot.index() * query.len()..][..query.len()];
-        best.push(Scored { slot: candidate.slot, score: Kernels::get().dot(query, row) });
-    }
-    best.into_sorted().into_iter().map(|scored| scored.slot.0).collect()
+    let score = |slots: &[u32], out: &mut Vec<f32>| Kernels::get().score_f32(rows, slots, query, out);
+    let (best, _) = exact::rescore(&candidates, K, index.score_error(query), score);
+    best.into_iter().map(|scored| scored.slot.0).collect()
 }
 
-fn queries(rows: &[f32], dim: usize, sample: usize) -> Vec<Vec<f32>> {
+fn near_rows(rows: &[f32], dim: usize, sample: usize) -> Vec<Vec<f32>> {
     let n = rows.len() / dim;
     let mut random = Pcg64::seed_from_u64(SEED);
     let mut query = || {

@@ -191,9 +191,10 @@ fn fixture() -> Vec<u8> {
 #[ignore = "writes tests/fixtures/index-v1.bin"]
 fn write_the_fixture() {
     let rows = fixture_rows();
-    let params = BuildParams { m: 8, ef_construction: 64, codes: CodeKind::U8, threads: 1 };
+    let params =
+        BuildParams { m: 8, ef_construction: 64, codes: CodeKind::U8, threads: 1, ..Default::default() };
     let codec = Codec::train(params.codes, &rows, DIM);
-    let graph = viscache::index::build(&params, &codec, &rows, |_| {}).unwrap();
+    let graph = viscache::index::build(&params, &codec, &rows, &[], |_| {}).unwrap();
     let ids: Vec<ItemId> = (0..ROWS as u64).map(|i| ItemId(3 * i + 1)).collect();
     let codes = codec.encode(&rows);
     let mut bytes = Vec::new();

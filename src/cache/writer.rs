@@ -19,7 +19,8 @@ use super::generation::known_generations;
 use super::rows::{check_row, encode_row};
 use crate::index::{self, BuildParams, Codec, Parts, Reach};
 use crate::store::{
-    Access, Batch, BlobKind, CacheRecord, GenerationRecord, ItemRecord, ModelSource, RowType, Store,
+    Access, Batch, BlobKind, CacheRecord, GenerationRecord, ItemRecord, ModelSource, RecallCurve, RowType,
+    Store,
 };
 use crate::types::{CacheName, Embedding, Generation, ItemId, Origin};
 
@@ -78,8 +79,10 @@ pub struct IndexReport {
     pub index_bytes: u64,
     /// What freezing mended.
     pub reach: Reach,
-    /// Recall@10 against exact, by `ef_search`.
-    pub recall: Vec<(usize, f64)>,
+    /// Recall@10 against exact, by `ef_search`, for queries like the stored rows.
+    pub recall: RecallCurve,
+    /// The same for the given queries of another modality, those held out from the repair; empty without any.
+    pub recall_queries: RecallCurve,
     /// Seconds of reading rows, building, measuring recall, and writing.
     pub seconds: [f64; 4],
 }
@@ -177,16 +180,20 @@ impl<'a> Writer<'a> {
 
     /// Builds a graph over everything stored and publishes it as the next generation.
     ///
-    /// * `measure`: recall@10 of the finished index against exact, by `ef_search`; called before publishing, and a
-    ///   failure there leaves the current generation in place.
+    /// * `queries`: row-major `[q, dim]`, a sample of queries of another modality that the graph is repaired by; may be
+    ///   empty.
+    /// * `measure`: recall@10 of the finished index against exact, by `ef_search`: for queries like the rows, and for
+    ///   queries of another modality, if there are any. Called before publishing, and a failure there leaves the current
+    ///   generation in place.
     ///
     /// # Errors
     /// [`index::Error::Empty`] for a cache without items; otherwise as the parts fail.
     pub fn index(
         &mut self,
         params: &BuildParams,
+        queries: &[f32],
         progress: impl Fn(IndexStep) + Sync,
-        measure: impl FnOnce(&index::Index, &[f32]) -> Result<Vec<(usize, f64)>, Error>,
+        measure: impl FnOnce(&index::Index, &[f32]) -> Result<[RecallCurve; 2], Error>,
     ) -> Result<IndexReport, Error> {
         let mut clock = Instant::now();
         let mut lap = || std::mem::replace(&mut clock, Instant::now()).elapsed().as_secs_f64();
@@ -198,7 +205,7 @@ impl<'a> Writer<'a> {
         let read = lap();
         let codec = Codec::train(params.codes, &rows, self.record.dim);
         let graph =
-            index::build(params, &codec, &rows, &[], |inserted| progress(IndexStep::Inserted(inserted)))?;
+            index::build(params, &codec, &rows, queries, |inserted| progress(IndexStep::Inserted(inserted)))?;
         progress(IndexStep::Publish);
         let codes = codec.encode(&rows);
         let parts = Parts { graph: &graph, codec: &codec, ids: &ids, codes: &codes };
@@ -208,14 +215,23 @@ impl<'a> Writer<'a> {
         let mut bytes = Vec::with_capacity(parts.len() as usize);
         parts.write(&mut bytes)?;
         let opened = index::Index::open(index::AlignedBytes::copy_of(&bytes)?)?;
-        let recall = measure(&opened, &rows)?;
+        let [recall, recall_queries] = measure(&opened, &rows)?;
         drop((opened, rows));
         let measured = lap();
         let build_json = serde_json::to_value(params).unwrap_or_default();
-        let generation = self.publish(&bytes, ids.len() as u64, build_json, recall.clone())?;
+        let generation =
+            self.publish(&bytes, ids.len() as u64, build_json, [recall.clone(), recall_queries.clone()])?;
         let seconds = [read, build, measured, lap()];
         let (items, index_bytes) = (ids.len() as u64, bytes.len() as u64);
-        Ok(IndexReport { generation, items, index_bytes, reach: graph.reach(), recall, seconds })
+        Ok(IndexReport {
+            generation,
+            items,
+            index_bytes,
+            reach: graph.reach(),
+            recall,
+            recall_queries,
+            seconds,
+        })
     }
 
     /// Every row of the cache in id order, as f32.
@@ -236,7 +252,7 @@ impl<'a> Writer<'a> {
         bytes: &[u8],
         items: u64,
         build: serde_json::Value,
-        recall: Vec<(usize, f64)>,
+        [recall, recall_queries]: [RecallCurve; 2],
     ) -> Result<Generation, Error> {
         let cache = self.record.id;
         let stored = self.store.generations(cache)?;
@@ -257,7 +273,15 @@ impl<'a> Writer<'a> {
         let mut flip = self.store.batch();
         flip.put_generation(
             cache,
-            &GenerationRecord { generation, items, index_bytes, build, recall, created_ms: now_ms() },
+            &GenerationRecord {
+                generation,
+                items,
+                index_bytes,
+                build,
+                recall,
+                recall_queries,
+                created_ms: now_ms(),
+            },
         );
         flip.put_cache(&record);
         for old in stored.iter().filter(|old| Some(old.generation) != self.record.current) {

@@ -90,7 +90,7 @@ fn insert_all(
         progress(1);
     };
     insert(0);
-    if params.threads == 1 {
+    if params.threads == 1 || params.deterministic {
         (1..n).for_each(insert);
     } else {
         (1..n).into_par_iter().for_each(insert);

@@ -8,11 +8,14 @@ use std::collections::BinaryHeap;
 
 use rayon::prelude::*;
 
+use super::Candidate;
 use crate::kernels::Kernels;
 use crate::types::Slot;
 
 /// Rows scored between two looks at the heap when a scan is split over threads.
 const BLOCK: usize = 4096;
+/// Rows rescored between two looks at whether more can matter: enough to fetch ahead.
+const RESCORE_BLOCK: usize = 8;
 
 /// A slot with its true score; greater is closer, equal scores by lower slot.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -60,6 +63,11 @@ impl TopK {
         }
     }
 
+    /// The worst score, once there are `k`.
+    pub fn worst(&self) -> Option<f32> {
+        self.heap.peek().filter(|_| self.heap.len() == self.k).map(|worst| worst.0.score)
+    }
+
     /// Takes in another collection.
     pub fn merge(mut self, other: TopK) -> Self {
         other.heap.into_iter().for_each(|Reverse(scored)| self.push(scored));
@@ -88,6 +96,39 @@ pub fn search(rows: &[f32], query: &[f32], k: usize) -> Vec<Scored> {
         })
         .reduce(|| TopK::new(k), TopK::merge)
         .into_sorted()
+}
+
+/// The `k` best of some candidates by their rows in memory.
+///
+/// * `candidates`: best first by their score on codes. `slack`: what such a score may lack of the true one
+///   ([`super::Index::score_error`]): once `k` rows are known, a candidate further behind the worst of them ends the work.
+/// * `score`: true scores of some slots, into its second argument.
+/// * Returns the best, best first, and how many rows were read.
+pub fn rescore(
+    candidates: &[Candidate],
+    k: usize,
+    slack: f32,
+    mut score: impl FnMut(&[u32], &mut Vec<f32>),
+) -> (Vec<Scored>, usize) {
+    let (mut best, mut scores, mut read) = (TopK::new(k), Vec::new(), 0);
+    let mut slots = Vec::with_capacity(RESCORE_BLOCK.max(k));
+    while read < candidates.len() {
+        let block = if read == 0 { k } else { RESCORE_BLOCK };
+        let next = &candidates[read..candidates.len().min(read + block)];
+        let useful = match best.worst() {
+            Some(worst) => next.iter().take_while(|c| c.score + slack >= worst).count(),
+            None => next.len(),
+        };
+        slots.clear();
+        slots.extend(next[..useful].iter().map(|c| c.slot.0));
+        score(&slots, &mut scores);
+        slots.iter().zip(&scores).for_each(|(&slot, &score)| best.push(Scored { slot: Slot(slot), score }));
+        read += useful;
+        if useful < next.len() {
+            break;
+        }
+    }
+    (best.into_sorted(), read)
 }
 
 /// Share of `truth` that `found` contains: recall@k with k the length of `truth`.

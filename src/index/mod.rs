@@ -18,6 +18,7 @@
 //! | `repair.rs` | better links: refined by searching, repaired by a sample of queries |
 //! | `space.rs` | exact distances between coded rows, for building |
 //! | `quant.rs` | codecs: f32, f16, 8-bit and 4-bit mean-centred |
+//! | `rotate.rs` | the rotation under 4-bit codes |
 //! | `layout.rs` | the byte format, drawn; the writer |
 //! | `view.rs` | validated reading of those bytes |
 //! | `search.rs` | the beam |
@@ -38,6 +39,7 @@ mod layout;
 mod params;
 mod quant;
 mod repair;
+mod rotate;
 mod search;
 mod space;
 mod view;

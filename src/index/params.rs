@@ -23,7 +23,7 @@ pub enum CodeKind {
 
 impl CodeKind {
     /// The word used in settings and reports.
-    pub fn word(self) -> &'static str {
+    pub const fn word(self) -> &'static str {
         match self {
             CodeKind::F32 => "f32",
             CodeKind::F16 => "f16",
@@ -60,17 +60,21 @@ pub struct BuildParams {
     pub refine: usize,
     /// What the search runs on.
     pub codes: CodeKind,
-    /// Threads that insert. With 1 the graph is the same in every run; with more, arrival decides.
+    /// Threads that build. With more than one, the order in which rows arrive at the graph decides some of its links.
     pub threads: usize,
+    /// Insert in order, on one thread, so that the same rows give the same graph; the rest stays parallel.
+    pub deterministic: bool,
 }
 
 impl BuildParams {
     /// Default of [`BuildParams::m`].
-    pub const DEFAULT_M: usize = 24;
+    pub const DEFAULT_M: usize = 16;
     /// Default of [`BuildParams::ef_construction`].
-    pub const DEFAULT_EF_CONSTRUCTION: usize = 160;
+    pub const DEFAULT_EF_CONSTRUCTION: usize = 64;
     /// Default of [`BuildParams::refine`].
-    pub const DEFAULT_REFINE: usize = 1;
+    pub const DEFAULT_REFINE: usize = 2;
+    /// Default of [`BuildParams::codes`].
+    pub const DEFAULT_CODES: CodeKind = CodeKind::U4;
     /// Most links a node may be given: `hnsw_rs` counts them in a byte, and 2·M must fit.
     pub const MAX_M: usize = 127;
 
@@ -102,8 +106,9 @@ impl Default for BuildParams {
             m: Self::DEFAULT_M,
             ef_construction: Self::DEFAULT_EF_CONSTRUCTION,
             refine: Self::DEFAULT_REFINE,
-            codes: CodeKind::U8,
+            codes: Self::DEFAULT_CODES,
             threads: std::thread::available_parallelism().map_or(1, usize::from),
+            deterministic: false,
         }
     }
 }
@@ -114,7 +119,8 @@ impl Default for BuildParams {
 pub struct SearchParams {
     /// Width of the beam: the paper's ef. Raised to what the caller wants back. faiss 16, hnswlib 10.
     pub ef_search: usize,
-    /// Candidates rescored on the stored rows, at least `top_k`; raised to that. More costs row reads, not hops.
+    /// Most candidates rescored on the stored rows, at least `top_k`; raised to that. With rows in memory, rescoring ends
+    /// sooner when no further candidate can matter. More costs row reads, not hops.
     pub rescore: usize,
     /// Scan every row instead: the truth, in time proportional to the cache.
     pub exact: bool,
@@ -124,7 +130,7 @@ impl SearchParams {
     /// Default of [`SearchParams::ef_search`].
     pub const DEFAULT_EF_SEARCH: usize = 96;
     /// Default of [`SearchParams::rescore`].
-    pub const DEFAULT_RESCORE: usize = 24;
+    pub const DEFAULT_RESCORE: usize = 40;
     /// Largest accepted [`SearchParams::ef_search`].
     pub const MAX_EF_SEARCH: usize = 16_384;
 

@@ -6,7 +6,8 @@
 //! of |x−μ| at 127; what lies beyond is clipped. The query is scaled to ±127 on its own, so a score is
 //! `q·μ + (Σ cᵢ·q̂ᵢ − 128·Σ q̂ᵢ)·step/scale`: one integer inner product a row.
 //!
-//! `u4`: the same with 16 levels, `c = clamp(round((x−μ)/step + 7.5), 0, 15)`, the step 0.335 standard deviations of x−μ
+//! `u4`: x−μ is rotated first (`rotate.rs`), and so is the query; then the same with 16 levels,
+//! `c = clamp(round((x−μ)/step + 7.5), 0, 15)`, the step 0.335 standard deviations of x−μ
 //! (the least mean squared error of 16 even levels on a Gaussian; the outermost 0.6 % are clipped). Two components
 //! share a byte: of every 128, the first 64 are the low halves of a cache line, the others the high halves, so that a
 //! line becomes two lines of bytes by one mask and one shift.
@@ -19,6 +20,7 @@
 use half::f16;
 use rayon::prelude::*;
 
+use super::rotate::rotate;
 use super::{CodeKind, Error};
 use crate::kernels::Kernels;
 
@@ -139,12 +141,26 @@ impl Codec {
                 }
             }
             CodeKind::U4 => {
-                for (i, (&v, &m)) in row.iter().zip(&self.mean).enumerate() {
-                    let level = ((v - m) / self.step + ZERO_4).round().clamp(0.0, 15.0) as u8;
+                let mut centred: Vec<f32> = row.iter().zip(&self.mean).map(|(v, m)| v - m).collect();
+                rotate(&mut centred);
+                for (i, v) in centred.into_iter().enumerate() {
+                    let level = (v / self.step + ZERO_4).round().clamp(0.0, 15.0) as u8;
                     let high = i % BLOCK_4 >= BLOCK_4 / 2;
                     code[i / BLOCK_4 * 64 + i % 64] |= level << (4 * u8::from(high));
                 }
             }
+        }
+    }
+
+    /// Standard deviation of a score on codes around the true one: rows and query are each rounded by up to half a
+    /// step, independently over the components. Clipping is not in it.
+    ///
+    /// * `norm`, `largest`: of the query, its length and its largest component. Rows have unit length.
+    pub(super) fn score_error(&self, norm: f32, largest: f32) -> f32 {
+        const UNIFORM: f32 = 0.288_675; // of a width of 1: 1/√12
+        match self.kind {
+            CodeKind::F32 | CodeKind::F16 => 0.0,
+            CodeKind::U8 | CodeKind::U4 => UNIFORM * (self.step * norm).hypot(largest / 127.0),
         }
     }
 
@@ -160,7 +176,13 @@ impl Codec {
             CodeKind::U4 => (2 * self.stride(), ZERO_4),
         };
         let mut values = vec![0i8; stride];
-        let scale = Kernels::get().scale_query(query, &mut values[..query.len()]);
+        let rotated = (self.kind == CodeKind::U4).then(|| {
+            let mut rotated = query.to_vec();
+            rotate(&mut rotated);
+            rotated
+        });
+        let scaled = rotated.as_deref().unwrap_or(query);
+        let scale = Kernels::get().scale_query(scaled, &mut values[..query.len()]);
         let sum: i32 = values.iter().map(|&v| i32::from(v)).sum();
         let scale = if scale > 0.0 { self.step / scale } else { 0.0 };
         let mean = Kernels::get().dot(query, &self.mean);

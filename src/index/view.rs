@@ -13,6 +13,7 @@ use super::layout::{
 use super::quant::{self, Codec};
 use super::search::Links;
 use super::{CodeKind, Error};
+use crate::kernels::Kernels;
 use crate::types::{ItemId, Slot};
 
 /// A byte buffer of its own pages, huge ones where the system gives them: a search touches rows all over it, and with
@@ -174,6 +175,16 @@ impl Index {
     /// Item ids of all slots, ascending.
     pub fn ids(&self) -> &[u64] {
         bytemuck::cast_slice(&self.bytes.as_slice()[self.ids.clone()])
+    }
+
+    /// What a score on codes may lack of the true one, for [`super::exact::rescore`]: eight standard deviations of its error.
+    /// Half of that would do if errors were independent of the scores; they are not where a query lies along a row.
+    ///
+    /// * `query`: length D.
+    pub fn score_error(&self, query: &[f32]) -> f32 {
+        let largest = query.iter().fold(0.0f32, |max, v| max.max(v.abs()));
+        let norm = Kernels::get().dot(query, query).sqrt();
+        8.0 * self.codec.score_error(norm, largest)
     }
 
     /// What the index says of itself.

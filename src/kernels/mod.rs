@@ -125,6 +125,14 @@ impl Kernels {
         dispatch!(self, scale_query(query, out))
     }
 
+    /// The orthonormal Walsh–Hadamard transform, in place. Every path gives the same bits.
+    ///
+    /// * `values`: a power of two of them.
+    pub fn hadamard(self, values: &mut [f32]) {
+        assert!(values.len().is_power_of_two(), "the transform is of powers of two");
+        dispatch!(self, hadamard(values))
+    }
+
     /// Scores the rows `slots` of `rows` (row length = query length), fetching ahead; `out` is cleared first.
     pub fn score_f32(self, rows: &[f32], slots: &[u32], query: &[f32], out: &mut Vec<f32>) {
         self.score(rows, slots, query.len(), out, |row| self.dot(query, row));
@@ -263,6 +271,20 @@ mod tests {
             }).sum();
             for kernels in Kernels::available() {
                 prop_assert_eq!(kernels.dot_nibbles(&code, &query), plain, "{}", kernels.name());
+            }
+        }
+
+        #[test]
+        fn the_hadamard_transform_is_its_own_inverse(values in prop::collection::vec(-10f32..10.0, 128)) {
+            for (kernels, len) in Kernels::available().into_iter().flat_map(|k| [(k, 1), (k, 2), (k, 32), (k, 128)]) {
+                let (mut once, mut scalar) = (values[..len].to_vec(), values[..len].to_vec());
+                kernels.hadamard(&mut once);
+                Kernels::Scalar.hadamard(&mut scalar);
+                prop_assert_eq!(&once, &scalar, "{}", kernels.name());
+                let mean: f32 = values[..len].iter().sum::<f32>() / (len as f32).sqrt();
+                prop_assert!((once[0] - mean).abs() < 1e-3);
+                kernels.hadamard(&mut once);
+                prop_assert!(once.iter().zip(&values).all(|(a, b)| (a - b).abs() < 1e-3));
             }
         }
 

@@ -52,6 +52,23 @@ pub(super) fn bias_gelu(x: &mut [f32], bias: &[f32]) {
     }
 }
 
+/// As [`bias_gelu`]: one body for every instruction set. Additions keep their order in all of them.
+#[inline(always)]
+pub(super) fn hadamard(values: &mut [f32]) {
+    let mut half = 1;
+    while half < values.len() {
+        for pair in values.chunks_exact_mut(2 * half) {
+            let (low, high) = pair.split_at_mut(half);
+            for (a, b) in low.iter_mut().zip(high) {
+                (*a, *b) = (*a + *b, *a - *b);
+            }
+        }
+        half *= 2;
+    }
+    let scale = 1.0 / (values.len() as f32).sqrt();
+    values.iter_mut().for_each(|v| *v *= scale);
+}
+
 /// As [`bias_gelu`]: one body, no branches.
 #[inline(always)]
 pub(super) fn scale_query(query: &[f32], out: &mut [i8]) -> f32 {

@@ -66,6 +66,11 @@ impl Avx2 {
         unsafe { avx2_bias_gelu(x, bias) }
     }
 
+    pub(super) fn hadamard(self, values: &mut [f32]) {
+        // SAFETY: `self` proves AVX2 and FMA.
+        unsafe { avx2_hadamard(values) }
+    }
+
     pub(super) fn scale_query(self, query: &[f32], out: &mut [i8]) -> f32 {
         // SAFETY: `self` proves AVX2 and FMA.
         unsafe { avx2_scale_query(query, out) }
@@ -118,6 +123,11 @@ impl Avx512 {
     pub(super) fn bias_gelu(self, x: &mut [f32], bias: &[f32]) {
         // SAFETY: `self` proves AVX-512 F.
         unsafe { avx512_bias_gelu(x, bias) }
+    }
+
+    pub(super) fn hadamard(self, values: &mut [f32]) {
+        // SAFETY: `self` proves AVX-512 F and BW.
+        unsafe { avx512_hadamard(values) }
     }
 
     pub(super) fn scale_query(self, query: &[f32], out: &mut [i8]) -> f32 {
@@ -461,4 +471,14 @@ fn avx2_scale_query(query: &[f32], out: &mut [i8]) -> f32 {
 #[target_feature(enable = "avx512f,avx512bw")]
 fn avx512_scale_query(query: &[f32], out: &mut [i8]) -> f32 {
     scalar::scale_query(query, out)
+}
+
+#[target_feature(enable = "avx2,fma")]
+fn avx2_hadamard(values: &mut [f32]) {
+    scalar::hadamard(values);
+}
+
+#[target_feature(enable = "avx512f,avx512bw")]
+fn avx512_hadamard(values: &mut [f32]) {
+    scalar::hadamard(values);
 }

@@ -39,7 +39,8 @@ pub use batch::Batch;
 pub use blobs::{BlobKind, BlobWriter, PART_LEN};
 pub use keys::CacheId;
 pub use records::{
-    CacheRecord, GenerationRecord, ItemRecord, LedgerRecord, ModelSource, Outcome, RowType, Stamp,
+    CacheRecord, GenerationRecord, ItemRecord, LedgerRecord, ModelSource, Outcome, RecallCurve, RowType,
+    Stamp,
 };
 
 use keys::Key;

@@ -81,6 +81,9 @@ pub struct ModelSource {
     pub orientation: Orientation,
 }
 
+/// Recall by `ef_search`, ascending.
+pub type RecallCurve = Vec<(usize, f64)>;
+
 /// A committed generation.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct GenerationRecord {
@@ -92,8 +95,11 @@ pub struct GenerationRecord {
     pub index_bytes: u64,
     /// How the graph was built, for people.
     pub build: serde_json::Value,
-    /// Recall@10 against exact on a sample, by `ef_search`.
-    pub recall: Vec<(usize, f64)>,
+    /// Recall@10 against exact for queries like the stored rows, by `ef_search`.
+    pub recall: RecallCurve,
+    /// The same for a given sample of queries of another modality; empty without one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub recall_queries: RecallCurve,
     /// When it was committed, milliseconds since 1970.
     pub created_ms: u64,
 }
