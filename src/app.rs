@@ -22,7 +22,9 @@ use crate::config::Config;
 /// A store that cannot be read, a cache that was named and cannot be served, a model that was named and cannot be
 /// loaded. A cache that was not named and cannot be served is reported and listed with its problem.
 pub fn open(config: &Config, wants_model: bool) -> anyhow::Result<App> {
-    let store = Arc::new(Store::open(&config.store, Access::Read)?);
+    // Opening for writing would make a store that is not there.
+    let write = config.writable && Store::exists(&config.store);
+    let store = Arc::new(Store::open(&config.store, if write { Access::Write } else { Access::Read })?);
     let records = chosen(config, &store)?;
     let encoder = match wants_model {
         true => model(config, &records)?,
@@ -62,6 +64,7 @@ pub fn open(config: &Config, wants_model: bool) -> anyhow::Result<App> {
     let mut app = App::new(store, caches, config.default_cache.clone(), encoder, config.limits());
     app.default_blend = config.blend_params();
     app.default_search = config.search;
+    app.compact = config.compact.clone();
     Ok(app)
 }
 

@@ -10,7 +10,7 @@ use figment::Figment;
 use figment::providers::{Env, Format, Serialized, Toml};
 use serde::{Deserialize, Serialize};
 use viscache::blend::BlendParams;
-use viscache::cache::{LoadOptions, RowsMode};
+use viscache::cache::{CompactOptions, LoadOptions, RowsMode};
 use viscache::flow::Limits;
 use viscache::index::SearchParams;
 use viscache::media::{self, Orientation};
@@ -50,8 +50,10 @@ pub struct Config {
     pub threads: usize,
     /// Where stored rows are kept: `auto`, `ram` or `disk`.
     pub rows: RowsMode,
-    /// Most memory one cache may take, MiB.
+    /// Most memory one cache may take, MiB, upserted items included. A compaction may take as much again.
     pub memory_budget_mib: u64,
+    /// Whether `serve` takes upserts and deletions. It is then the store's one writer: builders have to wait.
+    pub writable: bool,
     /// Messages of this level and above, by module: the syntax of `RUST_LOG`.
     pub log: String,
     /// Log lines as JSON.
@@ -60,6 +62,9 @@ pub struct Config {
     pub blend: Blend,
     /// How a cache is searched when the request does not say.
     pub search: SearchParams,
+    /// When and how what was upserted and deleted is compacted into a new generation: `automatic`, `after_changes` and
+    /// `after_share` (both have to be reached), `threads` (0 means half of the cores).
+    pub compact: CompactOptions,
     /// What is refused beyond.
     pub limits: LimitSettings,
 }
@@ -110,10 +115,12 @@ impl Default for Config {
             threads: 0,
             rows: RowsMode::Auto,
             memory_budget_mib: 8192,
+            writable: false,
             log: "info".into(),
             log_json: false,
             blend: Blend::default(),
             search: SearchParams::default(),
+            compact: CompactOptions::default(),
             limits: LimitSettings::default(),
         }
     }
@@ -181,6 +188,16 @@ impl Config {
             if value == 0 || value > 1 << 40 {
                 bail!("limits.{name} is {value}; it must be at least 1");
             }
+        }
+        let compact = &self.compact;
+        if !(0.0..=1.0).contains(&compact.after_share) {
+            bail!("compact.after_share is {}; it must be from 0 to 1", compact.after_share);
+        }
+        if compact.after_changes == 0 {
+            bail!("compact.after_changes is 0; it must be at least 1");
+        }
+        if compact.threads > 1024 {
+            bail!("compact.threads is {}; it must be at most 1024", compact.threads);
         }
         if limits.max_message_mib > 1024 {
             bail!("limits.max_message_mib is {}; gRPC messages end at 1024", limits.max_message_mib);

@@ -15,7 +15,7 @@ use viscache::index::{BuildParams, CodeKind};
 use viscache::media::{Limits, Orientation};
 use viscache::models::DeviceKind;
 use viscache::models::encoder::{Encoder, EncoderOptions};
-use viscache::store::{Access, CacheId, ModelSource, RowType, Store};
+use viscache::store::{Access, CacheId, GenerationRecord, ModelSource, RowType, Store};
 use viscache::types::{CacheName, Modality, Origin};
 
 use crate::import::Import;
@@ -452,11 +452,12 @@ fn finish(
     Ok(ExitCode::from(SOME_BAD))
 }
 
-/// Whether the current generation holds every stored item.
+/// Whether the current generation holds every stored item and every change.
 fn indexed(store: &Store, writer: &Writer<'_>) -> anyhow::Result<bool> {
     let record = writer.record();
     let generations = store.generations(record.id)?;
-    Ok(generations.iter().any(|g| Some(g.generation) == record.current && g.items == record.items))
+    let holds_all = |g: &GenerationRecord| g.items == record.items && g.sequence == record.sequence;
+    Ok(generations.iter().any(|g| Some(g.generation) == record.current && holds_all(g)))
 }
 
 fn index_line(index: &viscache::cache::IndexReport) -> String {

@@ -1,4 +1,4 @@
-//! One generation in memory: loaded, verified, searched.
+//! One generation in memory: loaded and verified. It never changes; what has changed since is the delta's.
 
 use std::fmt;
 use std::sync::Arc;
@@ -7,12 +7,10 @@ use std::time::{Duration, Instant};
 use rayon::prelude::*;
 
 use super::Error;
-use super::rows::{Rows, RowsMode, check_row};
-use crate::index::exact::{self, Scored, TopK};
-use crate::index::{self, AlignedBytes, Cost, Index, SearchParams, Searcher};
-use crate::kernels::Kernels;
+use super::rows::{Rows, RowsMode};
+use crate::index::{self, AlignedBytes, Index};
 use crate::store::{BlobKind, CacheRecord, GenerationRecord, RowType, Store};
-use crate::types::{CacheName, Embedding, Generation, Hit, ItemId, Slot};
+use crate::types::{Generation, ItemId, Slot};
 
 /// How a generation is brought into memory.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -56,40 +54,29 @@ pub struct Loaded {
     pub took: Duration,
 }
 
-/// A generation that readers share.
-pub struct Snapshot {
-    store: Arc<Store>,
-    record: CacheRecord,
-    generation: GenerationRecord,
-    index: Index,
-    rows: Rows,
-    loaded: Loaded,
+/// A generation as it was made.
+pub(super) struct Frozen {
+    pub(super) store: Arc<Store>,
+    /// The cache's record as of loading.
+    pub(super) record: CacheRecord,
+    pub(super) generation: GenerationRecord,
+    pub(super) index: Index,
+    pub(super) rows: Rows,
+    pub(super) loaded: Loaded,
 }
 
-/// The answer to one search.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Found {
-    /// At most `top_k` hits, best first.
-    pub hits: Vec<Hit>,
-    /// The work it took.
-    pub cost: Cost,
-}
-
-impl Snapshot {
-    /// Loads the current generation of a cache.
+impl Frozen {
+    /// Loads a generation. With it come the slots whose rows are gone from the store: the log must know why.
     ///
     /// # Errors
     /// As [`super::Cache::open`].
-    pub fn load(store: &Arc<Store>, name: &CacheName, options: LoadOptions) -> Result<Self, Error> {
+    pub(super) fn load(
+        store: &Arc<Store>,
+        record: CacheRecord,
+        generation: GenerationRecord,
+        options: LoadOptions,
+    ) -> Result<(Self, Vec<Slot>), Error> {
         let start = Instant::now();
-        let record = store.cache(name)?;
-        let current = record.current.ok_or_else(|| Error::NotIndexed(name.clone()))?;
-        let generations = store.generations(record.id)?;
-        let generation = generations.iter().find(|g| g.generation == current).cloned().ok_or_else(|| {
-            let known = known_generations(&generations);
-            Error::NoGeneration { cache: name.clone(), generation: current, known }
-        })?;
-
         let rows_bytes = generation.items * (record.dim * record.rows.bytes()) as u64;
         let keep_rows = match options.rows {
             RowsMode::Ram => true,
@@ -99,132 +86,39 @@ impl Snapshot {
         let plan = MemoryPlan { index: generation.index_bytes, rows: if keep_rows { rows_bytes } else { 0 } };
         if plan.total() > options.memory_budget {
             let (needed, budget) = (plan.total().div_ceil(1 << 20), options.memory_budget >> 20);
-            return Err(Error::Memory { cache: name.clone(), needed, budget, plan });
+            return Err(Error::Memory { cache: record.name, needed, budget, plan });
         }
 
         let index = load_index(store, &record, &generation)?;
-        let rows = match keep_rows {
-            true => Rows::Ram { kind: record.rows, bytes: load_rows(store, &record, index.ids())? },
-            false => Rows::Disk { kind: record.rows },
+        let (rows, gone) = match keep_rows {
+            true => {
+                let (bytes, gone) = load_rows(store, &record, index.ids())?;
+                (Rows::Ram { kind: record.rows, bytes }, gone)
+            }
+            false => (Rows::Disk { kind: record.rows }, Vec::new()),
         };
         let loaded = Loaded { plan, rows_in_memory: keep_rows, took: start.elapsed() };
-        Ok(Snapshot { store: store.clone(), record, generation, index, rows, loaded })
-    }
-
-    /// The cache's record as of loading.
-    pub fn record(&self) -> &CacheRecord {
-        &self.record
-    }
-
-    /// The generation's record.
-    pub fn generation_record(&self) -> &GenerationRecord {
-        &self.generation
-    }
-
-    /// The generation's number.
-    pub fn generation(&self) -> Generation {
-        self.generation.generation
-    }
-
-    /// The opened index.
-    pub fn index(&self) -> &Index {
-        &self.index
-    }
-
-    /// What loading did.
-    pub fn loaded(&self) -> Loaded {
-        self.loaded
-    }
-
-    /// The store it came from.
-    pub fn store(&self) -> &Arc<Store> {
-        &self.store
-    }
-
-    /// The `top_k` nearest items of a query, best first, scored in f32 on the stored rows.
-    ///
-    /// * `query`: length D, not necessarily unit. `top_k`: min(top_k, items) hits come back.
-    ///
-    /// # Errors
-    /// [`Error::Dimension`], [`index::Error::Parameter`], [`Error::Row`].
-    pub fn search(
-        &self,
-        searcher: &mut Searcher,
-        query: &Embedding,
-        top_k: usize,
-        params: &SearchParams,
-    ) -> Result<Found, Error> {
-        if query.dim() != self.record.dim {
-            let (expected, received) = (self.record.dim, query.dim());
-            return Err(Error::Dimension { cache: self.record.name.clone(), expected, received });
-        }
-        params.validate()?;
-        if params.exact {
-            return self.search_exact(query, top_k);
-        }
-        let wanted = top_k.max(params.rescore);
-        let (candidates, mut cost) = searcher.search(&self.index, query.as_slice(), wanted, params)?;
-        let slots: Vec<Slot> = candidates.iter().map(|c| c.slot).collect();
-        let mut best = TopK::new(top_k);
-        cost.scored_vectors += slots.len() as u64;
-        if let Some(rows) = self.rows.as_f32() {
-            let (mut scores, flat) = (Vec::new(), slots.iter().map(|s| s.0).collect::<Vec<_>>());
-            Kernels::get().score_f32(rows, &flat, query.as_slice(), &mut scores);
-            slots.iter().zip(scores).for_each(|(&slot, score)| best.push(Scored { slot, score }));
-            return Ok(Found { hits: self.hits(best.into_sorted())?, cost });
-        }
-        let ids: Vec<ItemId> = slots.iter().map(|&slot| self.index.id(slot)).collect();
-        let rows = self.rows.read(&self.store, &self.record, &slots, &ids)?;
-        for (&slot, row) in slots.iter().zip(&rows) {
-            best.push(Scored { slot, score: Kernels::get().dot(query.as_slice(), row) });
-        }
-        let by_slot: std::collections::HashMap<Slot, Vec<f32>> = slots.iter().copied().zip(rows).collect();
-        let hits = best.into_sorted().into_iter().map(|scored| {
-            let row = by_slot.get(&scored.slot).cloned().unwrap_or_default();
-            self.hit(scored, row)
-        });
-        Ok(Found { hits: hits.collect::<Result<_, _>>()?, cost })
-    }
-
-    fn search_exact(&self, query: &Embedding, top_k: usize) -> Result<Found, Error> {
-        let cost = Cost { visited_nodes: 0, scored_vectors: self.index.len() as u64 };
-        if let Some(rows) = self.rows.as_f32() {
-            return Ok(Found { hits: self.hits(exact::search(rows, query.as_slice(), top_k))?, cost });
-        }
-        let mut best = TopK::new(top_k);
-        let mut slot = 0u32;
-        let (record, ids) = (&self.record, self.index.ids());
-        self.store.scan_rows(record.id, ItemId(ids[0]), |id, bytes| {
-            // Items put since this generation are not in it.
-            if ids.get(slot as usize) == Some(&id.0) {
-                let row = check_row(&record.name, id, Some(bytes), record.rows, record.dim)?;
-                best.push(Scored { slot: Slot(slot), score: Kernels::get().dot(query.as_slice(), &row) });
-                slot += 1;
-            }
-            Ok::<bool, Error>((slot as usize) < ids.len())
-        })?;
-        Ok(Found { hits: self.hits(best.into_sorted())?, cost })
-    }
-
-    fn hits(&self, scored: Vec<Scored>) -> Result<Vec<Hit>, Error> {
-        let slots: Vec<Slot> = scored.iter().map(|s| s.slot).collect();
-        let ids: Vec<ItemId> = slots.iter().map(|&slot| self.index.id(slot)).collect();
-        let rows = self.rows.read(&self.store, &self.record, &slots, &ids)?;
-        scored.into_iter().zip(rows).map(|(scored, row)| self.hit(scored, row)).collect()
-    }
-
-    fn hit(&self, scored: Scored, row: Vec<f32>) -> Result<Hit, Error> {
-        let id = self.index.id(scored.slot);
-        let embedding = Embedding::new(row).map_err(|e| Error::Row {
-            cache: self.record.name.clone(),
-            id,
-            why: e.to_string(),
-        })?;
-        Ok(Hit { id, score: scored.score, embedding })
+        Ok((Frozen { store: store.clone(), record, generation, index, rows, loaded }, gone))
     }
 }
 
-pub(super) fn known_generations(generations: &[GenerationRecord]) -> String {
+/// The record of a generation that should be stored.
+///
+/// # Errors
+/// [`Error::NoGeneration`] naming those there are.
+pub(super) fn find_generation(
+    store: &Store,
+    record: &CacheRecord,
+    generation: Generation,
+) -> Result<GenerationRecord, Error> {
+    let stored = store.generations(record.id)?;
+    stored.iter().find(|g| g.generation == generation).cloned().ok_or_else(|| {
+        let known = known_generations(&stored);
+        Error::NoGeneration { cache: record.name.clone(), generation, known }
+    })
+}
+
+fn known_generations(generations: &[GenerationRecord]) -> String {
     let numbers: Vec<String> = generations.iter().map(|g| g.generation.to_string()).collect();
     if numbers.is_empty() { "none".into() } else { numbers.join(", ") }
 }
@@ -245,49 +139,59 @@ fn load_index(store: &Store, record: &CacheRecord, generation: &GenerationRecord
     Ok(index)
 }
 
-/// The rows of exactly these items, in their order, read by several threads.
+/// The rows of exactly these items, in their order, read by several threads, and the slots whose row is not stored (any
+/// more): zeros stand for it.
 ///
 /// * `ids`: ascending. The cache may hold other items between them, put since the generation was made.
-fn load_rows(store: &Store, record: &CacheRecord, ids: &[u64]) -> Result<AlignedBytes, Error> {
+fn load_rows(store: &Store, record: &CacheRecord, ids: &[u64]) -> Result<(AlignedBytes, Vec<Slot>), Error> {
     let len = record.dim * record.rows.bytes();
     let share = ids.len().div_ceil(rayon::current_num_threads()).max(1);
     let mut bytes = AlignedBytes::zeroed(ids.len() * len)?;
-    bytes
+    let gone = bytes
         .as_mut_slice()
         .par_chunks_mut(share * len)
         .zip(ids.par_chunks(share))
-        .try_for_each(|(into, ids)| load_share(store, record, ids, into))?;
-    Ok(bytes)
+        .enumerate()
+        .map(|(i, (into, ids))| load_share(store, record, ids, into, i * share))
+        .collect::<Result<Vec<_>, Error>>()?;
+    Ok((bytes, gone.concat()))
 }
 
 /// One thread's share of [`load_rows`]: a scan from its first id, in step with the ids it wants.
-fn load_share(store: &Store, record: &CacheRecord, ids: &[u64], into: &mut [u8]) -> Result<(), Error> {
+///
+/// * `first`: slot of the first of them.
+fn load_share(
+    store: &Store,
+    record: &CacheRecord,
+    ids: &[u64],
+    into: &mut [u8],
+    first: usize,
+) -> Result<Vec<Slot>, Error> {
     let len = record.dim * record.rows.bytes();
-    let wrong = |id: u64, why: String| Error::Row { cache: record.name.clone(), id: ItemId(id), why };
-    let Some(&first) = ids.first() else { return Ok(()) };
-    let mut wanted = ids.iter().zip(into.chunks_exact_mut(len)).peekable();
-    store.scan_rows(record.id, ItemId(first), |id, row| {
-        match wanted.peek() {
-            Some((want, _)) if **want > id.0 => return Ok(true),
-            Some((want, _)) if **want < id.0 => return Err(wrong(**want, "missing".into())),
-            _ => {}
+    let wrong = |id: ItemId, why: String| Error::Row { cache: record.name.clone(), id, why };
+    let Some(&start) = ids.first() else { return Ok(Vec::new()) };
+    let (mut gone, mut next) = (Vec::new(), 0);
+    store.scan_rows(record.id, ItemId(start), |id, row| {
+        while next < ids.len() && ids[next] < id.0 {
+            gone.push(Slot((first + next) as u32));
+            next += 1;
         }
-        if let Some((_, place)) = wanted.next() {
+        if ids.get(next) == Some(&id.0) {
             if row.len() != len {
-                return Err(wrong(id.0, format!("{} bytes long instead of {len}", row.len())));
+                return Err(wrong(id, format!("{} bytes long instead of {len}", row.len())));
             }
+            let place = &mut into[next * len..][..len];
             place.copy_from_slice(row);
             // A row that is not finite would poison every score; rows are finite by type when they are put.
             if !finite(place, record.rows) {
-                return Err(wrong(id.0, "not finite".into()));
+                return Err(wrong(id, "not finite".into()));
             }
+            next += 1;
         }
-        Ok(wanted.peek().is_some())
+        Ok(next < ids.len())
     })?;
-    match wanted.next() {
-        Some((id, _)) => Err(wrong(*id, "missing".into())),
-        None => Ok(()),
-    }
+    gone.extend((next..ids.len()).map(|at| Slot((first + at) as u32)));
+    Ok(gone)
 }
 
 fn finite(row: &[u8], kind: RowType) -> bool {

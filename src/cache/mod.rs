@@ -1,33 +1,53 @@
 //! The visual cache as a stored thing: index and store joined.
 //!
 //! ```text
-//! life of a generation     write blob g+1 ─► [ flip current, drop g−1 ] ─► swap Arc ─► last reader leaves ─► gone
-//! a crash there leaves     orphan blob g+1    old or new, never between    the same
+//! life of a change         one batch: item, row, log entry, cache record ─► next snapshot ─► wait for the disk ─► answer
+//! life of a generation     write blob g+1 ─► [ flip current, drop g−1 and what it alone needed of the log ] ─► swap Arc
+//! a crash there leaves     orphan blob g+1    old or new, never between                                      the same
 //! ```
 //!
 //! | file | its one idea |
 //! |---|---|
-//! | `generation.rs` | one generation in memory: loaded, verified, searched |
+//! | `generation.rs` | one generation in memory: loaded, verified |
 //! | `rows.rs` | where the stored rows are read from: memory or RocksDB |
-//! | `writer.rs` | the single writer: put items, index them, publish |
+//! | `delta.rs` | what has changed since the generation |
+//! | `mask.rs` | a set of positions that is cheap to copy |
+//! | `snapshot.rs` | generation and delta as of one moment, searched |
+//! | `change.rs` | upsert and delete, visible at once |
+//! | `compact.rs` | the delta becomes a generation, in the background; generations are switched |
+//! | `writer.rs` | the single writer: put items in bulk, index them, publish |
 //!
-//! A [`Cache`] is what a server holds: the current generation behind an atomically swapped pointer. A search takes
-//! the pointer once and keeps that generation to its end, so a switch fails no request.
+//! A [`Cache`] is what a server holds: a snapshot behind an atomically swapped pointer. A search takes the pointer once and
+//! keeps that state to its end: no write and no switch makes a reader wait, or fails a request.
+//!
+//! Left out: changes to a cache that has no generation yet (index it first), and a cache whose last item was deleted is
+//! not compacted.
 
+mod change;
+mod compact;
+mod delta;
 mod generation;
+mod mask;
 mod rows;
+mod snapshot;
 mod writer;
 
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use arc_swap::ArcSwap;
 
-use crate::store::{self, Store};
+use crate::store::{self, Access, CacheRecord, Store};
 use crate::types::{CacheName, Generation, Origin};
 use crate::{blend, index};
 
-pub use generation::{Found, LoadOptions, Loaded, MemoryPlan, Snapshot};
+use delta::Overlay;
+use generation::{Frozen, find_generation};
+
+pub use compact::{CompactOptions, Compacted};
+pub use generation::{LoadOptions, Loaded, MemoryPlan};
 pub use rows::{RowsMode, decode_row, encode_row};
+pub use snapshot::{DeltaSummary, Found, Snapshot};
 pub use writer::{IndexReport, IndexStep, NewCache, NewItem, Writer, publish_existing};
 
 /// Why a cache cannot be opened, searched or written.
@@ -97,13 +117,77 @@ pub enum Error {
         /// What is wrong.
         why: String,
     },
+    /// A change to a cache of a store that is open for reading only.
+    #[error(
+        "cache `{0}` is served read-only; start the server with `viscache serve --writable` to change it"
+    )]
+    NotWritable(CacheName),
+    /// No room for more changes before the next compaction.
+    #[error(
+        "cache `{cache}` holds {held} MiB and its changes would take it past the budget of {budget} MiB; compact it, or raise `memory_budget_mib`"
+    )]
+    Full {
+        /// Which cache.
+        cache: CacheName,
+        /// What it holds.
+        held: u64,
+        /// What it may hold.
+        budget: u64,
+    },
+    /// A compaction that would take too much memory.
+    #[error(
+        "compacting cache `{cache}` needs about {needed} MiB and the budget is {budget} MiB; raise `memory_budget_mib`, or run `index-builder index` elsewhere"
+    )]
+    CompactMemory {
+        /// Which cache.
+        cache: CacheName,
+        /// What it needs.
+        needed: u64,
+        /// What it may have.
+        budget: u64,
+    },
+    /// A compaction while another is under way.
+    #[error("cache `{0}` is being compacted already; ask again when that has ended")]
+    Compacting(CacheName),
+    /// A generation was published while another was being built.
+    #[error(
+        "generation {published} of cache `{cache}` was published during the compaction, whose result is dropped"
+    )]
+    Overtaken {
+        /// Which cache.
+        cache: CacheName,
+        /// What was published.
+        published: Generation,
+    },
+    /// No id is left for an item that names none.
+    #[error("cache `{0}` has no free id after its largest; name the item's id")]
+    NoFreeId(CacheName),
+    /// A write crashed half-way, so what is in memory may not be what is stored.
+    #[error(
+        "a write to cache `{0}` crashed and it takes no more; start the server again, nothing acknowledged is lost"
+    )]
+    Poisoned(CacheName),
 }
 
-/// A named cache, open for searching.
+/// A named cache, open for searching and, when its store is open for writing, for changes.
 pub struct Cache {
     name: CacheName,
     options: LoadOptions,
+    store: Arc<Store>,
     current: ArcSwap<Snapshot>,
+    /// What changes it next. Readers never take it.
+    state: Mutex<State>,
+    compacting: AtomicBool,
+    /// Changes held when a compaction last failed on its own, and what it said.
+    failed_at: AtomicU64,
+    problem: Mutex<Option<String>>,
+}
+
+/// The newest state, as the writer knows it.
+struct State {
+    /// As of the last commit.
+    record: CacheRecord,
+    overlay: Overlay,
 }
 
 impl Cache {
@@ -120,11 +204,23 @@ impl Cache {
         expected: Option<&Origin>,
         options: LoadOptions,
     ) -> Result<Self, Error> {
-        let snapshot = Snapshot::load(store, name, options)?;
-        if let Some(difference) = expected.and_then(|origin| snapshot.record().origin.difference(origin)) {
+        let record = store.cache(name)?;
+        if let Some(difference) = expected.and_then(|origin| record.origin.difference(origin)) {
             return Err(Error::Origin { cache: name.clone(), difference });
         }
-        Ok(Cache { name: name.clone(), options, current: ArcSwap::from_pointee(snapshot) })
+        let current = record.current.ok_or_else(|| Error::NotIndexed(name.clone()))?;
+        let generation = find_generation(store, &record, current)?;
+        let (snapshot, overlay) = Snapshot::open(store, record.clone(), generation, options)?;
+        Ok(Cache {
+            name: name.clone(),
+            options,
+            store: store.clone(),
+            current: ArcSwap::from_pointee(snapshot),
+            state: Mutex::new(State { record, overlay }),
+            compacting: AtomicBool::new(false),
+            failed_at: AtomicU64::new(0),
+            problem: Mutex::new(None),
+        })
     }
 
     /// The cache's name.
@@ -132,27 +228,53 @@ impl Cache {
         &self.name
     }
 
-    /// The generation being served; hold it for as long as an answer takes.
+    /// The state being served; hold it for as long as an answer takes.
     pub fn snapshot(&self) -> Arc<Snapshot> {
         self.current.load_full()
     }
 
-    /// Switches to the store's current generation if it is another one. Requests under way keep theirs.
+    /// Whether its store is open for writing.
+    pub fn writable(&self) -> bool {
+        self.store.access() == Access::Write
+    }
+
+    /// Takes in what another process has written: its changes, and its current generation if that is another one.
+    /// Requests under way keep what they have. Does nothing where this process is the writer.
+    ///
+    /// * Returns whether the generation is another one.
     ///
     /// # Errors
-    /// As [`Cache::open`]; the old generation then stays.
-    pub fn reload(&self, store: &Arc<Store>) -> Result<bool, Error> {
-        store.refresh()?;
-        let record = store.cache(&self.name)?;
-        let now = self.snapshot();
-        if record.current == Some(now.generation()) && record.id == now.record().id {
+    /// As [`Cache::open`]; the old state then stays.
+    pub fn reload(&self) -> Result<bool, Error> {
+        if self.writable() {
             return Ok(false);
         }
-        let snapshot = Snapshot::load(store, &self.name, self.options)?;
-        if let Some(difference) = snapshot.record().origin.difference(&now.record().origin) {
+        self.store.refresh()?;
+        let mut state = self.state()?;
+        let (record, now) = (self.store.cache(&self.name)?, self.snapshot());
+        if record.current == Some(now.generation()) && record.id == now.record().id {
+            state.overlay.replay(&self.store, &record, now.index())?;
+            self.show(&now.frozen, &state.overlay);
+            state.record = record;
+            return Ok(false);
+        }
+        let current = record.current.ok_or_else(|| Error::NotIndexed(self.name.clone()))?;
+        if let Some(difference) = record.origin.difference(&now.record().origin) {
             return Err(Error::Origin { cache: self.name.clone(), difference });
         }
+        let generation = find_generation(&self.store, &record, current)?;
+        let (snapshot, overlay) = Snapshot::open(&self.store, record.clone(), generation, self.options)?;
         self.current.store(Arc::new(snapshot));
+        *state = State { record, overlay };
         Ok(true)
+    }
+
+    /// Lets readers see a generation with the changes of an overlay.
+    fn show(&self, frozen: &Arc<Frozen>, overlay: &Overlay) {
+        self.current.store(Arc::new(Snapshot { frozen: frozen.clone(), delta: overlay.delta().clone() }));
+    }
+
+    fn state(&self) -> Result<MutexGuard<'_, State>, Error> {
+        self.state.lock().map_err(|_| Error::Poisoned(self.name.clone()))
     }
 }

@@ -40,24 +40,28 @@ pub(super) enum Rows {
 }
 
 impl Rows {
-    /// Reads the rows of `slots` as f32, in their order.
+    /// Reads the rows of `slots` as f32, in their order. `None` for an item that was deleted since the reader's moment:
+    /// its record is gone as well.
     pub(super) fn read(
         &self,
         store: &Store,
         cache: &crate::store::CacheRecord,
         slots: &[Slot],
         ids: &[ItemId],
-    ) -> Result<Vec<Vec<f32>>, Error> {
+    ) -> Result<Vec<Option<Vec<f32>>>, Error> {
         match self {
             Rows::Ram { kind, bytes } => {
                 let len = cache.dim * kind.bytes();
                 let row = |slot: &Slot| decode_row(&bytes.as_slice()[slot.index() * len..][..len], *kind);
-                Ok(slots.iter().map(row).collect())
+                Ok(slots.iter().map(row).map(Some).collect())
             }
             Rows::Disk { kind } => {
                 let found = store.rows(cache.id, ids)?;
-                let pairs = found.into_iter().zip(ids);
-                pairs.map(|(row, &id)| check_row(&cache.name, id, row.as_deref(), *kind, cache.dim)).collect()
+                let one = |(row, &id): (Option<Vec<u8>>, &ItemId)| match row {
+                    None if store.item(cache.id, id)?.is_none() => Ok(None),
+                    row => check_row(&cache.name, id, row.as_deref(), *kind, cache.dim).map(Some),
+                };
+                found.into_iter().zip(ids).map(one).collect()
             }
         }
     }

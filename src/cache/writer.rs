@@ -6,21 +6,25 @@
 //!   read rows ─► train ─► build ─► freeze ─► encode        memory only
 //!   drop orphan blobs of generations after the newest       ①
 //!   write the blob of g+1                                   ②   a crash up to here: g is current, an orphan stays
-//!   one batch: record of g+1, current = g+1, drop g−1       ③   the flip
+//!   one batch: record of g+1, current = g+1, drop g−1,      ③   the flip
+//!              drop the changes that g and g+1 contain
 //! ```
 //!
-//! The generation before the current one is kept, so that a publish can be taken back ([`publish_existing`]).
+//! The generation before the current one is kept, so that a publish can be taken back ([`publish_existing`]), and with it
+//! the changes made since. [`Writer::put`] is for bulk: it writes no log, so what it puts is found from the next
+//! generation on, and what it replaces is found as it was until then, where rows are in memory. A server that is open
+//! for writing changes items through [`super::Cache::upsert`] instead, and builds generations with the same functions.
 //! Fail points stand at every arrow; `tests/crash.rs` aborts at each and reopens.
 
 use std::time::Instant;
 
 use super::Error;
-use super::generation::known_generations;
+use super::generation::find_generation;
 use super::rows::{check_row, encode_row};
 use crate::index::{self, BuildParams, Codec, Parts, Reach};
 use crate::store::{
-    Access, Batch, BlobKind, CacheRecord, GenerationRecord, ItemRecord, ModelSource, RecallCurve, RowType,
-    Store,
+    Access, Batch, BlobKind, CacheId, CacheRecord, GenerationRecord, ItemRecord, ModelSource, RecallCurve,
+    RowType, Store,
 };
 use crate::types::{CacheName, Embedding, Generation, ItemId, Origin};
 
@@ -106,7 +110,7 @@ impl<'a> Writer<'a> {
                 record
             }
             None => store.create_cache(CacheRecord {
-                id: crate::store::CacheId(0),
+                id: CacheId(0),
                 name: name.clone(),
                 dim: new.dim,
                 rows: new.rows,
@@ -115,6 +119,7 @@ impl<'a> Writer<'a> {
                 current: None,
                 items: 0,
                 next_item: ItemId(0),
+                sequence: 0,
                 created_ms: now_ms(),
             })?,
         };
@@ -155,18 +160,13 @@ impl<'a> Writer<'a> {
                 return Err(Error::Dimension { cache: record.name.clone(), expected, received });
             }
             let id = item.id.unwrap_or(record.next_item);
-            // What is unit already stays bit for bit: dividing once more would only move the last digit.
-            let unit = match (item.embedding.norm() - 1.0).abs() < UNIT_TOLERANCE {
-                true => Ok(item.embedding),
-                false => item.embedding.unit(),
-            };
-            let unit = unit.map_err(|e| Error::Row { cache: record.name.clone(), id, why: e.to_string() })?;
+            let row = unit_row(item.embedding, &record, id)?;
             let new = id >= record.next_item || self.store.row(record.id, id)?.is_none();
             if new && fresh.insert(id) {
                 record.items += 1;
             }
             record.next_item = record.next_item.max(ItemId(id.0.saturating_add(1)));
-            batch.put_item(record.id, id, &item.record, &encode_row(unit.as_slice(), record.rows));
+            batch.put_item(record.id, id, &item.record, &row);
             ids.push(id);
         }
         ledger(&ids, &mut batch, &record);
@@ -195,103 +195,169 @@ impl<'a> Writer<'a> {
         progress: impl Fn(IndexStep) + Sync,
         measure: impl FnOnce(&index::Index, &[f32]) -> Result<[RecallCurve; 2], Error>,
     ) -> Result<IndexReport, Error> {
-        let mut clock = Instant::now();
-        let mut lap = || std::mem::replace(&mut clock, Instant::now()).elapsed().as_secs_f64();
-        progress(IndexStep::Read);
-        let (ids, rows) = self.read_rows()?;
-        if ids.is_empty() {
-            return Err(index::Error::Empty.into());
-        }
-        let read = lap();
-        let codec = Codec::train(params.codes, &rows, self.record.dim);
-        let graph =
-            index::build(params, &codec, &rows, queries, |inserted| progress(IndexStep::Inserted(inserted)))?;
-        progress(IndexStep::Publish);
-        let codes = codec.encode(&rows);
-        let parts = Parts { graph: &graph, codec: &codec, ids: &ids, codes: &codes };
-        let build = lap();
+        let built = build(self.store, &self.record, params, queries, progress, Some(measure))?;
+        let clock = Instant::now();
+        let generation = write_generation(self.store, self.record.id, &built)?;
+        let (number, index_bytes) = (generation.generation, generation.index_bytes);
+        self.record = flip(self.store, &self.record, generation)?;
+        let Built { items, reach, recall: [recall, recall_queries], seconds: [read, build, measured], .. } = built;
+        let seconds = [read, build, measured, clock.elapsed().as_secs_f64()];
+        Ok(IndexReport { generation: number, items, index_bytes, reach, recall, recall_queries, seconds })
+    }
+}
 
+/// The stored form of an embedding, made unit.
+///
+/// # Errors
+/// [`Error::Row`] for one without direction.
+pub(super) fn unit_row(embedding: Embedding, record: &CacheRecord, id: ItemId) -> Result<Vec<u8>, Error> {
+    // What is unit already stays bit for bit: dividing once more would only move the last digit.
+    let unit = match (embedding.norm() - 1.0).abs() < UNIT_TOLERANCE {
+        true => Ok(embedding),
+        false => embedding.unit(),
+    };
+    let unit = unit.map_err(|e| Error::Row { cache: record.name.clone(), id, why: e.to_string() })?;
+    Ok(encode_row(unit.as_slice(), record.rows))
+}
+
+/// An index that is not stored yet.
+pub(super) struct Built {
+    bytes: Vec<u8>,
+    items: u64,
+    /// Every change up to this one is in it.
+    sequence: u64,
+    build: serde_json::Value,
+    reach: Reach,
+    recall: [RecallCurve; 2],
+    /// Of reading rows, building, and measuring recall.
+    seconds: [f64; 3],
+}
+
+/// What recall is measured with: the index and its rows.
+pub(super) type Measure = fn(&index::Index, &[f32]) -> Result<[RecallCurve; 2], Error>;
+
+/// Builds an index over everything stored.
+///
+/// * `record`: the cache's, committed before the call: what was changed since may be in the index or not.
+/// * `queries`, `measure`: as [`Writer::index`] has them; no `measure` saves a copy of the index.
+///
+/// # Errors
+/// As [`Writer::index`].
+pub(super) fn build<M>(
+    store: &Store,
+    record: &CacheRecord,
+    params: &BuildParams,
+    queries: &[f32],
+    progress: impl Fn(IndexStep) + Sync,
+    measure: Option<M>,
+) -> Result<Built, Error>
+where
+    M: FnOnce(&index::Index, &[f32]) -> Result<[RecallCurve; 2], Error>,
+{
+    let mut clock = Instant::now();
+    let mut lap = || std::mem::replace(&mut clock, Instant::now()).elapsed().as_secs_f64();
+    progress(IndexStep::Read);
+    let (ids, rows) = read_rows(store, record)?;
+    if ids.is_empty() {
+        return Err(index::Error::Empty.into());
+    }
+    let read = lap();
+    let codec = Codec::train(params.codes, &rows, record.dim);
+    let graph = index::build(params, &codec, &rows, queries, |inserted| progress(IndexStep::Inserted(inserted)))?;
+    progress(IndexStep::Publish);
+    let codes = codec.encode(&rows);
+    let parts = Parts { graph: &graph, codec: &codec, ids: &ids, codes: &codes };
+    let built = lap();
+
+    let mut bytes = Vec::with_capacity(parts.len() as usize);
+    parts.write(&mut bytes)?;
+    let recall = match measure {
         // Measured on the very bytes that will be published, read back as a server reads them.
-        let mut bytes = Vec::with_capacity(parts.len() as usize);
-        parts.write(&mut bytes)?;
-        let opened = index::Index::open(index::AlignedBytes::copy_of(&bytes)?)?;
-        let [recall, recall_queries] = measure(&opened, &rows)?;
-        drop((opened, rows));
-        let measured = lap();
-        let build_json = serde_json::to_value(params).unwrap_or_default();
-        let generation =
-            self.publish(&bytes, ids.len() as u64, build_json, [recall.clone(), recall_queries.clone()])?;
-        let seconds = [read, build, measured, lap()];
-        let (items, index_bytes) = (ids.len() as u64, bytes.len() as u64);
-        Ok(IndexReport {
-            generation,
-            items,
-            index_bytes,
-            reach: graph.reach(),
-            recall,
-            recall_queries,
-            seconds,
-        })
-    }
+        Some(measure) => measure(&index::Index::open(index::AlignedBytes::copy_of(&bytes)?)?, &rows)?,
+        None => Default::default(),
+    };
+    let seconds = [read, built, lap()];
+    let (items, reach, sequence) = (ids.len() as u64, graph.reach(), record.sequence);
+    let build = serde_json::to_value(params).unwrap_or_default();
+    Ok(Built { bytes, items, sequence, build, reach, recall, seconds })
+}
 
-    /// Every row of the cache in id order, as f32.
-    fn read_rows(&self) -> Result<(Vec<ItemId>, Vec<f32>), Error> {
-        let record = &self.record;
-        let mut ids = Vec::with_capacity(record.items as usize);
-        let mut rows = Vec::with_capacity(record.items as usize * record.dim);
-        self.store.scan_rows(record.id, ItemId(0), |id, bytes| {
-            rows.extend(check_row(&record.name, id, Some(bytes), record.rows, record.dim)?);
-            ids.push(id);
-            Ok::<bool, Error>(true)
-        })?;
-        Ok((ids, rows))
-    }
+/// Every row of the cache in id order, as f32, as of one moment.
+fn read_rows(store: &Store, record: &CacheRecord) -> Result<(Vec<ItemId>, Vec<f32>), Error> {
+    let mut ids = Vec::with_capacity(record.items as usize);
+    let mut rows = Vec::with_capacity(record.items as usize * record.dim);
+    store.scan_rows(record.id, ItemId(0), |id, bytes| {
+        rows.extend(check_row(&record.name, id, Some(bytes), record.rows, record.dim)?);
+        ids.push(id);
+        Ok::<bool, Error>(true)
+    })?;
+    Ok((ids, rows))
+}
 
-    fn publish(
-        &mut self,
-        bytes: &[u8],
-        items: u64,
-        build: serde_json::Value,
-        [recall, recall_queries]: [RecallCurve; 2],
-    ) -> Result<Generation, Error> {
-        let cache = self.record.id;
-        let stored = self.store.generations(cache)?;
-        let newest = stored.iter().map(|g| g.generation.0).max().unwrap_or(0);
-        let generation = Generation(newest + 1);
+/// Writes an index as the blob of the next generation. It counts once [`flip`] says so.
+///
+/// # Errors
+/// [`Error::Store`].
+pub(super) fn write_generation(
+    store: &Store,
+    cache: CacheId,
+    built: &Built,
+) -> Result<GenerationRecord, Error> {
+    let newest = store.generations(cache)?.iter().map(|g| g.generation.0).max().unwrap_or(0);
+    let generation = Generation(newest + 1);
 
-        let mut orphans = self.store.batch();
-        orphans.delete_blobs_from(cache, generation);
-        self.store.commit(orphans)?;
-        fail::fail_point!("publish::before_blob", |_| std::process::abort());
+    let mut orphans = store.batch();
+    orphans.delete_blobs_from(cache, generation);
+    store.commit(orphans)?;
+    fail::fail_point!("publish::before_blob", |_| std::process::abort());
 
-        let mut blob = self.store.write_blob(cache, generation, BlobKind::Index);
-        std::io::Write::write_all(&mut blob, bytes).map_err(index::Error::Write)?;
-        let index_bytes = blob.finish()?;
-        fail::fail_point!("publish::before_flip", |_| std::process::abort());
+    let mut blob = store.write_blob(cache, generation, BlobKind::Index);
+    std::io::Write::write_all(&mut blob, &built.bytes).map_err(index::Error::Write)?;
+    let index_bytes = blob.finish()?;
+    let [recall, recall_queries] = built.recall.clone();
+    Ok(GenerationRecord {
+        generation,
+        items: built.items,
+        index_bytes,
+        build: built.build.clone(),
+        recall,
+        recall_queries,
+        sequence: built.sequence,
+        created_ms: now_ms(),
+    })
+}
 
-        let record = CacheRecord { current: Some(generation), ..self.record.clone() };
-        let mut flip = self.store.batch();
-        flip.put_generation(
-            cache,
-            &GenerationRecord {
-                generation,
-                items,
-                index_bytes,
-                build,
-                recall,
-                recall_queries,
-                created_ms: now_ms(),
-            },
-        );
-        flip.put_cache(&record);
-        for old in stored.iter().filter(|old| Some(old.generation) != self.record.current) {
+/// Makes a written generation the current one, keeps the one before, and drops what neither needs.
+///
+/// * `record`: the cache's as it is now. Returns it as it is then.
+///
+/// # Errors
+/// [`Error::Store`]; then nothing has changed.
+pub(super) fn flip(
+    store: &Store,
+    record: &CacheRecord,
+    generation: GenerationRecord,
+) -> Result<CacheRecord, Error> {
+    fail::fail_point!("publish::before_flip", |_| std::process::abort());
+    let cache = record.id;
+    let flipped = CacheRecord { current: Some(generation.generation), ..record.clone() };
+    let mut flip = store.batch();
+    flip.put_generation(cache, &generation);
+    flip.put_cache(&flipped);
+    let mut needed = generation.sequence;
+    for old in store.generations(cache)? {
+        if Some(old.generation) == record.current {
+            needed = needed.min(old.sequence);
+        } else {
             flip.delete_generation(cache, old.generation);
         }
-        self.store.commit(flip)?;
-        fail::fail_point!("publish::after_flip", |_| std::process::abort());
-        self.record = record;
-        Ok(generation)
     }
+    if needed > 0 {
+        flip.delete_changes_to(cache, needed);
+    }
+    store.commit(flip)?;
+    fail::fail_point!("publish::after_flip", |_| std::process::abort());
+    Ok(flipped)
 }
 
 /// Makes a stored generation the current one: a roll-back, or its opposite. Takes the store's lock for a moment.
@@ -305,11 +371,7 @@ pub fn publish_existing(
 ) -> Result<(), Error> {
     let store = Store::open(path, Access::Write)?;
     let record = store.cache(name)?;
-    let stored = store.generations(record.id)?;
-    if !stored.iter().any(|g| g.generation == generation) {
-        let known = known_generations(&stored);
-        return Err(Error::NoGeneration { cache: name.clone(), generation, known });
-    }
+    find_generation(&store, &record, generation)?;
     let mut batch = store.batch();
     batch.put_cache(&CacheRecord { current: Some(generation), ..record });
     Ok(store.commit(batch)?)

@@ -15,7 +15,7 @@ use super::{
 use crate::config::Config;
 
 /// Rows of `--vectors` sent in one request.
-const ROWS_PER_REQUEST: usize = 256;
+pub(super) const ROWS_PER_REQUEST: usize = 256;
 
 /// What goes into one request.
 enum Batch {
@@ -155,7 +155,7 @@ fn batches(inputs: &Inputs) -> anyhow::Result<Vec<Batch>> {
     Ok(vec![Batch::Queries(vec![proto::Query { parts: parts.collect() }])])
 }
 
-fn media_inputs(images: &[PathBuf], texts: &[String]) -> anyhow::Result<Vec<proto::Media>> {
+pub(super) fn media_inputs(images: &[PathBuf], texts: &[String]) -> anyhow::Result<Vec<proto::Media>> {
     let images = images.iter().map(|path| Ok::<_, anyhow::Error>(media::Kind::Image(read(path)?.into())));
     let texts = texts.iter().map(|text| Ok(media::Kind::Text(text.clone())));
     images.chain(texts).map(|kind| Ok(proto::Media { kind: Some(kind?) })).collect()
@@ -165,7 +165,7 @@ fn search_params(options: &SearchOptions) -> proto::SearchParams {
     proto::SearchParams { ef_search: options.ef_search, rescore: options.rescore, exact: options.exact }
 }
 
-fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
+pub(super) fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
     std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))
 }
 

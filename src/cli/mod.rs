@@ -6,6 +6,7 @@
 //! Exit codes: 0 done, 1 failed, 2 the command line is wrong, 3 some items were bad.
 
 mod ask;
+mod change;
 mod check;
 mod serve;
 mod show;
@@ -80,6 +81,9 @@ struct Settings {
     #[serde(skip_serializing_if = "Option::is_none")]
     log: Option<String>,
     #[arg(skip)]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    writable: bool,
+    #[arg(skip)]
     #[serde(skip_serializing_if = "Option::is_none")]
     listen: Option<String>,
     #[arg(skip)]
@@ -103,6 +107,9 @@ enum Command {
         /// Cache meant when a request names none.
         #[arg(long, value_name = "NAME")]
         default_cache: Option<String>,
+        /// Take upserts and deletions, as the store's one writer.
+        #[arg(long)]
+        writable: bool,
     },
     /// Enhance queries: search, softmax over the neighbours, prototype, mix.
     Enhance(EnhanceArgs),
@@ -110,6 +117,10 @@ enum Command {
     Search(SearchArgs),
     /// Embeddings of pictures and texts.
     Embed(EmbedArgs),
+    /// Store items, new or in the place of those that have their ids.
+    Upsert(UpsertArgs),
+    /// Delete items by id.
+    Delete(DeleteArgs),
     /// What a cache is, what may be asked of it, and every limit.
     Describe {
         #[command(flatten)]
@@ -248,6 +259,39 @@ struct EmbedArgs {
     json: bool,
 }
 
+#[derive(Args)]
+struct UpsertArgs {
+    #[command(flatten)]
+    target: Target,
+    /// Picture file; repeat for several.
+    #[arg(long = "image", value_name = "FILE")]
+    images: Vec<PathBuf>,
+    /// Text; repeat for several.
+    #[arg(long = "text", value_name = "TEXT")]
+    texts: Vec<String>,
+    /// Ready embeddings, a row each.
+    #[arg(long, value_name = "FILE.npy", conflicts_with_all = ["images", "texts"])]
+    vectors: Option<PathBuf>,
+    /// Ids of the items: pictures first, then texts; or of the rows. Without them, new ones are given.
+    #[arg(long, value_name = "ID,ID,…|FILE.npy")]
+    ids: Option<String>,
+    /// Print one JSON object per item.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Args)]
+struct DeleteArgs {
+    #[command(flatten)]
+    target: Target,
+    /// Ids of the items.
+    #[arg(long, value_name = "ID,ID,…|FILE.npy")]
+    ids: String,
+    /// Print one JSON object per id.
+    #[arg(long)]
+    json: bool,
+}
+
 #[derive(Clone, Copy, ValueEnum)]
 enum OutputArg {
     /// Unit norm.
@@ -266,7 +310,8 @@ pub fn run() -> anyhow::Result<ExitCode> {
     let Cli { config: file, mut settings, command } = Cli::parse();
     let asks = !matches!(command, Command::Serve { .. } | Command::Config);
     match &command {
-        Command::Serve { listen, caches, default_cache } => {
+        Command::Serve { listen, caches, default_cache, writable } => {
+            settings.writable = *writable;
             settings.listen.clone_from(listen);
             settings.caches.clone_from(caches);
             settings.default_cache.clone_from(default_cache);
@@ -276,10 +321,16 @@ pub fn run() -> anyhow::Result<ExitCode> {
         | Command::Embed(EmbedArgs { target, .. })
         | Command::Describe { target, .. }
         | Command::Check { target, .. } => settings.caches.extend(target.cache.clone()),
+        Command::Upsert(UpsertArgs { target, .. }) | Command::Delete(DeleteArgs { target, .. }) => {
+            settings.caches.extend(target.cache.clone());
+            settings.writable = true;
+        }
         Command::Config => {}
     }
     let log = settings.log.clone();
-    let (config, origins) = Config::read(file.as_deref(), settings)?;
+    let (mut config, origins) = Config::read(file.as_deref(), settings)?;
+    // A command ends with its answer and would cut a compaction short; the next server does it.
+    config.compact.automatic &= !asks;
     let filter = log.unwrap_or_else(|| if asks { "warn".into() } else { config.log.clone() });
     telemetry::init(&filter, config.log_json)?;
     match command {
@@ -297,6 +348,8 @@ async fn dispatch(command: Command, config: Config) -> anyhow::Result<ExitCode> 
         Command::Enhance(args) => ask::enhance(&config, args).await,
         Command::Search(args) => ask::search(&config, args).await,
         Command::Embed(args) => ask::embed(&config, args).await,
+        Command::Upsert(args) => change::upsert(&config, args).await,
+        Command::Delete(args) => change::delete(&config, args).await,
         Command::Describe { target, json } => ask::describe(&config, &target, json).await,
         Command::Check { target, json } => check::run(&config, &target, json).await,
         Command::Config => Ok(ExitCode::SUCCESS),

@@ -119,6 +119,14 @@ impl Shown {
         }
     }
 
+    pub fn upserted(&mut self, result: &proto::UpsertResult) -> anyhow::Result<()> {
+        let Some(item) = self.begin(result.status.as_ref())? else { return Ok(()) };
+        match self.json {
+            true => print_line(&json!({ "item": item, "id": result.id })),
+            false => Ok(writeln!(std::io::stdout(), "{}", result.id)?),
+        }
+    }
+
     /// The number of the next result, or nothing when it is an error that has now been printed.
     fn begin(&mut self, status: Option<&pb::Status>) -> anyhow::Result<Option<usize>> {
         let number = self.count;
@@ -159,6 +167,17 @@ pub fn described(reply: &proto::DescribeResponse, json: bool) -> anyhow::Result<
             "rows_in_memory": reply.rows_in_memory,
             "memory_bytes": reply.memory_bytes,
             "recall": recall,
+            "live_items": reply.live_items,
+            "writable": reply.writable,
+            "delta": reply.delta.as_ref().map(|d| json!({
+                "items": d.items,
+                "tombstones": d.tombstones,
+                "memory_bytes": d.memory_bytes,
+                "sequence": d.sequence,
+                "watermark": d.watermark,
+                "compacting": d.compacting,
+                "compaction_problem": d.compaction_problem,
+            })),
             "made_by": {
                 "model": source.model,
                 "weights_fingerprint": source.weights_fingerprint,
@@ -201,6 +220,16 @@ pub fn described(reply: &proto::DescribeResponse, json: bool) -> anyhow::Result<
         reply.codes,
         reply.kernels
     )?;
+    if let Some(delta) = reply.delta.as_ref().filter(|delta| delta.sequence > 0) {
+        writeln!(
+            out,
+            "{} items can be found: {} were upserted and {} replaced or deleted since the generation (change {})",
+            reply.live_items, delta.items, delta.tombstones, delta.sequence
+        )?;
+        if !delta.compaction_problem.is_empty() {
+            writeln!(out, "the last compaction failed: {}", delta.compaction_problem)?;
+        }
+    }
     for r in &reply.recall {
         writeln!(out, "recall@10 {:.4} at ef_search {}", r.recall_at_10, r.ef_search)?;
     }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::Context;
 use tonic::transport::{Channel, Endpoint};
 use viscache::serve;
+use viscache::serve::proto::admin_service_client::AdminServiceClient;
 use viscache::serve::proto::cache_service_client::CacheServiceClient;
 use viscache::serve::proto::embed_service_client::EmbedServiceClient;
 
@@ -41,6 +42,13 @@ pub async fn open(config: &Config, target: &Target, wants_model: bool) -> anyhow
 /// A client of the cache service.
 pub fn cache(channel: Channel) -> CacheServiceClient<Channel> {
     CacheServiceClient::new(channel)
+        .max_decoding_message_size(MAX_REPLY_BYTES)
+        .max_encoding_message_size(MAX_REPLY_BYTES)
+}
+
+/// A client of the admin service.
+pub fn admin(channel: Channel) -> AdminServiceClient<Channel> {
+    AdminServiceClient::new(channel)
         .max_decoding_message_size(MAX_REPLY_BYTES)
         .max_encoding_message_size(MAX_REPLY_BYTES)
 }

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::Error;
 use crate::blend::BlendParams;
-use crate::cache::Cache;
+use crate::cache::{Cache, CompactOptions};
 use crate::index::{SearchParams, Searcher};
 use crate::media;
 use crate::models::encoder::Encoder;
@@ -61,7 +61,7 @@ pub type ServedCache = Result<Arc<Cache>, String>;
 
 /// Everything the use-cases need.
 pub struct App {
-    /// The store, opened for reading.
+    /// The store, opened for reading, or for writing where items may be changed.
     pub store: Arc<Store>,
     /// The caches by name.
     pub caches: BTreeMap<CacheName, ServedCache>,
@@ -73,6 +73,8 @@ pub struct App {
     pub default_blend: BlendParams,
     /// Likewise.
     pub default_search: SearchParams,
+    /// When and how changes are compacted.
+    pub compact: CompactOptions,
     /// What is refused beyond.
     pub limits: Limits,
     searchers: Mutex<Vec<Searcher>>,
@@ -95,6 +97,7 @@ impl App {
             encoder,
             default_blend: BlendParams::default(),
             default_search: SearchParams::default(),
+            compact: CompactOptions::default(),
             limits,
             searchers: Mutex::new(Vec::new()),
         }

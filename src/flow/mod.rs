@@ -4,12 +4,14 @@
 //! enhance = embed the parts ─► mix ─► search ─► blend
 //! search  = embed the parts ─► mix ─► search
 //! embed   = prepare ─► encode
+//! upsert  = embed the media ─► write
 //! ```
 //!
 //! Everything here blocks and is called from a thread that may; the edge above is async. Every item of a batch has a
 //! result of its own: one bad picture fails one query. A [`Call`] is asked between items whether the caller still waits.
 
 mod app;
+mod change;
 mod embed;
 mod enhance;
 mod search;
@@ -22,6 +24,7 @@ use crate::types::{CacheName, Embedding, Modality};
 use crate::{blend, cache, models};
 
 pub use app::{App, Limits, ServedCache};
+pub use change::{Changed, Upsert, compact, delete, upsert};
 pub use embed::{MediaInput, embed};
 pub use enhance::{Enhanced, Request as EnhanceRequest, Variant, enhance};
 pub use search::{Request as SearchRequest, Searched, SnapshotRef, search};

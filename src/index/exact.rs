@@ -84,13 +84,26 @@ impl TopK {
 ///
 /// * `rows`: row-major `[n, query.len()]`.
 pub fn search(rows: &[f32], query: &[f32], k: usize) -> Vec<Scored> {
+    search_where(rows, query, k, |_| true)
+}
+
+/// As [`search`], over the slots that `keep` keeps.
+pub fn search_where(
+    rows: &[f32],
+    query: &[f32],
+    k: usize,
+    keep: impl Fn(Slot) -> bool + Sync,
+) -> Vec<Scored> {
     let (kernels, dim) = (Kernels::get(), query.len());
     rows.par_chunks(BLOCK * dim)
         .enumerate()
         .map(|(block, rows)| {
             let mut best = TopK::new(k);
             for (i, row) in rows.chunks_exact(dim).enumerate() {
-                best.push(Scored { slot: Slot((block * BLOCK + i) as u32), score: kernels.dot(query, row) });
+                let slot = Slot((block * BLOCK + i) as u32);
+                if keep(slot) {
+                    best.push(Scored { slot, score: kernels.dot(query, row) });
+                }
             }
             best
         })

@@ -61,17 +61,7 @@ pub struct Matrix {
 /// # Errors
 /// A sentence that says what is wrong with the file.
 pub fn read(bytes: &[u8]) -> Result<Matrix, String> {
-    let damaged = || "it is not a whole .npy file".to_owned();
-    let rest = bytes.strip_prefix(MAGIC).ok_or_else(damaged)?;
-    let (text, body) = match *rest {
-        [1, _, a, b, ref rest @ ..] => rest.split_at_checked(usize::from(u16::from_le_bytes([a, b]))),
-        [2 | 3, _, a, b, c, d, ref rest @ ..] => {
-            rest.split_at_checked(u32::from_le_bytes([a, b, c, d]) as usize)
-        }
-        _ => None,
-    }
-    .ok_or_else(damaged)?;
-    let header = std::str::from_utf8(text).ok().and_then(Header::parse).ok_or_else(damaged)?;
+    let (header, body) = split(bytes)?;
     let element =
         header.element().ok_or_else(|| format!("dtype {:?} is not float16, 32 or 64", header.descr))?;
     let (rows, dim) = match header.shape[..] {
@@ -91,6 +81,49 @@ pub fn read(bytes: &[u8]) -> Result<Matrix, String> {
     let number = |index: usize| element.number(&body[index * element.width..][..element.width]) as f32;
     let place = |i: usize| if header.fortran { i % dim * rows + i / dim } else { i };
     Ok(Matrix { dim, values: (0..rows * dim).map(|i| number(place(i))).collect() })
+}
+
+/// Reads a whole file of ids `[n]`: whole numbers, not negative, of 4 or 8 bytes.
+///
+/// # Errors
+/// A sentence that says what is wrong with the file.
+pub fn read_ids(bytes: &[u8]) -> Result<Vec<u64>, String> {
+    let (header, body) = split(bytes)?;
+    let width = match header.descr {
+        "<i4" | "<u4" => 4,
+        "<i8" | "<u8" => 8,
+        other => return Err(format!("dtype {other:?} is not that of ids: int32, int64 or unsigned")),
+    };
+    let [count] = header.shape[..] else {
+        return Err(format!("its shape {:?} is not [n]", header.shape));
+    };
+    if count.checked_mul(width as u64) != Some(body.len() as u64) {
+        return Err(format!("its shape [{count}] does not fit the {} bytes that follow", body.len()));
+    }
+    let signed = header.descr.contains('i');
+    let one = |bytes: &[u8]| {
+        let mut little = [0; 8];
+        little[..width].copy_from_slice(bytes);
+        let negative = signed && bytes.last().is_some_and(|top| top & 0x80 != 0);
+        if negative { Err("it has negative ids".to_owned()) } else { Ok(u64::from_le_bytes(little)) }
+    };
+    body.chunks_exact(width).map(one).collect()
+}
+
+/// A file's header and what follows it.
+fn split(bytes: &[u8]) -> Result<(Header<'_>, &[u8]), String> {
+    let damaged = || "it is not a whole .npy file".to_owned();
+    let rest = bytes.strip_prefix(MAGIC).ok_or_else(damaged)?;
+    let (text, body) = match *rest {
+        [1, _, a, b, ref rest @ ..] => rest.split_at_checked(usize::from(u16::from_le_bytes([a, b]))),
+        [2 | 3, _, a, b, c, d, ref rest @ ..] => {
+            rest.split_at_checked(u32::from_le_bytes([a, b, c, d]) as usize)
+        }
+        _ => None,
+    }
+    .ok_or_else(damaged)?;
+    let header = std::str::from_utf8(text).ok().and_then(Header::parse).ok_or_else(damaged)?;
+    Ok((header, body))
 }
 
 /// Writes a matrix `[values.len() / dim, dim]` as f32 in C order.

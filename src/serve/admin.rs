@@ -1,16 +1,20 @@
-//! `AdminService`: list, count, switch generations.
+//! `AdminService`: list, count, switch generations, change items.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
-use tonic::{Request, Response, Status};
+use tonic::metadata::MetadataMap;
+use tonic::{Request, Response, Status, Streaming};
 
+use super::cache::{failures, micros};
 use super::convert;
 use super::door::{Door, Load};
 use super::proto::{self, admin_service_server::AdminService};
-use crate::cache;
+use super::status;
+use super::stream::{Answers, answer_each};
 use crate::flow::{self, App};
-use crate::types::Generation;
+use crate::types::{Generation, ItemId};
 
 pub(super) struct Service {
     app: Arc<App>,
@@ -60,8 +64,8 @@ impl AdminService for Service {
         let (metadata, _, request) = request.into_parts();
         let work = move |app: &App, _: &flow::Call| {
             let cache = app.cache(&request.cache)?;
-            cache::publish_existing(app.store.path(), cache.name(), Generation(request.generation))?;
-            cache.reload(&app.store)?;
+            cache.publish(Generation(request.generation))?;
+            cache.reload()?;
             Ok(cache.snapshot().generation().0)
         };
         let (generation, _) = self.door.work(&self.app, &metadata, Load::Heavy, work).await?;
@@ -77,13 +81,108 @@ impl AdminService for Service {
         let (metadata, _, request) = request.into_parts();
         let work = move |app: &App, _: &flow::Call| {
             let cache = app.cache(&request.cache)?;
-            let changed = cache.reload(&app.store)?;
-            Ok((cache.snapshot().generation().0, changed))
+            let changed = cache.reload()?;
+            let snapshot = cache.snapshot();
+            let (generation, sequence) = (snapshot.generation().0, snapshot.delta().sequence);
+            Ok(proto::ReloadResponse { generation, changed, sequence })
         };
-        let ((generation, changed), _) = self.door.work(&self.app, &metadata, Load::Heavy, work).await?;
+        let (reply, _) = self.door.work(&self.app, &metadata, Load::Heavy, work).await?;
         pass.count(1, 0);
-        Ok(Response::new(proto::ReloadResponse { generation, changed }))
+        Ok(Response::new(reply))
     }
+
+    async fn upsert(
+        &self,
+        request: Request<proto::UpsertRequest>,
+    ) -> Result<Response<proto::UpsertResponse>, Status> {
+        let (metadata, _, request) = request.into_parts();
+        Ok(Response::new(upsert(&self.app, &self.door, &metadata, request).await?))
+    }
+
+    type UpsertStreamStream = Answers<proto::UpsertStreamResponse>;
+
+    async fn upsert_stream(
+        &self,
+        request: Request<Streaming<proto::UpsertStreamRequest>>,
+    ) -> Result<Response<Self::UpsertStreamStream>, Status> {
+        let (metadata, _, requests) = request.into_parts();
+        let (app, door, metadata) = (self.app.clone(), self.door.clone(), Arc::new(metadata));
+        Ok(Response::new(answer_each(requests, move |message: proto::UpsertStreamRequest| {
+            let (app, door, metadata) = (app.clone(), door.clone(), metadata.clone());
+            async move {
+                let answer = upsert(&app, &door, &metadata, message.request.unwrap_or_default()).await;
+                let status = answer.as_ref().err().map(status::message).unwrap_or_default();
+                proto::UpsertStreamResponse { tag: message.tag, status: Some(status), response: answer.ok() }
+            }
+        })))
+    }
+
+    async fn delete(
+        &self,
+        request: Request<proto::DeleteRequest>,
+    ) -> Result<Response<proto::DeleteResponse>, Status> {
+        let mut pass = self.door.enter("viscache.v1.AdminService/Delete")?;
+        let (metadata, _, request) = request.into_parts();
+        let work = move |app: &App, call: &flow::Call| {
+            let ids = convert::item_ids(app, &request.ids)?;
+            let changed = flow::delete(app, &request.cache, &ids, call)?;
+            let results = ids.iter().zip(changed.results);
+            let results: Vec<_> =
+                results.map(|(&ItemId(id), found)| proto::DeleteResult { id, found }).collect();
+            let deleted = results.iter().filter(|result| result.found).count() as u64;
+            Ok(proto::DeleteResponse { results, deleted, sequence: changed.snapshot.delta().sequence })
+        };
+        let (reply, _) = self.door.work(&self.app, &metadata, Load::Heavy, work).await?;
+        pass.count(reply.results.len(), 0);
+        Ok(Response::new(reply))
+    }
+
+    async fn compact(
+        &self,
+        request: Request<proto::CompactRequest>,
+    ) -> Result<Response<proto::CompactResponse>, Status> {
+        let mut pass = self.door.enter("viscache.v1.AdminService/Compact")?;
+        let (metadata, _, request) = request.into_parts();
+        let work = move |app: &App, _: &flow::Call| flow::compact(app, &request.cache);
+        let (done, _) = self.door.work(&self.app, &metadata, Load::Heavy, work).await?;
+        pass.count(1, 0);
+        Ok(Response::new(proto::CompactResponse {
+            generation: done.generation.0,
+            items: done.items,
+            seconds: done.took.as_secs_f64(),
+        }))
+    }
+}
+
+async fn upsert(
+    app: &Arc<App>,
+    door: &Door,
+    metadata: &MetadataMap,
+    request: proto::UpsertRequest,
+) -> Result<proto::UpsertResponse, Status> {
+    let mut pass = door.enter("viscache.v1.AdminService/Upsert")?;
+    let work = move |app: &App, call: &flow::Call| {
+        let start = Instant::now();
+        let named = if request.vectors.is_some() { "vectors" } else { "items" };
+        let items = convert::upserts(app, request.vectors.as_ref(), request.items)?;
+        let changed = flow::upsert(app, &request.cache, items, call)?;
+        let results = changed.results.iter().enumerate().map(|(i, result)| proto::UpsertResult {
+            status: Some(status::outcome(result, &format!("{named}[{i}]"))),
+            id: result.as_ref().map_or(0, |id| id.0),
+        });
+        let written = start.elapsed().saturating_sub(changed.embed);
+        let timings = proto::Timings {
+            embed_us: micros(changed.embed),
+            search_us: micros(written),
+            ..Default::default()
+        };
+        let sequence = changed.snapshot.delta().sequence;
+        Ok(proto::UpsertResponse { results: results.collect(), sequence, timings: Some(timings) })
+    };
+    let (mut reply, waited) = door.work(app, metadata, Load::Heavy, work).await?;
+    reply.timings.iter_mut().for_each(|t| t.queue_us = micros(waited));
+    pass.count(reply.results.len(), failures(reply.results.iter().map(|r| &r.status)));
+    Ok(reply)
 }
 
 fn list(app: &App) -> Result<Vec<proto::CacheSummary>, flow::Error> {

@@ -11,7 +11,7 @@ use super::door::{Door, Load};
 use super::proto::{self, Dtype, cache_service_server::CacheService};
 use super::status;
 use super::stream::{Answers, answer_each};
-use crate::cache::Snapshot;
+use crate::cache::{Cache, Snapshot};
 use crate::flow::{self, App, Enhanced, SnapshotRef};
 use crate::index::Cost;
 use crate::kernels::Kernels;
@@ -125,7 +125,7 @@ impl CacheService for Service {
     ) -> Result<Response<proto::DescribeResponse>, Status> {
         let mut pass = self.door.enter("viscache.v1.CacheService/Describe")?;
         let (metadata, _, request) = request.into_parts();
-        let work = move |app: &App, _: &flow::Call| Ok(describe(app, &app.cache(&request.cache)?.snapshot()));
+        let work = move |app: &App, _: &flow::Call| Ok(describe(app, app.cache(&request.cache)?));
         let (reply, _) = self.door.work(&self.app, &metadata, Load::Heavy, work).await?;
         pass.count(1, 0);
         Ok(Response::new(reply))
@@ -176,6 +176,9 @@ async fn enhance(
 const LIGHT_QUERIES: i64 = 4;
 const LIGHT_EF: usize = 256;
 
+/// Upserted rows beyond which scanning them is no longer light.
+const LIGHT_DELTA: u64 = 8192;
+
 /// What an Enhance asks of its thread. Neighbours in the reply are looked up on the disk.
 fn load(app: &App, request: &proto::EnhanceRequest) -> Load {
     let few = request.queries.is_empty()
@@ -186,7 +189,10 @@ fn load(app: &App, request: &proto::EnhanceRequest) -> Load {
     let narrow = convert::search_params(app, request.search)
         .is_ok_and(|search| !search.exact && search.ef_search.max(search.rescore) <= LIGHT_EF)
         && convert::blend_params(app, request.blend).is_ok_and(|blend| blend.top_k <= LIGHT_EF);
-    let in_memory = || app.cache(&request.cache).is_ok_and(|cache| cache.snapshot().loaded().rows_in_memory);
+    let in_memory = || {
+        let snapshot = app.cache(&request.cache).map(|cache| cache.snapshot());
+        snapshot.is_ok_and(|s| s.loaded().rows_in_memory && s.delta().rows <= LIGHT_DELTA)
+    };
     if few && narrow && !request.return_neighbors && in_memory() { Load::Light } else { Load::Heavy }
 }
 
@@ -242,7 +248,9 @@ fn item(snapshot: &Snapshot, id: u64, vectors: bool) -> Result<proto::ItemResult
     })
 }
 
-fn describe(app: &App, snapshot: &Snapshot) -> proto::DescribeResponse {
+fn describe(app: &App, cache: &Cache) -> proto::DescribeResponse {
+    let snapshot = &*cache.snapshot();
+    let delta = snapshot.delta();
     let (record, generation) = (snapshot.record(), snapshot.generation_record());
     let recall = generation.recall.iter();
     proto::DescribeResponse {
@@ -271,6 +279,17 @@ fn describe(app: &App, snapshot: &Snapshot) -> proto::DescribeResponse {
         model: app.encoder.as_ref().map(convert::model),
         server_version: env!("CARGO_PKG_VERSION").into(),
         kernels: Kernels::get().name().into(),
+        live_items: snapshot.live() as u64,
+        delta: Some(proto::Delta {
+            items: delta.items,
+            tombstones: delta.masked,
+            memory_bytes: delta.bytes,
+            sequence: delta.sequence,
+            watermark: generation.sequence,
+            compacting: cache.compacting(),
+            compaction_problem: cache.compaction_problem().unwrap_or_default(),
+        }),
+        writable: cache.writable(),
     }
 }
 

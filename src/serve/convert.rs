@@ -1,13 +1,18 @@
 //! Messages ⇄ domain. Every check of a request is here, and every refusal names the field.
 
-use super::proto::{self, Dtype, media, part};
+use super::proto::{self, Dtype, media, part, upsert_item};
 use super::tensor::{decode_tensor, encode_tensor};
 use crate::blend::BlendParams;
 use crate::cache::Snapshot;
-use crate::flow::{self, App, Content, Error, MediaInput, Part, Query, SnapshotRef, Variant};
+use crate::flow::{self, App, Content, Error, MediaInput, Part, Query, SnapshotRef, Upsert, Variant};
 use crate::index::SearchParams;
 use crate::models::encoder::Encoder;
-use crate::types::{Embedding, Hit, Modality, Origin};
+use crate::types::{Embedding, Hit, ItemId, Modality, Origin};
+
+/// Bytes of an item's uri.
+const MAX_URI_BYTES: usize = 4096;
+/// Bytes of an item's tags, names and values together.
+const MAX_TAG_BYTES: usize = 16 << 10;
 
 pub(super) fn argument(field: impl Into<String>, description: impl Into<String>) -> Error {
     Error::Argument { field: field.into(), description: description.into() }
@@ -91,18 +96,109 @@ fn part(app: &App, part: proto::Part, field: &str) -> Result<Part, Error> {
             Content::Media(self::media(app, media, &format!("{field}.media"))?)
         }
         Some(part::Content::Embedding(tensor)) => {
-            let field = format!("{field}.embedding");
-            let rows = decode_tensor(&tensor).map_err(|e| argument(&field, e))?;
-            if rows.iter().len() != 1 {
-                return Err(argument(
-                    field,
-                    format!("has {} rows; a part is one embedding", rows.iter().len()),
-                ));
-            }
-            Content::Embedding(Embedding::new(rows.values).map_err(|e| argument(field, e.to_string()))?)
+            Content::Embedding(embedding(&tensor, format!("{field}.embedding"), "a part")?)
         }
     };
     Ok(Part { content, weight })
+}
+
+/// A tensor that holds one embedding.
+fn embedding(tensor: &proto::Tensor, field: String, whose: &str) -> Result<Embedding, Error> {
+    let rows = decode_tensor(tensor).map_err(|e| argument(&field, e))?;
+    if rows.iter().len() != 1 {
+        return Err(argument(field, format!("has {} rows; {whose} is one embedding", rows.iter().len())));
+    }
+    Embedding::new(rows.values).map_err(|e| argument(field, e.to_string()))
+}
+
+/// The items of an upsert, each with an error of its own.
+///
+/// # Errors
+/// For the request as a whole: none, too many, a malformed tensor, `vectors` and `items` of different number.
+pub(super) fn upserts(
+    app: &App,
+    vectors: Option<&proto::Tensor>,
+    items: Vec<proto::UpsertItem>,
+) -> Result<Vec<Result<Upsert, Error>>, Error> {
+    let limit = app.limits.max_batch;
+    let Some(tensor) = vectors else {
+        if items.is_empty() {
+            return Err(argument("items", "the request has no item; send `vectors` or `items`"));
+        }
+        check_batch("items", items.len(), limit)?;
+        let one = |(i, item)| upsert(app, item, &format!("items[{i}]"), None);
+        return Ok(items.into_iter().enumerate().map(one).collect());
+    };
+    let rows = decode_tensor(tensor).map_err(|e| argument("vectors", e))?;
+    check_batch("vectors", rows.iter().len(), limit)?;
+    if !items.is_empty() && items.len() != rows.iter().len() {
+        let why =
+            format!("{} items for {} rows; send one for each row, or none", items.len(), rows.iter().len());
+        return Err(argument("items", why));
+    }
+    let mut items = items.into_iter();
+    let one = |(i, row): (usize, &[f32])| {
+        let item = items.next().unwrap_or_default();
+        let embedding = Embedding::new(row.to_vec());
+        let embedding = embedding.map_err(|e| argument(format!("vectors[{i}]"), e.to_string()))?;
+        has_direction(&embedding, &format!("vectors[{i}]"))?;
+        upsert(app, item, &format!("items[{i}]"), Some(embedding))
+    };
+    Ok(rows.iter().enumerate().map(one).collect())
+}
+
+/// One item of an upsert.
+///
+/// * `row`: its row of `vectors`, when the request has them.
+fn upsert(app: &App, item: proto::UpsertItem, field: &str, row: Option<Embedding>) -> Result<Upsert, Error> {
+    let content = match (item.content, row) {
+        (None, Some(row)) => Content::Embedding(row),
+        (Some(_), Some(_)) => return Err(argument(field, "has content of its own and a row of `vectors`")),
+        (None, None) => return Err(argument(field, "has neither `media` nor `embedding`")),
+        (Some(upsert_item::Content::Media(media)), None) => {
+            Content::Media(self::media(app, media, &format!("{field}.media"))?)
+        }
+        (Some(upsert_item::Content::Embedding(tensor)), None) => {
+            let field = format!("{field}.embedding");
+            let embedding = embedding(&tensor, field.clone(), "an item")?;
+            has_direction(&embedding, &field)?;
+            Content::Embedding(embedding)
+        }
+    };
+    if item.id == Some(u64::MAX) {
+        return Err(argument(format!("{field}.id"), format!("{} is not an id: they end below", u64::MAX)));
+    }
+    let modality = match proto::Modality::try_from(item.modality) {
+        Ok(proto::Modality::Unspecified) => None,
+        Ok(proto::Modality::Image) => Some(Modality::Image),
+        Ok(proto::Modality::Text) => Some(Modality::Text),
+        Err(_) => {
+            let why = format!("{} is not a known modality", item.modality);
+            return Err(argument(format!("{field}.modality"), why));
+        }
+    };
+    check_bytes(&format!("{field}.uri"), item.uri.len(), MAX_URI_BYTES)?;
+    let tags: usize = item.tags.iter().map(|(name, value)| name.len() + value.len()).sum();
+    check_bytes(&format!("{field}.tags"), tags, MAX_TAG_BYTES)?;
+    let (id, tags) = (item.id.map(ItemId), item.tags.into_iter().collect());
+    Ok(Upsert { id, content, modality, uri: item.uri, tags })
+}
+
+/// Items are stored with unit norm, so they need a direction.
+fn has_direction(embedding: &Embedding, field: &str) -> Result<(), Error> {
+    embedding.unit().map(drop).map_err(|e| argument(field, e.to_string()))
+}
+
+/// The ids of a request.
+///
+/// # Errors
+/// None, or too many.
+pub(super) fn item_ids(app: &App, ids: &[u64]) -> Result<Vec<ItemId>, Error> {
+    let limit = app.limits.max_batch;
+    if ids.is_empty() || ids.len() > limit {
+        return Err(argument("ids", format!("1 to {limit} ids are taken, {} were sent", ids.len())));
+    }
+    Ok(ids.iter().copied().map(ItemId).collect())
 }
 
 /// One thing to embed.

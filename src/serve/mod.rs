@@ -145,7 +145,9 @@ async fn router(app: Arc<App>) -> Result<(Router, HealthReporter), Error> {
     let embed = EmbedServiceServer::new(embed::Service::new(app.clone(), door.clone()))
         .max_decoding_message_size(limit)
         .max_encoding_message_size(MAX_REPLY_BYTES);
-    let admin = AdminServiceServer::new(admin::Service::new(app, door));
+    let admin = AdminServiceServer::new(admin::Service::new(app, door))
+        .max_decoding_message_size(limit)
+        .max_encoding_message_size(MAX_REPLY_BYTES);
 
     let router = Server::builder()
         .http2_keepalive_interval(Some(Duration::from_secs(60)))

@@ -7,9 +7,11 @@
 //! | `BAD_MEDIA` | INVALID_ARGUMENT | the file or text cannot be read; send another |
 //! | `CACHE_NOT_FOUND`, `ITEM_NOT_FOUND`, `GENERATION_NOT_FOUND` | NOT_FOUND | name another |
 //! | `CACHE_UNAVAILABLE`, `FINGERPRINT_MISMATCH`, `NOT_INDEXED` | FAILED_PRECONDITION | look after the cache |
+//! | `READ_ONLY` | FAILED_PRECONDITION | ask a server that was started with `--writable` |
 //! | `MODEL_NOT_LOADED` | FAILED_PRECONDITION | send embeddings, or a server with a model |
 //! | `TOO_MANY_REQUESTS`, `MEMORY_BUDGET` | RESOURCE_EXHAUSTED | try again after the stated delay; raise the budget |
-//! | `STORE_LOCKED` | UNAVAILABLE | try again after the stated delay |
+//! | `STORE_LOCKED`, `COMPACTING` | UNAVAILABLE | try again after the stated delay |
+//! | `OVERTAKEN` | ABORTED | another generation was published meanwhile; ask again if it is still wanted |
 //! | `DEADLINE` | DEADLINE_EXCEEDED | allow more time or send less |
 //! | `CANCELLED` | CANCELLED | – |
 //! | `DATA_DAMAGED` | DATA_LOSS | run `index-builder verify` |
@@ -136,6 +138,14 @@ fn classify_cache(error: &cache::Error) -> (Code, &'static str) {
         cache::Error::NotIndexed(_) => (Code::FailedPrecondition, "NOT_INDEXED"),
         cache::Error::NoGeneration { .. } => (Code::NotFound, "GENERATION_NOT_FOUND"),
         cache::Error::Memory { .. } => (Code::ResourceExhausted, "MEMORY_BUDGET"),
+        cache::Error::NotWritable(_) => (Code::FailedPrecondition, "READ_ONLY"),
+        cache::Error::Full { .. } | cache::Error::CompactMemory { .. } => {
+            (Code::ResourceExhausted, "MEMORY_BUDGET")
+        }
+        cache::Error::Compacting(_) => (Code::Unavailable, "COMPACTING"),
+        cache::Error::Overtaken { .. } => (Code::Aborted, "OVERTAKEN"),
+        cache::Error::NoFreeId(_) => (Code::InvalidArgument, "INVALID_ARGUMENT"),
+        cache::Error::Poisoned(_) => (Code::Internal, "INTERNAL"),
         cache::Error::Row { .. } => (Code::DataLoss, "DATA_DAMAGED"),
     }
 }

@@ -5,8 +5,8 @@ use rocksdb::WriteBatch;
 use super::keys::Key;
 use super::records;
 use super::{
-    BLOBS, CacheId, CacheRecord, GenerationRecord, ITEMS, ItemRecord, LEDGER, LedgerRecord, META, Store,
-    VECTORS,
+    BLOBS, CHANGES, CacheId, CacheRecord, ChangeRecord, GenerationRecord, ITEMS, ItemRecord, LEDGER,
+    LedgerRecord, META, Store, VECTORS,
 };
 use crate::types::{Fingerprint, Generation, ItemId};
 
@@ -26,6 +26,23 @@ impl Batch<'_> {
     /// Replaces an item's record, leaving its row.
     pub fn put_item_record(&mut self, cache: CacheId, id: ItemId, record: &ItemRecord) {
         self.put(ITEMS, Key::item(cache, id), records::encode(record));
+    }
+
+    /// Takes out an item: its record and its row.
+    pub fn delete_item(&mut self, cache: CacheId, id: ItemId) {
+        self.writes.delete_cf(&self.store.family(ITEMS), Key::item(cache, id));
+        self.writes.delete_cf(&self.store.family(VECTORS), Key::item(cache, id));
+    }
+
+    /// Appends to the change log.
+    pub fn put_change(&mut self, cache: CacheId, sequence: u64, change: &ChangeRecord) {
+        self.put(CHANGES, Key::change(cache, sequence), records::encode(change));
+    }
+
+    /// Drops the changes up to and including this one: what every stored generation contains.
+    pub fn delete_changes_to(&mut self, cache: CacheId, sequence: u64) {
+        let end = Key::change(cache, sequence.saturating_add(1));
+        self.writes.delete_range_cf(&self.store.family(CHANGES), Key::change(cache, 0), end);
     }
 
     /// Puts what was done with a unit.

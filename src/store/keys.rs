@@ -9,6 +9,7 @@
 //! blobs    cache₄ generation₈ kind₁ part₄
 //! ledger   cache₄ 'u' digest₃₂         unit, by the digest of its uri
 //!          cache₄ 'd' digest₃₂         content digest → item
+//! changes  cache₄ sequence₈            what was upserted or deleted, in order
 //! ```
 //!
 //! These bytes are on disk: a change needs a new layout version.
@@ -47,7 +48,7 @@ impl Key {
         [&Key::generations(cache)[..], &generation.0.to_be_bytes()].concat()
     }
 
-    /// Prefix of everything in `items`, `vectors`, `blobs` and `ledger` that belongs to a cache.
+    /// Prefix of everything in `items`, `vectors`, `blobs`, `ledger` and `changes` that belongs to a cache.
     pub(super) fn items(cache: CacheId) -> Vec<u8> {
         cache.0.to_be_bytes().to_vec()
     }
@@ -76,6 +77,10 @@ impl Key {
         [&cache.0.to_be_bytes()[..], b"d", digest.as_bytes()].concat()
     }
 
+    pub(super) fn change(cache: CacheId, sequence: u64) -> Vec<u8> {
+        [&cache.0.to_be_bytes()[..], &sequence.to_be_bytes()].concat()
+    }
+
     /// The first key after all that begin with `prefix`.
     pub(super) fn after_prefix(prefix: &[u8]) -> Vec<u8> {
         let mut end = prefix.to_vec();
@@ -92,8 +97,12 @@ impl Key {
 
 /// The item of a key of `items` or `vectors`.
 pub(super) fn item_of(key: &[u8]) -> Option<ItemId> {
-    let id = <[u8; 8]>::try_from(key.get(4..)?).ok()?;
-    Some(ItemId(u64::from_be_bytes(id)))
+    number_of(key).map(ItemId)
+}
+
+/// The number behind the cache in a key of `items`, `vectors` or `changes`.
+pub(super) fn number_of(key: &[u8]) -> Option<u64> {
+    Some(u64::from_be_bytes(<[u8; 8]>::try_from(key.get(4..)?).ok()?))
 }
 
 #[cfg(test)]

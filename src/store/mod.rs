@@ -8,6 +8,7 @@
 //! | `vectors` | cache · item id | the row, little-endian f32 or f16: the truth all codes can be rebuilt from |
 //! | `blobs` | cache · generation · kind · part | the frozen index in checksummed parts of at most 4 MiB |
 //! | `ledger` | cache · unit, or cache · content digest | what a build has done with each input |
+//! | `changes` | cache · sequence | which item was upserted or deleted, since the oldest kept generation |
 //!
 //! ```text
 //! one unit of work ──► Batch { items, vectors, ledger, cache record } ──► one atomic, synced write
@@ -39,21 +40,23 @@ pub use batch::Batch;
 pub use blobs::{BlobKind, BlobWriter, PART_LEN};
 pub use keys::CacheId;
 pub use records::{
-    CacheRecord, GenerationRecord, ItemRecord, LedgerRecord, ModelSource, Outcome, RecallCurve, RowType,
-    Stamp,
+    CacheRecord, ChangeKind, ChangeRecord, GenerationRecord, ItemRecord, LedgerRecord, ModelSource, Outcome,
+    RecallCurve, RowType, Stamp,
 };
 
 use keys::Key;
 
-/// Version of the store's layout; a newer one is refused.
-pub const STORE_VERSION: u32 = 1;
+/// Version of the store's layout; a newer one is refused. 2 added `changes`: a store of version 1 is read as it is, and
+/// gets the family when it is opened for writing.
+pub const STORE_VERSION: u32 = 2;
 
 const META: &str = "meta";
 const ITEMS: &str = "items";
 const VECTORS: &str = "vectors";
 const BLOBS: &str = "blobs";
 const LEDGER: &str = "ledger";
-const FAMILIES: [&str; 5] = [META, ITEMS, VECTORS, BLOBS, LEDGER];
+const CHANGES: &str = "changes";
+const FAMILIES: [&str; 6] = [META, ITEMS, VECTORS, BLOBS, LEDGER, CHANGES];
 
 /// Why the store could not do what was asked.
 #[derive(Debug, thiserror::Error)]
@@ -158,7 +161,7 @@ impl Store {
     /// # Errors
     /// [`Error::Missing`] (reading), [`Error::Locked`] (writing), [`Error::TooNew`], [`Error::Rocks`].
     pub fn open(path: &Path, access: Access) -> Result<Self, Error> {
-        let exists = path.join("CURRENT").is_file();
+        let exists = Store::exists(path);
         let owned = path.to_owned();
         let fail = |source: rocksdb::Error| {
             let locked = source.as_ref().contains("lock");
@@ -168,17 +171,25 @@ impl Store {
                 Error::Rocks { path: owned.clone(), source }
             }
         };
-        let families = || FAMILIES.map(|name| ColumnFamilyDescriptor::new(name, family_options(name)));
+        let families = |names: &[&str]| {
+            let one = |name: &&str| ColumnFamilyDescriptor::new(*name, family_options(name));
+            names.iter().map(one).collect::<Vec<_>>()
+        };
         let (db, scratch) = match access {
             Access::Write => {
                 std::fs::create_dir_all(path)
                     .map_err(|source| Error::Folder { path: owned.clone(), source })?;
-                (DB::open_cf_descriptors(&db_options(), path, families()).map_err(fail)?, None)
+                (DB::open_cf_descriptors(&db_options(), path, families(&FAMILIES)).map_err(fail)?, None)
             }
             Access::Read if !exists => return Err(Error::Missing { path: owned }),
             Access::Read => {
                 let scratch = scratch_folder();
-                let db = DB::open_cf_descriptors_as_secondary(&db_options(), path, &scratch, families());
+                // A store of version 1 has no `changes`, and a follower cannot make it.
+                let known = DB::list_cf(&db_options(), path).map_err(fail)?;
+                let there = |name: &&str| *name != CHANGES || known.iter().any(|known| known == name);
+                let names: Vec<&str> = FAMILIES.into_iter().filter(there).collect();
+                let db =
+                    DB::open_cf_descriptors_as_secondary(&db_options(), path, &scratch, families(&names));
                 let db = db.map_err(|source| {
                     // A writer names the store before it makes the families: for a reader it is not there yet.
                     let unfinished = source.as_ref().contains("Column family not found");
@@ -190,6 +201,16 @@ impl Store {
         let store = Store { db, path: owned, access, scratch };
         store.check_version()?;
         Ok(store)
+    }
+
+    /// Whether there is a store in a folder.
+    pub fn exists(path: &Path) -> bool {
+        path.join("CURRENT").is_file()
+    }
+
+    /// How it was opened.
+    pub fn access(&self) -> Access {
+        self.access
     }
 
     /// Where the store lies.
@@ -342,6 +363,30 @@ impl Store {
         rows.status().map_err(|e| E::from(self.rocks(e)))
     }
 
+    /// The changes after a sequence number, in order, without gaps.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`] when one is missing (a follower may meet that when the writer has just published: opened again,
+    /// it begins at the new generation), [`Error::Rocks`].
+    pub fn changes(&self, cache: CacheId, after: u64) -> Result<Vec<(u64, ChangeRecord)>, Error> {
+        let Some(family) = self.db.cf_handle(CHANGES) else { return Ok(Vec::new()) };
+        let mut options = ReadOptions::default();
+        options.set_iterate_upper_bound(Key::after_prefix(&Key::items(cache)));
+        let start = Key::change(cache, after.saturating_add(1));
+        let mode = IteratorMode::From(&start, rocksdb::Direction::Forward);
+        let mut changes = Vec::new();
+        for entry in self.db.iterator_cf_opt(&family, options, mode) {
+            let (key, value) = entry.map_err(|e| self.rocks(e))?;
+            let expected = after + 1 + changes.len() as u64;
+            if keys::number_of(&key) != Some(expected) {
+                let what = format!("change log at change {expected}");
+                return Err(Error::Damaged { what, why: "it is missing".into() });
+            }
+            changes.push((expected, records::decode("change record", &value)?));
+        }
+        Ok(changes)
+    }
+
     /// What a build did with the unit of this name.
     ///
     /// # Errors
@@ -383,11 +428,32 @@ impl Store {
     /// # Errors
     /// [`Error::ReadOnly`], [`Error::Rocks`].
     pub fn commit(&self, batch: Batch<'_>) -> Result<(), Error> {
+        self.write(batch, true)
+    }
+
+    /// Writes a batch: all of it or nothing, on disk once a later [`Store::sync`] or [`Store::commit`] has returned. So
+    /// several callers can share the wait for the disk.
+    ///
+    /// # Errors
+    /// As [`Store::commit`].
+    pub fn commit_unsynced(&self, batch: Batch<'_>) -> Result<(), Error> {
+        self.write(batch, false)
+    }
+
+    /// Waits until everything committed before is on disk.
+    ///
+    /// # Errors
+    /// [`Error::Rocks`].
+    pub fn sync(&self) -> Result<(), Error> {
+        self.db.flush_wal(true).map_err(|e| self.rocks(e))
+    }
+
+    fn write(&self, batch: Batch<'_>, sync: bool) -> Result<(), Error> {
         if self.access == Access::Read {
             return Err(Error::ReadOnly);
         }
         let mut options = WriteOptions::default();
-        options.set_sync(true);
+        options.set_sync(sync);
         self.db.write_opt(batch.writes, &options).map_err(|e| self.rocks(e))
     }
 
@@ -396,8 +462,7 @@ impl Store {
     /// # Errors
     /// [`Error::Rocks`].
     pub fn flush(&self) -> Result<(), Error> {
-        FAMILIES
-            .into_iter()
+        self.families()
             .try_for_each(|family| self.db.flush_cf(&self.family(family)).map_err(|e| self.rocks(e)))
     }
 
@@ -406,7 +471,7 @@ impl Store {
     /// # Errors
     /// [`Error::Rocks`].
     pub fn compact(&self) -> Result<(), Error> {
-        for family in FAMILIES {
+        for family in self.families() {
             self.db.compact_range_cf(&self.family(family), None::<&[u8]>, None::<&[u8]>);
         }
         self.db.flush().map_err(|e| self.rocks(e))
@@ -418,7 +483,7 @@ impl Store {
             let property = rocksdb::properties::TOTAL_SST_FILES_SIZE;
             self.db.property_int_value_cf(&self.family(family), property).ok().flatten().unwrap_or(0)
         };
-        FAMILIES.into_iter().map(|family| (family, size(family))).collect()
+        self.families().map(|family| (family, size(family))).collect()
     }
 
     /// Reads every block of every file against RocksDB's own checksums.
@@ -426,7 +491,7 @@ impl Store {
     /// # Errors
     /// [`Error::Rocks`] naming the file.
     pub fn verify_files(&self) -> Result<(), Error> {
-        for family in FAMILIES {
+        for family in self.families() {
             let mut options = ReadOptions::default();
             options.set_verify_checksums(true);
             options.fill_cache(false);
@@ -447,15 +512,26 @@ impl Store {
                 if found > STORE_VERSION {
                     return Err(Error::TooNew { path: self.path.clone(), found });
                 }
-                Ok(())
+                if found < STORE_VERSION && self.access == Access::Write {
+                    self.put_version()
+                } else {
+                    Ok(())
+                }
             }
-            None if self.access == Access::Write => {
-                let mut batch = self.batch();
-                batch.put(META, Key::format(), records::encode(&STORE_VERSION));
-                self.commit(batch)
-            }
+            None if self.access == Access::Write => self.put_version(),
             None => Err(Error::Missing { path: self.path.clone() }),
         }
+    }
+
+    fn put_version(&self) -> Result<(), Error> {
+        let mut batch = self.batch();
+        batch.put(META, Key::format(), records::encode(&STORE_VERSION));
+        self.commit(batch)
+    }
+
+    /// The families of this store: a follower of an old one lacks `changes`.
+    fn families(&self) -> impl Iterator<Item = &'static str> {
+        FAMILIES.into_iter().filter(|name| self.db.cf_handle(name).is_some())
     }
 
     fn family(&self, name: &'static str) -> std::sync::Arc<BoundColumnFamily<'_>> {

@@ -66,6 +66,9 @@ pub struct CacheRecord {
     pub items: u64,
     /// The id the next item gets.
     pub next_item: ItemId,
+    /// Number of the last change in the log; 0 when nothing was ever upserted or deleted.
+    #[serde(default)]
+    pub sequence: u64,
     /// When it was made, milliseconds since 1970.
     pub created_ms: u64,
 }
@@ -100,8 +103,30 @@ pub struct GenerationRecord {
     /// The same for a given sample of queries of another modality; empty without one.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub recall_queries: RecallCurve,
+    /// Watermark: every change up to this one is in it. Later ones may be; replaying them again does no harm.
+    #[serde(default)]
+    pub sequence: u64,
     /// When it was committed, milliseconds since 1970.
     pub created_ms: u64,
+}
+
+/// An entry of the change log. It says which item, not what became of it: that lies in `items` and `vectors`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChangeRecord {
+    /// What was done.
+    pub kind: ChangeKind,
+    /// To which item.
+    pub item: ItemId,
+}
+
+/// What was done to an item.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ChangeKind {
+    /// Put, new or in the place of what had its id.
+    Upsert,
+    /// Taken out.
+    Delete,
 }
 
 /// What is known of an item beside its row.
@@ -155,6 +180,9 @@ pub enum Outcome {
     Duplicate(ItemId),
     /// Refused, with the reason.
     Bad(String),
+    /// Stored once; its item was deleted since, or given to something else, by request. Not read again unless its file
+    /// changes.
+    Deleted,
 }
 
 pub(super) fn encode<T: Serialize>(record: &T) -> Vec<u8> {

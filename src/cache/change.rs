@@ -1,0 +1,194 @@
+//! Upsert and delete: visible to the next search, on disk when they return.
+//!
+//! ```text
+//! lock ─► one batch: items, rows, log entries, cache record ─► next snapshot ─► unlock ─► wait for the disk
+//! ```
+//!
+//! Waiting comes after unlocking: calls that wait at the same time share one wait. A search may therefore find an item a
+//! moment before its upsert is acknowledged.
+
+use std::collections::HashMap;
+
+use super::rows::decode_row;
+use super::writer::unit_row;
+use super::{Cache, Error, NewItem, State};
+use crate::store::{Batch, ChangeKind, ChangeRecord, ItemRecord, LedgerRecord, Outcome, Store};
+use crate::types::{Fingerprint, ItemId};
+
+/// What is to be stored of one item.
+struct Put {
+    record: ItemRecord,
+    /// In its stored form.
+    row: Vec<u8>,
+}
+
+/// What is known of an item that is to be replaced or deleted.
+struct Old {
+    uri: String,
+    digest: Fingerprint,
+}
+
+impl Cache {
+    /// Puts items, each under its id or the next free one. An id that exists is replaced.
+    ///
+    /// * Returns one result for each item, in order: its id, or why it was not stored; the others are.
+    ///
+    /// # Errors
+    /// For the call as a whole, of which then nothing is stored: [`Error::NotWritable`], [`Error::Full`], a store that
+    /// fails. For an item: [`Error::Dimension`], [`Error::Row`] without direction, [`Error::NoFreeId`].
+    pub fn upsert(&self, items: Vec<NewItem>) -> Result<Vec<Result<ItemId, Error>>, Error> {
+        if !self.writable() {
+            return Err(Error::NotWritable(self.name.clone()));
+        }
+        let record = self.snapshot().record().clone();
+        let prepare = |item: NewItem| {
+            if item.embedding.dim() != record.dim {
+                let (expected, received) = (record.dim, item.embedding.dim());
+                return Err(Error::Dimension { cache: record.name.clone(), expected, received });
+            }
+            let row = unit_row(item.embedding, &record, item.id.unwrap_or(ItemId(0)))?;
+            Ok((item.id, Put { record: item.record, row }))
+        };
+        // The work that needs no lock is done before it is taken.
+        let prepared: Vec<Result<(Option<ItemId>, Put), Error>> = items.into_iter().map(prepare).collect();
+        let mut state = self.state()?;
+        self.check_room(prepared.len() * record.dim)?;
+        let mut next = state.record.next_item;
+        let mut named = Vec::with_capacity(prepared.len());
+        let mut results = Vec::with_capacity(prepared.len());
+        for prepared in prepared {
+            results.push(prepared.and_then(|(id, put)| {
+                let id = id.unwrap_or(next);
+                // The largest number is kept, so that there is always one that is next.
+                if id.0 == u64::MAX {
+                    return Err(Error::NoFreeId(self.name.clone()));
+                }
+                next = next.max(ItemId(id.0 + 1));
+                named.push((id, Some(put)));
+                Ok(id)
+            }));
+        }
+        self.write(&mut state, named)?;
+        drop(state);
+        self.synced()?;
+        Ok(results)
+    }
+
+    /// Deletes items. One that is not there is not an error.
+    ///
+    /// * Returns for each id, in order, whether it was there.
+    ///
+    /// # Errors
+    /// Of which nothing is deleted: [`Error::NotWritable`], a store that fails.
+    pub fn delete(&self, ids: &[ItemId]) -> Result<Vec<bool>, Error> {
+        if !self.writable() {
+            return Err(Error::NotWritable(self.name.clone()));
+        }
+        let mut state = self.state()?;
+        let found = self.write(&mut state, ids.iter().map(|&id| (id, None)).collect())?;
+        drop(state);
+        self.synced()?;
+        Ok(found)
+    }
+
+    /// Waits for the disk.
+    fn synced(&self) -> Result<(), Error> {
+        self.store.sync()?;
+        fail::fail_point!("change::after_sync", |_| std::process::abort());
+        Ok(())
+    }
+
+    /// Whether so many more components may be held.
+    fn check_room(&self, components: usize) -> Result<(), Error> {
+        let now = self.snapshot();
+        let held = now.loaded().plan.total() + now.delta().bytes;
+        let budget = self.options.memory_budget;
+        if held + 5 * components as u64 > budget {
+            return Err(Error::Full { cache: self.name.clone(), held: held >> 20, budget: budget >> 20 });
+        }
+        Ok(())
+    }
+
+    /// Writes changes in one batch and shows them to readers. Returns for each whether the item was there.
+    fn write(&self, state: &mut State, changes: Vec<(ItemId, Option<Put>)>) -> Result<Vec<bool>, Error> {
+        let store = &*self.store;
+        let mut record = state.record.clone();
+        let (mut batch, mut applied) = (store.batch(), Vec::with_capacity(changes.len()));
+        // What this very batch has put or deleted before.
+        let mut here: HashMap<ItemId, Option<Old>> = HashMap::new();
+        let mut found = Vec::with_capacity(changes.len());
+        for (id, put) in changes {
+            let old = match here.remove(&id) {
+                Some(old) => old,
+                None if id >= record.next_item => None,
+                None => store.item(record.id, id)?.map(|item| Old { uri: item.uri, digest: item.digest }),
+            };
+            found.push(old.is_some());
+            if old.is_none() && put.is_none() {
+                here.insert(id, None);
+                continue;
+            }
+            if let Some(old) = &old {
+                forget(store, &mut batch, &record, id, old, put.as_ref().map(|put| &put.record))?;
+            }
+            record.sequence += 1;
+            let kind = if put.is_some() { ChangeKind::Upsert } else { ChangeKind::Delete };
+            batch.put_change(record.id, record.sequence, &ChangeRecord { kind, item: id });
+            record.items = record.items + u64::from(put.is_some()) - u64::from(old.is_some());
+            record.next_item = record.next_item.max(ItemId(id.0.saturating_add(1)));
+            match put {
+                Some(put) => {
+                    batch.put_item(record.id, id, &put.record, &put.row);
+                    let Put { record: ItemRecord { uri, digest, .. }, row } = put;
+                    here.insert(id, Some(Old { uri, digest }));
+                    // The row as it will be read back, f16 included.
+                    applied.push((id, Some(decode_row(&row, record.rows))));
+                }
+                None => {
+                    batch.delete_item(record.id, id);
+                    here.insert(id, None);
+                    applied.push((id, None));
+                }
+            }
+        }
+        if applied.is_empty() {
+            return Ok(found);
+        }
+        batch.put_cache(&record);
+        fail::fail_point!("change::before_commit", |_| std::process::abort());
+        store.commit_unsynced(batch)?;
+        fail::fail_point!("change::after_commit", |_| std::process::abort());
+        let frozen = self.snapshot().frozen.clone();
+        state.overlay.apply(&frozen.index, applied, record.sequence);
+        state.record = record;
+        self.show(&frozen, &state.overlay);
+        Ok(found)
+    }
+}
+
+/// Takes what a build remembers of an item's content and file out of the ledger, so that a later run neither takes a file
+/// for a duplicate of what is gone, nor says that the file is stored.
+///
+/// * `new`: what takes its place, if anything does.
+fn forget(
+    store: &Store,
+    batch: &mut Batch<'_>,
+    cache: &crate::store::CacheRecord,
+    id: ItemId,
+    old: &Old,
+    new: Option<&ItemRecord>,
+) -> Result<(), Error> {
+    if new.is_none_or(|new| new.digest != old.digest)
+        && store.item_of_digest(cache.id, &old.digest)? == Some(id)
+    {
+        batch.delete_digest(cache.id, &old.digest);
+    }
+    if new.is_none_or(|new| new.uri != old.uri)
+        && let Some(unit) = store.ledger_unit(cache.id, &old.uri)?
+        && unit.outcome == Outcome::Stored(id)
+    {
+        let item = None;
+        batch.put_ledger(cache.id, &LedgerRecord { outcome: Outcome::Deleted, item, ..unit });
+    }
+    Ok(())
+}

@@ -1,0 +1,308 @@
+//! What a reader holds: a generation and the changes since, as of one moment.
+//!
+//! ```text
+//! graph of the generation ─► candidates ─► without masked slots ─► scored on the rows ─┐
+//! delta ─► exact scan ─────────────────────────────────────────────────────────────────┴► best first
+//! ```
+//!
+//! The graph knows nothing of deletions: candidates whose slots are masked are dropped, and the beam is asked for as
+//! many more as are masked on average. Where that leaves too few, it is asked again for twice as many; past
+//! [`SearchParams::MAX_EF_SEARCH`] a scan of what is left is the cheaper way.
+//!
+//! With rows on disk, a reader sees rows as they are *now*: an item that was replaced after the reader took its snapshot
+//! is scored on its new row, one that was deleted is left out.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::Error;
+use super::delta::{Delta, Overlay};
+use super::generation::{Frozen, LoadOptions, Loaded, find_generation};
+use super::rows::check_row;
+use crate::index::exact::{self, Scored, TopK};
+use crate::index::{Cost, Index, SearchParams, Searcher};
+use crate::kernels::Kernels;
+use crate::store::{self, CacheRecord, GenerationRecord, Store};
+use crate::types::{CacheName, Embedding, Generation, Hit, ItemId, Slot};
+
+/// A generation and the changes since, as of one moment. Copies are cheap and share both.
+#[derive(Clone)]
+pub struct Snapshot {
+    pub(super) frozen: Arc<Frozen>,
+    pub(super) delta: Delta,
+}
+
+/// The answer to one search.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Found {
+    /// At most `top_k` hits, best first.
+    pub hits: Vec<Hit>,
+    /// The work it took.
+    pub cost: Cost,
+}
+
+/// The changes that a snapshot holds beside its generation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+pub struct DeltaSummary {
+    /// Items that are searched exactly, because they were upserted since the generation.
+    pub items: u64,
+    /// Items of the generation that were replaced or deleted since.
+    pub masked: u64,
+    /// Rows held, those that were replaced or deleted again included.
+    pub rows: u64,
+    /// Bytes they take.
+    pub bytes: u64,
+    /// Number of the last change in it.
+    pub sequence: u64,
+}
+
+impl Snapshot {
+    /// Loads the current generation of a cache, and what has changed since.
+    ///
+    /// # Errors
+    /// As [`super::Cache::open`].
+    pub fn load(store: &Arc<Store>, name: &CacheName, options: LoadOptions) -> Result<Self, Error> {
+        let record = store.cache(name)?;
+        let current = record.current.ok_or_else(|| Error::NotIndexed(name.clone()))?;
+        let generation = find_generation(store, &record, current)?;
+        Ok(Snapshot::open(store, record, generation, options)?.0)
+    }
+
+    /// As [`Snapshot::load`], of any stored generation, and with the writer's side of its delta.
+    pub(super) fn open(
+        store: &Arc<Store>,
+        record: CacheRecord,
+        generation: GenerationRecord,
+        options: LoadOptions,
+    ) -> Result<(Self, Overlay), Error> {
+        let (frozen, gone) = Frozen::load(store, record, generation, options)?;
+        let mut overlay = Overlay::new(frozen.record.dim, frozen.generation.sequence);
+        overlay.replay(store, &frozen.record, &frozen.index)?;
+        let (found, expected) = (overlay.delta().sequence(), frozen.record.sequence);
+        if found < expected {
+            let what = format!("change log of cache `{}`", frozen.record.name);
+            let why = format!("it ends at change {found}, the cache's record knows of {expected}");
+            return Err(store::Error::Damaged { what, why }.into());
+        }
+        // The rows were read before the log: whatever took one away is in it.
+        if let Some(slot) = gone.into_iter().find(|slot| !overlay.delta().masked().contains(slot.0)) {
+            let (cache, id) = (frozen.record.name.clone(), frozen.index.id(slot));
+            return Err(Error::Row { cache, id, why: "missing".into() });
+        }
+        let delta = overlay.delta().clone();
+        Ok((Snapshot { frozen: Arc::new(frozen), delta }, overlay))
+    }
+
+    /// The cache's record as of loading its generation.
+    pub fn record(&self) -> &CacheRecord {
+        &self.frozen.record
+    }
+
+    /// The generation's record.
+    pub fn generation_record(&self) -> &GenerationRecord {
+        &self.frozen.generation
+    }
+
+    /// The generation's number.
+    pub fn generation(&self) -> Generation {
+        self.frozen.generation.generation
+    }
+
+    /// The opened index.
+    pub fn index(&self) -> &Index {
+        &self.frozen.index
+    }
+
+    /// What loading the generation did.
+    pub fn loaded(&self) -> Loaded {
+        self.frozen.loaded
+    }
+
+    /// The store it came from.
+    pub fn store(&self) -> &Arc<Store> {
+        &self.frozen.store
+    }
+
+    /// Items that a search can find.
+    pub fn live(&self) -> usize {
+        self.live_slots() + self.delta.live()
+    }
+
+    /// Whether an item of the generation was replaced or deleted since.
+    pub fn replaced(&self, id: ItemId) -> bool {
+        self.index().slot(id).is_some_and(|slot| self.delta.masked().contains(slot.0))
+    }
+
+    /// The changes it holds beside its generation.
+    pub fn delta(&self) -> DeltaSummary {
+        DeltaSummary {
+            items: self.delta.live() as u64,
+            masked: self.delta.masked().len() as u64,
+            rows: self.delta.rows() as u64,
+            bytes: self.delta.bytes(),
+            sequence: self.delta.sequence(),
+        }
+    }
+
+    fn live_slots(&self) -> usize {
+        self.frozen.index.len() - self.delta.masked().len()
+    }
+
+    /// The `top_k` nearest items of a query, best first, scored in f32 on the stored rows.
+    ///
+    /// * `query`: length D, not necessarily unit. `top_k`: min(top_k, live items) hits come back.
+    ///
+    /// # Errors
+    /// [`Error::Dimension`], [`crate::index::Error::Parameter`], [`Error::Row`].
+    pub fn search(
+        &self,
+        searcher: &mut Searcher,
+        query: &Embedding,
+        top_k: usize,
+        params: &SearchParams,
+    ) -> Result<Found, Error> {
+        let record = self.record();
+        if query.dim() != record.dim {
+            let (expected, received) = (record.dim, query.dim());
+            return Err(Error::Dimension { cache: record.name.clone(), expected, received });
+        }
+        params.validate()?;
+        let mut cost = Cost::default();
+        let slots = match params.exact {
+            true => None,
+            false => self.candidates(searcher, query, top_k.max(params.rescore), params, top_k, &mut cost)?,
+        };
+        let mut hits = match slots {
+            Some(slots) => self.rescored(&slots, query, top_k, &mut cost)?,
+            None => self.scanned(query, top_k, &mut cost)?,
+        };
+        if self.delta.live() > 0 {
+            cost.scored_vectors += self.delta.rows() as u64;
+            for Scored { slot, score } in self.delta.search(query.as_slice(), top_k) {
+                let (id, row) = self.delta.row(slot);
+                hits.push(self.hit(id, score, row.to_vec())?);
+            }
+            hits.sort_by(|a, b| b.score.total_cmp(&a.score).then(a.id.cmp(&b.id)));
+            hits.truncate(top_k);
+        }
+        Ok(Found { hits, cost })
+    }
+
+    /// The best slots by their codes that are not masked, or nothing when a scan is the cheaper way to `top_k` of them.
+    fn candidates(
+        &self,
+        searcher: &mut Searcher,
+        query: &Embedding,
+        wanted: usize,
+        params: &SearchParams,
+        top_k: usize,
+        cost: &mut Cost,
+    ) -> Result<Option<Vec<Slot>>, Error> {
+        let (index, masked, live) = (&self.frozen.index, self.delta.masked(), self.live_slots());
+        if live == 0 {
+            return Ok(Some(Vec::new()));
+        }
+        let widened = |n: usize| (n as f64 * index.len() as f64 / live as f64).ceil() as usize;
+        let mut ask = widened(wanted);
+        let ef_search = widened(params.ef_search).min(SearchParams::MAX_EF_SEARCH).max(params.ef_search);
+        let params = SearchParams { ef_search, ..*params };
+        loop {
+            if !masked.is_empty() && ask > SearchParams::MAX_EF_SEARCH {
+                return Ok(None);
+            }
+            let (candidates, work) = searcher.search(index, query.as_slice(), ask, &params)?;
+            cost.visited_nodes += work.visited_nodes;
+            cost.scored_vectors += work.scored_vectors;
+            let slots = candidates.into_iter().map(|c| c.slot).filter(|slot| !masked.contains(slot.0));
+            let slots: Vec<Slot> = slots.take(wanted).collect();
+            if masked.is_empty() || slots.len() >= top_k.min(live) || ask >= index.len() {
+                return Ok(Some(slots));
+            }
+            ask = (2 * ask).min(index.len());
+        }
+    }
+
+    /// The best of some slots, scored on their rows.
+    fn rescored(
+        &self,
+        slots: &[Slot],
+        query: &Embedding,
+        top_k: usize,
+        cost: &mut Cost,
+    ) -> Result<Vec<Hit>, Error> {
+        let (kernels, query) = (Kernels::get(), query.as_slice());
+        let mut best = TopK::new(top_k);
+        cost.scored_vectors += slots.len() as u64;
+        if let Some(rows) = self.frozen.rows.as_f32() {
+            let (mut scores, flat) = (Vec::new(), slots.iter().map(|s| s.0).collect::<Vec<_>>());
+            kernels.score_f32(rows, &flat, query, &mut scores);
+            slots.iter().zip(scores).for_each(|(&slot, score)| best.push(Scored { slot, score }));
+            return self.hits(best.into_sorted());
+        }
+        let mut by_slot: HashMap<Slot, Vec<f32>> = HashMap::with_capacity(slots.len());
+        for (&slot, row) in slots.iter().zip(self.read(slots)?) {
+            if let Some(row) = row {
+                best.push(Scored { slot, score: kernels.dot(query, &row) });
+                by_slot.insert(slot, row);
+            }
+        }
+        let hits = best.into_sorted().into_iter().map(|Scored { slot, score }| {
+            self.hit(self.frozen.index.id(slot), score, by_slot.remove(&slot).unwrap_or_default())
+        });
+        hits.collect()
+    }
+
+    /// The best of all slots that are not masked.
+    fn scanned(&self, query: &Embedding, top_k: usize, cost: &mut Cost) -> Result<Vec<Hit>, Error> {
+        let (frozen, masked) = (&self.frozen, self.delta.masked());
+        let keep = |slot: Slot| masked.is_empty() || !masked.contains(slot.0);
+        cost.scored_vectors += self.live_slots() as u64;
+        if let Some(rows) = frozen.rows.as_f32() {
+            return self.hits(exact::search_where(rows, query.as_slice(), top_k, keep));
+        }
+        let (record, ids) = (&frozen.record, frozen.index.ids());
+        let (mut best, mut at) = (TopK::new(top_k), 0);
+        if frozen.loaded.rows_in_memory {
+            for slot in (0..ids.len() as u32).map(Slot).filter(|&slot| keep(slot)) {
+                for row in self.read(&[slot])?.into_iter().flatten() {
+                    best.push(Scored { slot, score: Kernels::get().dot(query.as_slice(), &row) });
+                }
+            }
+            return self.hits(best.into_sorted());
+        }
+        frozen.store.scan_rows(record.id, ItemId(ids.first().copied().unwrap_or(0)), |id, bytes| {
+            // Items that were deleted are missing from the scan, others are not in the generation.
+            while at < ids.len() && ids[at] < id.0 {
+                at += 1;
+            }
+            let slot = Slot(at as u32);
+            if ids.get(at) == Some(&id.0) && keep(slot) {
+                let row = check_row(&record.name, id, Some(bytes), record.rows, record.dim)?;
+                best.push(Scored { slot, score: Kernels::get().dot(query.as_slice(), &row) });
+            }
+            Ok::<bool, Error>(at < ids.len())
+        })?;
+        self.hits(best.into_sorted())
+    }
+
+    fn read(&self, slots: &[Slot]) -> Result<Vec<Option<Vec<f32>>>, Error> {
+        let Frozen { store, record, index, rows, .. } = &*self.frozen;
+        let ids: Vec<ItemId> = slots.iter().map(|&slot| index.id(slot)).collect();
+        rows.read(store, record, slots, &ids)
+    }
+
+    fn hits(&self, scored: Vec<Scored>) -> Result<Vec<Hit>, Error> {
+        let slots: Vec<Slot> = scored.iter().map(|s| s.slot).collect();
+        let pairs = scored.into_iter().zip(self.read(&slots)?);
+        let hit = |(scored, row): (Scored, Option<Vec<f32>>)| {
+            Some(self.hit(self.frozen.index.id(scored.slot), scored.score, row?))
+        };
+        pairs.filter_map(hit).collect()
+    }
+
+    fn hit(&self, id: ItemId, score: f32, row: Vec<f32>) -> Result<Hit, Error> {
+        let wrong =
+            |e: crate::types::Error| Error::Row { cache: self.record().name.clone(), id, why: e.to_string() };
+        Ok(Hit { id, score, embedding: Embedding::new(row).map_err(wrong)? })
+    }
+}
