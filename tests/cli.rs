@@ -345,3 +345,49 @@ fn a_server_says_its_address_and_ends_on_a_signal() {
     let arguments = ["--store", empty.path().to_str().unwrap(), "serve", "--listen", "127.0.0.1:0"];
     expect(1, &arguments, world.run(&arguments));
 }
+
+#[test]
+fn items_are_upserted_and_deleted_on_a_store_and_on_a_server() {
+    let world = World::new();
+    let upserted = world.on_store(0, &["upsert", "--cache", ROWS, "--vectors", "q.npy", "--json"]);
+    let ids: Vec<u64> = upserted.iter().map(|line| line["id"].as_u64().unwrap()).collect();
+    assert_eq!(ids, [200, 201, 202]);
+    let found =
+        world.on_store(0, &["search", "--cache", ROWS, "--vectors", "q.npy", "--top-k", "1", "--json"]);
+    let best: Vec<u64> = found.iter().map(|line| line["neighbors"][0]["id"].as_u64().unwrap()).collect();
+    assert_eq!(best, ids);
+    assert!(found[2]["neighbors"][0]["uri"].as_str().unwrap().ends_with("q.npy#2"));
+
+    let server = Served::start(&world, &["--cache", ROWS, "--writable"]);
+    let connect = ["--connect", server.address.as_str()];
+    let run = |code: i32, arguments: &[&str]| {
+        let arguments = [arguments, &connect].concat();
+        expect(code, &arguments, world.run(&arguments))
+    };
+    // The server is the one writer now.
+    let store = world.store.to_str().unwrap();
+    let arguments = ["--store", store, "delete", "--cache", ROWS, "--ids", "1"];
+    let output = expect(1, &arguments, world.run(&arguments));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("written by another process"));
+
+    let ids = [7u64, 300, 8].iter().flat_map(|id| id.to_le_bytes()).collect::<Vec<u8>>();
+    let header = b"{'descr': '<i8', 'fortran_order': False, 'shape': (3,), }";
+    let file = [npy::MAGIC, &[1, 0], &(header.len() as u16).to_le_bytes(), header, &ids].concat();
+    std::fs::write(world.folder.path().join("ids.npy"), file).unwrap();
+    let output = run(0, &["upsert", "--vectors", "q.npy", "--ids", "ids.npy"]);
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "7\n300\n8\n");
+    let output = run(0, &["delete", "--ids", "300,5000"]);
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "1 deleted, 1 were not there\n");
+    let deleted = lines(&run(0, &["delete", "--ids", "ids.npy", "--json"]));
+    assert_eq!(deleted.iter().map(|line| &line["found"]).collect::<Vec<_>>(), [true, false, true]);
+    let described = lines(&run(0, &["describe", "--json"]));
+    assert_eq!((&described[0]["live_items"], &described[0]["writable"]), (&201.into(), &true.into()));
+    run(1, &["upsert", "--vectors", "q.npy", "--ids", "1,2"]);
+    run(1, &["delete", "--ids", "x"]);
+    assert_eq!(server.end("TERM"), Some(0));
+
+    let server = Served::start(&world, &["--cache", ROWS]);
+    let arguments = ["delete", "--ids", "1", "--connect", &server.address];
+    let output = expect(1, &arguments, world.run(&arguments));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("READ_ONLY"));
+}

@@ -627,3 +627,66 @@ fn scratch_folder() -> PathBuf {
     let number = COUNT.fetch_add(1, Ordering::Relaxed);
     std::env::temp_dir().join(format!("{PREFIX}{}-{number}", std::process::id()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A store as the program before the change log left it.
+    fn version_1(path: &Path) {
+        let store = Store::open(path, Access::Write).unwrap();
+        let mut batch = store.batch();
+        batch.put(META, Key::format(), records::encode(&1u32));
+        let record = br#"{"id":1,"name":"a","dim":2,"rows":"f32","origin":{"model":"m","weights":null,"preprocessing":null},"current":1,"items":0,"next_item":0,"created_ms":0}"#;
+        batch.put(META, b"ca".to_vec(), [&[1u8][..], record].concat());
+        let generation =
+            br#"{"generation":1,"items":0,"index_bytes":0,"build":null,"recall":[],"created_ms":0}"#;
+        batch.put(
+            META,
+            Key::generation(CacheId(1), crate::types::Generation(1)),
+            [&[1u8][..], generation].concat(),
+        );
+        store.commit(batch).unwrap();
+        store.db.drop_cf(CHANGES).unwrap();
+    }
+
+    #[test]
+    fn a_store_of_version_1_is_read_as_it_is_and_gets_its_log_when_it_is_written() {
+        let folder = tempfile::tempdir().unwrap();
+        version_1(folder.path());
+        let name = CacheName::new("a").unwrap();
+        for access in [Access::Read, Access::Write, Access::Read] {
+            let store = Store::open(folder.path(), access).unwrap();
+            let record = store.cache(&name).unwrap();
+            assert_eq!((record.sequence, store.generations(record.id).unwrap()[0].sequence), (0, 0));
+            assert!(store.changes(record.id, 0).unwrap().is_empty());
+            assert!(store.sizes().len() >= 5);
+            store.verify_files().unwrap();
+            store.refresh().unwrap();
+        }
+        let store = Store::open(folder.path(), Access::Write).unwrap();
+        let version: u32 =
+            records::decode("version", &store.get(META, &Key::format()).unwrap().unwrap()).unwrap();
+        assert_eq!(version, STORE_VERSION);
+    }
+
+    #[test]
+    fn the_log_is_in_order_and_a_gap_is_damage() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path(), Access::Write).unwrap();
+        let cache = CacheId(3);
+        let mut batch = store.batch();
+        let change = |item| ChangeRecord { kind: ChangeKind::Upsert, item: ItemId(item) };
+        for sequence in [1, 2, 3, 4, 6] {
+            batch.put_change(cache, sequence, &change(sequence));
+        }
+        batch.put_change(CacheId(4), 1, &change(9));
+        batch.delete_changes_to(cache, 2);
+        store.commit_unsynced(batch).unwrap();
+        store.sync().unwrap();
+        assert!(matches!(store.changes(cache, 0), Err(Error::Damaged { .. })), "1 and 2 are gone");
+        assert!(matches!(store.changes(cache, 2), Err(Error::Damaged { .. })), "5 is missing");
+        assert_eq!(store.changes(cache, 5).unwrap(), [(6, change(6))]);
+        assert_eq!(store.changes(CacheId(4), 0).unwrap().len(), 1);
+    }
+}
