@@ -23,9 +23,7 @@ use common::{Noise, fbin, machine, median, setting, timed, verdict};
 use hnsw_rs::prelude::{Distance, Hnsw};
 use rayon::prelude::*;
 use viscache::index::exact;
-use viscache::index::{
-    AlignedBytes, BuildParams, Codec, Cost, Index, Parts, SearchParams, Searcher, build,
-};
+use viscache::index::{AlignedBytes, BuildParams, Codec, Cost, Index, Parts, SearchParams, Searcher, build};
 use viscache::kernels::Kernels;
 use viscache::types::ItemId;
 
@@ -75,7 +73,8 @@ fn main() {
         m: setting("VISCACHE_BENCH_M", BuildParams::DEFAULT_M),
         ef_construction: setting("VISCACHE_BENCH_EFC", BuildParams::DEFAULT_EF_CONSTRUCTION),
         refine: setting("VISCACHE_BENCH_REFINE", BuildParams::DEFAULT_REFINE),
-        codes: std::env::var("VISCACHE_BENCH_CODES").map_or(BuildParams::DEFAULT_CODES, |word| word.parse().unwrap()),
+        codes: std::env::var("VISCACHE_BENCH_CODES")
+            .map_or(BuildParams::DEFAULT_CODES, |word| word.parse().unwrap()),
         ..Default::default()
     };
     let (index, took) = timed(|| ours(&params, &rows, dim, &folder));

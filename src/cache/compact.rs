@@ -253,5 +253,5 @@ impl Cache {
 /// will be stored, twice.
 fn build_bytes(record: &CacheRecord, params: &BuildParams) -> u64 {
     let dim = record.dim as u64;
-    record.items * (6 * dim + 2 * params.codes_bytes() * dim + 48 * params.m as u64)
+    record.items * (6 * dim + 2 * params.code_bytes(record.dim) + 48 * params.m as u64)
 }

@@ -4,6 +4,7 @@ use half::f16;
 
 use super::Error;
 use crate::index::AlignedBytes;
+use crate::kernels::Kernels;
 use crate::store::{RowType, Store};
 use crate::types::{CacheName, ItemId, Slot};
 
@@ -66,11 +67,33 @@ impl Rows {
         }
     }
 
-    /// All rows as one f32 slice, when they are in memory in that form.
-    pub(super) fn as_f32(&self) -> Option<&[f32]> {
+    /// All rows, when they are in memory.
+    pub(super) fn block(&self) -> Option<Block<'_>> {
         match self {
-            Rows::Ram { kind: RowType::F32, bytes } => Some(bytemuck::cast_slice(bytes.as_slice())),
-            _ => None,
+            Rows::Ram { kind: RowType::F32, bytes } => {
+                Some(Block::F32(bytemuck::cast_slice(bytes.as_slice())))
+            }
+            Rows::Ram { kind: RowType::F16, bytes } => {
+                Some(Block::F16(bytemuck::cast_slice(bytes.as_slice())))
+            }
+            Rows::Disk { .. } => None,
+        }
+    }
+}
+
+/// Rows in memory, row-major, by slot.
+#[derive(Clone, Copy)]
+pub(super) enum Block<'a> {
+    F32(&'a [f32]),
+    F16(&'a [f16]),
+}
+
+impl Block<'_> {
+    /// Inner products of the rows `slots` with a query; `out` is cleared first.
+    pub(super) fn score(self, slots: &[u32], query: &[f32], out: &mut Vec<f32>) {
+        match self {
+            Block::F32(rows) => Kernels::get().score_f32(rows, slots, query, out),
+            Block::F16(rows) => Kernels::get().score_f16(rows, slots, query, out),
         }
     }
 }

@@ -20,7 +20,7 @@ use super::delta::{Delta, Overlay};
 use super::generation::{Frozen, LoadOptions, Loaded, find_generation};
 use super::rows::check_row;
 use crate::index::exact::{self, Scored, TopK};
-use crate::index::{Cost, Index, SearchParams, Searcher};
+use crate::index::{Candidate, Cost, Index, SearchParams, Searcher};
 use crate::kernels::Kernels;
 use crate::store::{self, CacheRecord, GenerationRecord, Store};
 use crate::types::{CacheName, Embedding, Generation, Hit, ItemId, Slot};
@@ -168,12 +168,12 @@ impl Snapshot {
         }
         params.validate()?;
         let mut cost = Cost::default();
-        let slots = match params.exact {
+        let candidates = match params.exact {
             true => None,
             false => self.candidates(searcher, query, top_k.max(params.rescore), params, top_k, &mut cost)?,
         };
-        let mut hits = match slots {
-            Some(slots) => self.rescored(&slots, query, top_k, &mut cost)?,
+        let mut hits = match candidates {
+            Some(candidates) => self.rescored(&candidates, query, top_k, &mut cost)?,
             None => self.scanned(query, top_k, &mut cost)?,
         };
         if self.delta.live() > 0 {
@@ -188,7 +188,7 @@ impl Snapshot {
         Ok(Found { hits, cost })
     }
 
-    /// The best slots by their codes that are not masked, or nothing when a scan is the cheaper way to `top_k` of them.
+    /// The best by their codes that are not masked, or nothing when a scan is the cheaper way to `top_k` of them.
     fn candidates(
         &self,
         searcher: &mut Searcher,
@@ -197,7 +197,7 @@ impl Snapshot {
         params: &SearchParams,
         top_k: usize,
         cost: &mut Cost,
-    ) -> Result<Option<Vec<Slot>>, Error> {
+    ) -> Result<Option<Vec<Candidate>>, Error> {
         let (index, masked, live) = (&self.frozen.index, self.delta.masked(), self.live_slots());
         if live == 0 {
             return Ok(Some(Vec::new()));
@@ -213,36 +213,38 @@ impl Snapshot {
             let (candidates, work) = searcher.search(index, query.as_slice(), ask, &params)?;
             cost.visited_nodes += work.visited_nodes;
             cost.scored_vectors += work.scored_vectors;
-            let slots = candidates.into_iter().map(|c| c.slot).filter(|slot| !masked.contains(slot.0));
-            let slots: Vec<Slot> = slots.take(wanted).collect();
-            if masked.is_empty() || slots.len() >= top_k.min(live) || ask >= index.len() {
-                return Ok(Some(slots));
+            let kept = candidates.into_iter().filter(|c| !masked.contains(c.slot.0));
+            let kept: Vec<Candidate> = kept.take(wanted).collect();
+            if masked.is_empty() || kept.len() >= top_k.min(live) || ask >= index.len() {
+                return Ok(Some(kept));
             }
             ask = (2 * ask).min(index.len());
         }
     }
 
-    /// The best of some slots, scored on their rows.
+    /// The best of some candidates, scored on their rows.
     fn rescored(
         &self,
-        slots: &[Slot],
+        candidates: &[Candidate],
         query: &Embedding,
         top_k: usize,
         cost: &mut Cost,
     ) -> Result<Vec<Hit>, Error> {
-        let (kernels, query) = (Kernels::get(), query.as_slice());
+        let query = query.as_slice();
+        if let Some(rows) = self.frozen.rows.block() {
+            let slack = self.frozen.index.score_error(query);
+            let score = |slots: &[u32], out: &mut Vec<f32>| rows.score(slots, query, out);
+            let (best, read) = exact::rescore(candidates, top_k, slack, score);
+            cost.scored_vectors += read as u64;
+            return self.hits(best);
+        }
+        let slots: Vec<Slot> = candidates.iter().map(|c| c.slot).collect();
         let mut best = TopK::new(top_k);
         cost.scored_vectors += slots.len() as u64;
-        if let Some(rows) = self.frozen.rows.as_f32() {
-            let (mut scores, flat) = (Vec::new(), slots.iter().map(|s| s.0).collect::<Vec<_>>());
-            kernels.score_f32(rows, &flat, query, &mut scores);
-            slots.iter().zip(scores).for_each(|(&slot, score)| best.push(Scored { slot, score }));
-            return self.hits(best.into_sorted());
-        }
         let mut by_slot: HashMap<Slot, Vec<f32>> = HashMap::with_capacity(slots.len());
-        for (&slot, row) in slots.iter().zip(self.read(slots)?) {
+        for (&slot, row) in slots.iter().zip(self.read(&slots)?) {
             if let Some(row) = row {
-                best.push(Scored { slot, score: kernels.dot(query, &row) });
+                best.push(Scored { slot, score: Kernels::get().dot(query, &row) });
                 by_slot.insert(slot, row);
             }
         }
@@ -257,19 +259,12 @@ impl Snapshot {
         let (frozen, masked) = (&self.frozen, self.delta.masked());
         let keep = |slot: Slot| masked.is_empty() || !masked.contains(slot.0);
         cost.scored_vectors += self.live_slots() as u64;
-        if let Some(rows) = frozen.rows.as_f32() {
-            return self.hits(exact::search_where(rows, query.as_slice(), top_k, keep));
-        }
         let (record, ids) = (&frozen.record, frozen.index.ids());
-        let (mut best, mut at) = (TopK::new(top_k), 0);
-        if frozen.loaded.rows_in_memory {
-            for slot in (0..ids.len() as u32).map(Slot).filter(|&slot| keep(slot)) {
-                for row in self.read(&[slot])?.into_iter().flatten() {
-                    best.push(Scored { slot, score: Kernels::get().dot(query.as_slice(), &row) });
-                }
-            }
-            return self.hits(best.into_sorted());
+        if let Some(rows) = frozen.rows.block() {
+            let score = |slots: &[u32], out: &mut Vec<f32>| rows.score(slots, query.as_slice(), out);
+            return self.hits(exact::scan(ids.len(), top_k, keep, score));
         }
+        let (mut best, mut at) = (TopK::new(top_k), 0);
         frozen.store.scan_rows(record.id, ItemId(ids.first().copied().unwrap_or(0)), |id, bytes| {
             // Items that were deleted are missing from the scan, others are not in the generation.
             while at < ids.len() && ids[at] < id.0 {

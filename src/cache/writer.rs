@@ -200,7 +200,9 @@ impl<'a> Writer<'a> {
         let generation = write_generation(self.store, self.record.id, &built)?;
         let (number, index_bytes) = (generation.generation, generation.index_bytes);
         self.record = flip(self.store, &self.record, generation)?;
-        let Built { items, reach, recall: [recall, recall_queries], seconds: [read, build, measured], .. } = built;
+        let Built {
+            items, reach, recall: [recall, recall_queries], seconds: [read, build, measured], ..
+        } = built;
         let seconds = [read, build, measured, clock.elapsed().as_secs_f64()];
         Ok(IndexReport { generation: number, items, index_bytes, reach, recall, recall_queries, seconds })
     }
@@ -263,7 +265,8 @@ where
     }
     let read = lap();
     let codec = Codec::train(params.codes, &rows, record.dim);
-    let graph = index::build(params, &codec, &rows, queries, |inserted| progress(IndexStep::Inserted(inserted)))?;
+    let graph =
+        index::build(params, &codec, &rows, queries, |inserted| progress(IndexStep::Inserted(inserted)))?;
     progress(IndexStep::Publish);
     let codes = codec.encode(&rows);
     let parts = Parts { graph: &graph, codec: &codec, ids: &ids, codes: &codes };

@@ -84,27 +84,27 @@ impl TopK {
 ///
 /// * `rows`: row-major `[n, query.len()]`.
 pub fn search(rows: &[f32], query: &[f32], k: usize) -> Vec<Scored> {
-    search_where(rows, query, k, |_| true)
+    let score = |slots: &[u32], out: &mut Vec<f32>| Kernels::get().score_f32(rows, slots, query, out);
+    scan(rows.len() / query.len().max(1), k, |_| true, score)
 }
 
-/// As [`search`], over the slots that `keep` keeps.
-pub fn search_where(
-    rows: &[f32],
-    query: &[f32],
+/// As [`search`], over those of the slots `0..n` that `keep` keeps.
+///
+/// * `score`: true scores of some slots, into its second argument.
+pub fn scan(
+    n: usize,
     k: usize,
     keep: impl Fn(Slot) -> bool + Sync,
+    score: impl Fn(&[u32], &mut Vec<f32>) + Sync,
 ) -> Vec<Scored> {
-    let (kernels, dim) = (Kernels::get(), query.len());
-    rows.par_chunks(BLOCK * dim)
-        .enumerate()
-        .map(|(block, rows)| {
-            let mut best = TopK::new(k);
-            for (i, row) in rows.chunks_exact(dim).enumerate() {
-                let slot = Slot((block * BLOCK + i) as u32);
-                if keep(slot) {
-                    best.push(Scored { slot, score: kernels.dot(query, row) });
-                }
-            }
+    (0..n.div_ceil(BLOCK))
+        .into_par_iter()
+        .map(|block| {
+            let all = (block * BLOCK) as u32..((block + 1) * BLOCK).min(n) as u32;
+            let slots: Vec<u32> = all.filter(|&slot| keep(Slot(slot))).collect();
+            let (mut scores, mut best) = (Vec::new(), TopK::new(k));
+            score(&slots, &mut scores);
+            slots.iter().zip(scores).for_each(|(&slot, score)| best.push(Scored { slot: Slot(slot), score }));
             best
         })
         .reduce(|| TopK::new(k), TopK::merge)
