@@ -116,7 +116,7 @@ fn main() {
     );
     let (after, _) = search(&endpoint, None);
     println!("searches with that delta, no upserts: {after:.0}/s ({:.0} %)", 100.0 * after / alone);
-    let full = runtime.block_on(upserts(endpoint.clone(), rows.clone(), seconds, f64::INFINITY));
+    let full = runtime.block_on(upserts(endpoint.clone(), rows.clone(), seconds / 4, f64::INFINITY));
     println!(
         "upserts alone, one client, batches of {BATCH}: {full:.0} items/s (goal ≥ {GOAL:.0}: {})",
         verdict(full >= GOAL)

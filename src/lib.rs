@@ -11,8 +11,8 @@
 //!
 //! ```text
 //! 5 edge     serve          gRPC and nothing else
-//! 4 flows    flow           embed · search · enhance, each one readable function
-//! 3 joins    cache          index + store: generations, the single writer
+//! 4 flows    flow           embed · search · enhance · upsert, each one readable function
+//! 3 joins    cache          index + store: generations, changes, the single writer
 //! 2 parts    models · index · store
 //! 1 pure     media · text · kernels · blend
 //! 0 ground   types

@@ -128,12 +128,20 @@ impl Delta {
             return best.into_sorted();
         }
         let mut lowest = TopK::new(k);
-        let mut bounds = Vec::with_capacity(self.live());
-        self.each_live(|block, at, slot| {
-            let (estimate, bound) = query_code.score(block, at);
-            bounds.push((slot, estimate + bound));
-            lowest.push(Scored { slot, score: estimate - bound });
-        });
+        let mut bounds = Vec::with_capacity(self.rows());
+        let longest = self.blocks.iter().map(|block| block.ids.len() as u32).max().unwrap_or(0);
+        let (all, mut products): (Vec<u32>, _) = ((0..longest).collect(), Vec::new());
+        for block in &self.blocks {
+            let rows = &all[..block.ids.len()];
+            Kernels::get().score_codes(&block.codes, rows, &query_code.steps, &mut products);
+            for (&product, (row, position)) in products.iter().zip(block.coded.iter().zip(block.start..)) {
+                if self.dead.is_empty() || !self.dead.contains(position) {
+                    let (estimate, bound) = query_code.score(product, *row);
+                    bounds.push((Slot(position), estimate + bound));
+                    lowest.push(Scored { slot: Slot(position), score: estimate - bound });
+                }
+            }
+        }
         let needed = lowest.into_sorted().last().map_or(f32::NEG_INFINITY, |worst| worst.score);
         for (slot, _) in bounds.into_iter().filter(|&(_, upper)| upper >= needed) {
             best.push(Scored { slot, score: Kernels::get().dot(query, self.row(slot).1) });
@@ -226,11 +234,8 @@ impl CodedQuery {
         CodedQuery { steps, sum, coded, length: norm(query) as f32 }
     }
 
-    /// An estimate of a row's score, and how far it may be off.
-    fn score(&self, block: &Block, at: usize) -> (f32, f32) {
-        let dim = self.steps.len();
-        let product = Kernels::get().dot_codes(&block.codes[at * dim..][..dim], &self.steps);
-        let row = block.coded[at];
+    /// An estimate of a row's score, from the product of the codes, and how far it may be off.
+    fn score(&self, product: i32, row: Coded) -> (f32, f32) {
         let estimate = self.coded.scale * row.scale * (i64::from(product) - 128 * self.sum) as f32;
         let bound = self.length * row.error + self.coded.error * row.length;
         (estimate, bound + ROUNDING * self.length * (row.length + row.error))
