@@ -12,6 +12,7 @@ demo: setup
 test: setup
 	$(CARGO) test --locked --workspace
 	$(CARGO) test --locked -p index-builder --features failpoints --test crash
+	$(CARGO) test --locked -p viscache --features failpoints --test crash_living
 
 lint: setup
 	$(CARGO) fmt --check
