@@ -564,7 +564,7 @@ async fn describe_tells_what_there_is_and_every_limit() {
         (SCENES, 1, &weights)
     );
     assert_eq!((told.dim, told.items), (128, SCENE_COUNT as u64));
-    assert_eq!((told.row_dtype, told.codes.as_str(), told.rows_in_memory), (Dtype::F32.into(), "u8", false));
+    assert_eq!((told.row_dtype, told.codes.as_str(), told.rows_in_memory), (Dtype::F32.into(), "u4", false));
     assert!(
         told.memory_bytes > 0 && !told.kernels.is_empty() && told.server_version == env!("CARGO_PKG_VERSION")
     );

@@ -339,7 +339,7 @@ fn other_codes_change_speed_and_not_the_answer() {
     );
     let queries: Vec<_> = bench.rows("a").into_values().step_by(29).collect();
     let mut sizes = BTreeSet::new();
-    for (number, codes) in ["u8", "f16", "f32"].into_iter().enumerate() {
+    for (number, codes) in ["u4", "u8", "f16", "f32"].into_iter().enumerate() {
         let ran = bench.run(&format!("index --cache a --json --m 16 --codes {codes}"), &[]).expect(0);
         let report = json_lines(&ran.out).pop().unwrap();
         assert_eq!(report["index"]["generation"], number as u64 + 1);
@@ -359,11 +359,57 @@ fn other_codes_change_speed_and_not_the_answer() {
         }
         bench.assert_sound();
     }
-    assert_eq!(sizes.len(), 3, "the codes do differ in size");
+    assert_eq!(sizes.len(), 4, "the codes do differ in size");
     let rows = bench.rows("a");
     bench.run("compact", &[]).expect(0);
     assert_eq!(rows, bench.rows("a"));
     bench.assert_sound();
+}
+
+#[test]
+fn a_sample_of_queries_repairs_the_graph_and_measures_it() {
+    let bench = Bench::new();
+    let folder = bench.path("in");
+    draw(&folder, 0, 300);
+    bench.run("build --cache a --no-index --images", &[&folder]).expect(0);
+    let rows: Vec<Vec<f32>> = bench.rows("a").into_values().collect();
+    let dim = rows[0].len();
+    let file = |name: &str, rows: &[Vec<f32>], dim: usize| {
+        let path = bench.path(name);
+        fs::write(&path, viscache::media::npy::write(&rows.concat(), dim)).unwrap();
+        path
+    };
+    // Far off the rows, as another modality is.
+    let mut queries = rows.clone();
+    queries.iter_mut().for_each(|row| row[0] += 3.0);
+    let good = file("queries.npy", &queries, dim);
+    let ran = bench.run("index --cache a --json --deterministic --m 4 --queries", &[&good]).expect(0);
+    let report = json_lines(&ran.out).pop().unwrap()["index"].clone();
+    let curve = report["recall_queries"].as_array().unwrap();
+    assert_eq!(curve.len(), report["recall"].as_array().unwrap().len());
+    assert!(curve.last().unwrap()[1].as_f64().unwrap() > 0.9, "{report}");
+    assert!(report["reach"]["repaired"].as_u64().is_some());
+    bench.assert_sound();
+
+    let told = bench.run("index --cache a --queries", &[&good]).expect(0);
+    assert!(told.out.contains("of the sampled queries"), "{}", told.out);
+
+    let generation = bench.record("a").current;
+    let few = file("few.npy", &queries[..5], dim);
+    let narrow = file("narrow.npy", &queries, 4);
+    let mut broken = queries.clone();
+    broken[7][1] = f32::NAN;
+    let broken = file("broken.npy", &broken, dim);
+    for (path, why) in [
+        (&few, "has 5 rows; a sample of queries needs at least 10"),
+        (&narrow, "has rows of 4 components"),
+        (&broken, "row 7"),
+        (&folder.join("nothing.npy"), "cannot read"),
+    ] {
+        let ran = bench.run("index --cache a --queries", &[path]).expect(1);
+        assert!(ran.err.contains(why), "{why}: {}", ran.err);
+    }
+    assert_eq!(bench.record("a").current, generation, "what is refused publishes nothing");
 }
 
 #[test]

@@ -117,3 +117,104 @@ fn connect(graph: &mut Graph, space: &Space<'_>, nearest: &[u32]) -> usize {
         open.push(lost);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::{
+        AlignedBytes, BuildParams, CodeKind, Codec, Index, Parts, SearchParams, Searcher, build, exact,
+    };
+    use super::*;
+    use crate::types::ItemId;
+
+    const DIM: usize = 32;
+    const ROWS: usize = 4000;
+
+    /// Unit vectors around a few centres, shifted by `gap` along one axis as another modality is.
+    fn cloud(seed: u64, n: usize, gap: f32, noise: f32) -> Vec<f32> {
+        let mut state = seed;
+        let mut next = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 40) as f32 / (1u64 << 24) as f32 - 0.5
+        };
+        let mut rows = Vec::with_capacity(n * DIM);
+        for _ in 0..n {
+            let centre = ((next() + 0.5) * 40.0) as usize;
+            let mut row: Vec<f32> =
+                (0..DIM).map(|i| ((centre * 31 + i * 17) as f32).sin() * 0.6 + next() * noise).collect();
+            row[0] += gap;
+            let norm = crate::types::norm(&row) as f32;
+            rows.extend(row.iter().map(|v| v / norm));
+        }
+        rows
+    }
+
+    fn params() -> BuildParams {
+        BuildParams { m: 6, ef_construction: 16, threads: 2, deterministic: true, ..Default::default() }
+    }
+
+    fn open(graph: &Graph, codec: &Codec, rows: &[f32]) -> Index {
+        let ids: Vec<ItemId> = (0..(rows.len() / DIM) as u64).map(ItemId).collect();
+        let mut bytes = Vec::new();
+        Parts { graph, codec, ids: &ids, codes: &codec.encode(rows) }.write(&mut bytes).unwrap();
+        Index::open(AlignedBytes::copy_of(&bytes).unwrap()).unwrap()
+    }
+
+    fn recall(index: &Index, rows: &[f32], queries: &[f32], ef_search: usize) -> f64 {
+        let mut searcher = Searcher::default();
+        let search = SearchParams { ef_search, ..Default::default() };
+        let one = |query: &[f32]| {
+            let truth: Vec<u32> = exact::search(rows, query, 10).iter().map(|s| s.slot.0).collect();
+            let (found, _) = searcher.search(index, query, 10, &search).unwrap();
+            exact::recall(&truth, &found.iter().map(|c| c.slot.0).collect::<Vec<_>>())
+        };
+        queries.chunks_exact(DIM).map(one).sum::<f64>() / (queries.len() / DIM) as f64
+    }
+
+    #[test]
+    fn refined_and_repaired_graphs_find_more() {
+        let rows = cloud(1, ROWS, 0.0, 0.8);
+        let (train, test) = (cloud(2, 4000, 2.0, 1.2), cloud(3, 200, 2.0, 1.2));
+        let codec = Codec::train(CodeKind::F32, &rows, DIM);
+        let graph = |refine, queries: &[f32]| {
+            build(&BuildParams { refine, ..params() }, &codec, &rows, queries, |_| ()).unwrap()
+        };
+        let (plain, refined, repaired) = (graph(0, &[]), graph(2, &[]), graph(2, &train));
+        assert_eq!(refined.reach().repaired, 0);
+        assert!(repaired.reach().repaired > 0);
+        let [plain, refined, repaired] = [plain, refined, repaired].map(|g| open(&g, &codec, &rows));
+        for index in [&refined, &repaired] {
+            assert!(index.unreachable().is_empty());
+        }
+        let near = cloud(4, 200, 0.0, 0.8);
+        let (before, after) = (recall(&plain, &rows, &near, 10), recall(&refined, &rows, &near, 10));
+        assert!(after > before, "refined: {before} → {after}");
+        let (before, after) = (recall(&refined, &rows, &test, 16), recall(&repaired, &rows, &test, 16));
+        assert!(after > before, "repaired: {before} → {after}");
+    }
+
+    #[test]
+    fn a_deterministic_build_gives_one_graph() {
+        let (rows, queries) = (cloud(1, 1000, 0.0, 0.8), cloud(2, 300, 2.0, 1.2));
+        let codec = Codec::train(CodeKind::U4, &rows, DIM);
+        let graph =
+            |threads| build(&BuildParams { threads, ..params() }, &codec, &rows, &queries, |_| ()).unwrap();
+        assert_eq!(graph(1), graph(2));
+    }
+
+    #[test]
+    fn full_rows_are_left_alone() {
+        let rows = cloud(1, 300, 0.0, 0.8);
+        let codec = Codec::train(CodeKind::F32, &rows, DIM);
+        let mut graph = build(&params(), &codec, &rows, &[], |_| ()).unwrap();
+        for slot in 0..300 {
+            while graph.try_link(slot, (slot + 1) % 300) {}
+        }
+        let full = graph.clone();
+        let eight = codec.as_u8(&rows);
+        let codes = eight.encode(&rows);
+        let queries: Vec<CodedQuery> =
+            cloud(2, 100, 2.0, 1.2).chunks_exact(DIM).map(|q| eight.code_query(q)).collect();
+        assert_eq!(fix(&mut graph, &Space::new(&codes, eight.stride()), &queries), 0);
+        assert_eq!(graph, full);
+    }
+}
