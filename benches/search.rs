@@ -283,10 +283,8 @@ fn kernels() {
             time(&|| _ = black_box(kernels.dot_f16(black_box(a), &halves))),
             time(&|| _ = black_box(kernels.dot_codes(black_box(&codes), &query))),
             time(&|| _ = black_box(kernels.distance_codes(black_box(&codes), &others))),
-            time(&|| _ = kernels.score_codes(black_box(&codes), &slots, &query, &mut out.borrow_mut()))
-                / 100.0,
-            time(&|| _ = kernels.score_nibbles(black_box(&codes), &slots, &query, &mut out.borrow_mut()))
-                / 100.0,
+            time(&|| kernels.score_codes(black_box(&codes), &slots, &query, &mut out.borrow_mut())) / 100.0,
+            time(&|| kernels.score_nibbles(black_box(&codes), &slots, &query, &mut out.borrow_mut())) / 100.0,
         ];
         if kernels.name() == "scalar" {
             base = times;

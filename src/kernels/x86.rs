@@ -221,7 +221,7 @@ fn avx2_dot_nibbles(code: &[u8], query: &[i8]) -> i32 {
     let (mask, ones) = (_mm256_set1_epi8(15), _mm256_set1_epi16(1));
     let mut sums = [_mm256_setzero_si256(); 2];
     for (c, q) in code.chunks_exact(64).zip(query.chunks_exact(128)) {
-        for i in 0..2 {
+        for (i, sum) in sums.iter_mut().enumerate() {
             // SAFETY: `c` holds 64 bytes and `q` 128, and i ≤ 1: 32 bytes lie inside from 32·i and from 64 + 32·i.
             let (c, low, high) = unsafe {
                 (
@@ -233,7 +233,7 @@ fn avx2_dot_nibbles(code: &[u8], query: &[i8]) -> i32 {
             // 2·15·128 fits 16 bits, so `maddubs` cannot saturate here; four such sums fit too.
             let a = _mm256_maddubs_epi16(_mm256_and_si256(c, mask), low);
             let b = _mm256_maddubs_epi16(_mm256_and_si256(_mm256_srli_epi16::<4>(c), mask), high);
-            sums[i] = _mm256_add_epi32(sums[i], _mm256_madd_epi16(_mm256_add_epi16(a, b), ones));
+            *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(_mm256_add_epi16(a, b), ones));
         }
     }
     avx2_sum_i32(_mm256_add_epi32(sums[0], sums[1]))
