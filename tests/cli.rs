@@ -391,3 +391,211 @@ fn items_are_upserted_and_deleted_on_a_store_and_on_a_server() {
     let output = expect(1, &arguments, world.run(&arguments));
     assert!(String::from_utf8_lossy(&output.stderr).contains("READ_ONLY"));
 }
+
+/// A file of `[ids.len() / width, width]` int64.
+fn write_ids(path: &Path, ids: &[u64], width: usize) {
+    let shape = format!("({}, {width})", ids.len() / width);
+    let header = format!("{{'descr': '<i8', 'fortran_order': False, 'shape': {shape}, }}");
+    let body = ids.iter().flat_map(|id| id.to_le_bytes()).collect::<Vec<u8>>();
+    let length = (header.len() as u16).to_le_bytes();
+    std::fs::write(path, [npy::MAGIC, &[1, 0], &length, header.as_bytes(), &body].concat()).unwrap();
+}
+
+#[test]
+fn the_search_is_measured() {
+    let world = World::new();
+    // A change, so that the truth is of items that the graph does not know.
+    world.on_store(0, &["upsert", "--cache", ROWS, "--vectors", "q.npy", "--ids", "7,300,8"]);
+    let bench = |code: i32, more: &[&str]| {
+        let bench = ["bench", "search", "--json", "--cache", ROWS, "--vectors", "q.npy", "--seconds", "0.05"];
+        let (store, arguments) = (world.store.to_str().unwrap(), [&bench, more].concat());
+        expect(code, &arguments, world.run(&[&["--store", store], &arguments[..]].concat()))
+    };
+    let computed = bench(0, &["--top-k", "5", "--ef-search", "1,200", "--rescore", "200", "--threads", "2"]);
+    let errors = String::from_utf8_lossy(&computed.stderr).into_owned();
+    assert!(errors.contains("exactly") && errors.contains("that took"), "{errors}");
+    let computed = lines(&computed);
+    assert_eq!(computed.len(), 2, "a line for every width");
+    for (line, ef_search) in computed.iter().zip([1, 200]) {
+        assert_eq!((&line["cache"], &line["generation"]), (&ROWS.into(), &1.into()));
+        assert_eq!((&line["ef_search"], &line["rescore"]), (&ef_search.into(), &200.into()));
+        assert_eq!((&line["queries"], &line["threads"], &line["top_k"]), (&3.into(), &2.into(), &5.into()));
+        assert_eq!(line["truth"], "exact");
+        // The beam is raised to what is rescored: all of the cache.
+        assert_eq!(line["recall"], 1.0);
+        let number = |name: &str| line[name].as_f64().unwrap_or_else(|| panic!("{name}: {line}"));
+        assert!(number("visited_nodes") > 50.0 && number("scored_vectors") >= 200.0, "{line}");
+        assert!(0.0 < number("p50_us") && number("p50_us") <= number("p99_us"), "{line}");
+        assert!(number("seconds") >= 0.05 && number("searches") >= 3.0, "{line}");
+        let rate = number("searches") / number("seconds");
+        assert!((rate / number("queries_per_second") - 1.0).abs() < 1e-6, "{line}");
+    }
+
+    // The same truth, told: as wide as wanted and wider.
+    let found = world
+        .on_store(0, &["search", "--json", "--exact", "--cache", ROWS, "--vectors", "q.npy", "--top-k", "9"]);
+    let ids = |line: &Value| -> Vec<u64> {
+        line["neighbors"].as_array().unwrap().iter().map(|n| n["id"].as_u64().unwrap()).collect()
+    };
+    let ids: Vec<u64> = found.iter().flat_map(ids).collect();
+    assert!(ids.contains(&300), "the change is part of the truth: {ids:?}");
+    let file = |name: &str| world.folder.path().join(name);
+    write_ids(&file("t.npy"), &ids, 9);
+    for top_k in [5, 9] {
+        let narrow = ["--top-k", &top_k.to_string(), "--ef-search", "1,200"];
+        let told = bench(0, &[&narrow[..], &["--truth", "t.npy"]].concat());
+        assert_eq!(String::from_utf8_lossy(&told.stderr), "");
+        let (told, computed) = (lines(&told), lines(&bench(0, &narrow)));
+        for (told, computed) in told.iter().zip(&computed) {
+            assert_eq!(told["truth"], "file");
+            for name in ["recall", "visited_nodes", "scored_vectors", "rescore"] {
+                assert_eq!(told[name], computed[name], "{name}");
+            }
+        }
+        assert!(told[0]["recall"].as_f64() < Some(1.0) && told[0]["rescore"] == top_k, "{told:?}");
+    }
+    // A truth that is another: the others' neighbours, and nobody's.
+    let strangers: Vec<u64> = (0..27).map(|i| 5000 + i).collect();
+    write_ids(&file("strangers.npy"), &strangers, 9);
+    assert_eq!(lines(&bench(0, &["--truth", "strangers.npy", "--top-k", "9"]))[0]["recall"], 0.0);
+
+    write_ids(&file("short.npy"), &ids[..18], 9);
+    std::fs::write(file("wide.npy"), npy::write(&[1.0; 64], 64)).unwrap();
+    let mut broken = store::random_rows(2, ROWS_DIM, 6).concat();
+    broken[ROWS_DIM] = f32::NAN;
+    std::fs::write(file("nan.npy"), npy::write(&broken, ROWS_DIM)).unwrap();
+    let cases: &[(i32, &str, &[&str])] = &[
+        (1, "--truth short.npy has 2 rows for the 3 queries", &["--truth", "short.npy"]),
+        (1, "--truth t.npy has 9 ids a row", &["--truth", "t.npy"]),
+        (1, "--truth q.npy: dtype", &["--truth", "q.npy"]),
+        (1, "absent.npy", &["--truth", "absent.npy"]),
+        (1, "--threads is 4", &["--threads", "4"]),
+        (1, "--top-k is", &["--top-k", "1000000000"]),
+        (2, "--threads", &["--threads", "0"]),
+        (2, "--top-k", &["--top-k", "0"]),
+        (2, "--rescore", &["--rescore", "0"]),
+        (2, "--ef-search", &["--ef-search", "16,0"]),
+        (2, "--ef-search", &["--ef-search", "16,,32"]),
+        (2, "--ef-search", &["--ef-search", ""]),
+        (2, "16384", &["--ef-search", "16385"]),
+        (2, "--connect", &["--connect", "127.0.0.1:1"]),
+    ];
+    for (code, says, more) in cases {
+        let errors = String::from_utf8(bench(*code, more).stderr).unwrap();
+        assert!(errors.contains(says), "{more:?}: {errors}");
+    }
+    let store = world.store.to_str().unwrap();
+    for (code, says, arguments) in [
+        (2, "--seconds", &["bench", "search", "--vectors", "q.npy", "--seconds", "nan"][..]),
+        (2, "--vectors", &["bench", "search"]),
+        (1, "--threads is 0", &["--threads", "0", "bench", "search", "--vectors", "q.npy"]),
+    ] {
+        let errors = String::from_utf8(expect(code, arguments, world.run(arguments)).stderr).unwrap();
+        assert!(errors.contains(says), "{arguments:?}: {errors}");
+    }
+    for (file, says) in [
+        ("wide.npy", "--vectors wide.npy has rows of 64 components, cache `rows` has 32"),
+        ("nan.npy", "--vectors nan.npy, row 1: component 0"),
+        ("broken.png", "--vectors broken.png: it is not"),
+    ] {
+        let arguments = ["--store", store, "bench", "search", "--cache", ROWS, "--vectors", file];
+        let output = expect(1, &arguments, world.run(&arguments));
+        let errors = String::from_utf8(output.stderr).unwrap();
+        assert!(errors.contains(says), "{file}: {errors}");
+    }
+    let arguments = ["--store", store, "bench", "search", "--cache", ROWS, "--vectors", "q.npy"];
+    let output = expect(0, &arguments, world.run(&[&arguments[..], &["--seconds", "0.01"]].concat()));
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(text.lines().count(), 3 + 5, "two lines of what, the heads, the widths: {text}");
+    assert!(text.contains("queries/s"), "{text}");
+}
+
+#[test]
+fn a_server_is_measured_under_load() {
+    let world = World::new();
+    let server = Served::start(&world, &["--cache", ROWS]);
+    let bench = ["bench", "enhance", "--json", "--connect", &server.address];
+    let one = |code: i32, more: &[&str]| {
+        let arguments = [&bench, more].concat();
+        lines(&expect(code, &arguments, world.run(&arguments))).remove(0)
+    };
+    let load = ["--duration", "1", "--concurrency", "20", "--batch", "3", "--top-k", "4", "--weight", "0.3"];
+    let line = one(0, &load);
+    assert_eq!((&line["cache"], &line["batch"]), (&ROWS.into(), &3.into()));
+    assert_eq!((&line["concurrency"], &line["connections"]), (&20.into(), &2.into()));
+    assert_eq!((&line["failed_requests"], &line["errors"]), (&0.into(), &serde_json::json!({})));
+    let number = |name: &str| line[name].as_f64().unwrap_or_else(|| panic!("{name}: {line}"));
+    assert!(number("seconds") >= 1.0 && number("requests") >= 20.0, "{line}");
+    assert!((number("queries_per_second") / number("requests_per_second") - 3.0).abs() < 1e-6, "{line}");
+    let times = ["p50_ms", "p90_ms", "p99_ms", "max_ms"].map(number);
+    assert!(times[0] > 0.0 && times.is_sorted(), "{line}");
+
+    // A batch larger than the file goes round it.
+    let short = ["--duration", "0.1", "--concurrency", "2"];
+    let line = one(0, &[&short[..], &["--vectors", "q.npy", "--batch", "7"]].concat());
+    assert_eq!(line["failed_requests"], 0);
+    // What the server refuses is counted, and nothing was answered.
+    let line = one(1, &[&short[..], &["--top-k", "100000"]].concat());
+    assert_eq!(line["failed_requests"], line["requests"]);
+    assert_eq!(line["errors"]["INVALID_ARGUMENT"], line["requests"]);
+    assert_eq!((&line["p50_ms"], &line["queries_per_second"]), (&Value::Null, &0.0.into()));
+
+    // More callers than places: some are refused, the others answered.
+    let narrow = ["--store", world.store.to_str().unwrap(), "--config", "narrow.toml"];
+    std::fs::write(world.folder.path().join("narrow.toml"), "[limits]\nmax_concurrent = 1\n").unwrap();
+    let crowd = [
+        "bench",
+        "enhance",
+        "--json",
+        "--cache",
+        ROWS,
+        "--duration",
+        "0.5",
+        "--concurrency",
+        "32",
+        "--batch",
+        "64",
+    ];
+    let arguments = [&narrow[..], &crowd].concat();
+    let line = lines(&expect(3, &arguments, world.run(&arguments))).remove(0);
+    assert!(line["errors"]["RESOURCE_EXHAUSTED"].as_u64() > Some(0), "{line}");
+    assert!(line["queries_per_second"].as_f64() > Some(0.0), "{line}");
+    assert_eq!(line["connections"], 1, "the service in this process has one");
+
+    for (code, says, more) in [
+        (2, "--concurrency", &["--concurrency", "0"][..]),
+        (2, "--batch", &["--batch", "0"]),
+        (2, "--duration", &["--duration", "0"]),
+        (1, "--batch is 5000", &["--batch", "5000"]),
+        (1, "absent.npy", &["--vectors", "absent.npy"]),
+        (1, "CACHE_NOT_FOUND", &["--cache", SCENES]),
+    ] {
+        let arguments = [&bench, more].concat();
+        let errors = String::from_utf8(expect(code, &arguments, world.run(&arguments)).stderr).unwrap();
+        assert!(errors.contains(says), "{more:?}: {errors}");
+    }
+    // For people.
+    let arguments = ["bench", "enhance", "--connect", &server.address, "--duration", "0.1"];
+    let text = String::from_utf8(expect(0, &arguments, world.run(&arguments)).stdout).unwrap();
+    assert!(text.contains("requests/s") && text.lines().count() == 4, "{text}");
+    let arguments = ["bench", "enhance", "--connect", "127.0.0.1:1"];
+    let output = expect(1, &arguments, world.run(&arguments));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("no server answers"));
+}
+
+#[test]
+fn a_server_that_goes_away_is_counted() {
+    let world = World::new();
+    let server = Served::start(&world, &["--cache", ROWS]);
+    let mut command = viscache(world.folder.path());
+    command.args(["bench", "enhance", "--json", "--duration", "2", "--connect", &server.address]);
+    let running = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    std::thread::sleep(std::time::Duration::from_secs(1));
+    drop(server);
+    let output = expect(3, &["bench", "enhance"], running.wait_with_output().unwrap());
+    let line = lines(&output).remove(0);
+    assert!(
+        line["failed_requests"].as_u64() > Some(0) && line["requests_per_second"].as_f64() > Some(0.0),
+        "{line}"
+    );
+}

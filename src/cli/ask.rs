@@ -161,7 +161,7 @@ pub(super) fn media_inputs(images: &[PathBuf], texts: &[String]) -> anyhow::Resu
     images.chain(texts).map(|kind| Ok(proto::Media { kind: Some(kind?) })).collect()
 }
 
-fn search_params(options: &SearchOptions) -> proto::SearchParams {
+pub(super) fn search_params(options: &SearchOptions) -> proto::SearchParams {
     proto::SearchParams { ef_search: options.ef_search, rescore: options.rescore, exact: options.exact }
 }
 

@@ -6,6 +6,7 @@
 //! Exit codes: 0 done, 1 failed, 2 the command line is wrong, 3 some items were bad.
 
 mod ask;
+mod bench;
 mod change;
 mod check;
 mod serve;
@@ -137,6 +138,9 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Measure recall, speed and throughput on your own queries.
+    #[command(subcommand)]
+    Bench(bench::Bench),
     /// Print the effective settings and where each came from.
     Config,
 }
@@ -321,6 +325,7 @@ pub fn run() -> anyhow::Result<ExitCode> {
         | Command::Embed(EmbedArgs { target, .. })
         | Command::Describe { target, .. }
         | Command::Check { target, .. } => settings.caches.extend(target.cache.clone()),
+        Command::Bench(bench) => settings.caches.extend(bench.cache().cloned()),
         Command::Upsert(UpsertArgs { target, .. }) | Command::Delete(DeleteArgs { target, .. }) => {
             settings.caches.extend(target.cache.clone());
             settings.writable = true;
@@ -352,6 +357,7 @@ async fn dispatch(command: Command, config: Config) -> anyhow::Result<ExitCode> 
         Command::Delete(args) => change::delete(&config, args).await,
         Command::Describe { target, json } => ask::describe(&config, &target, json).await,
         Command::Check { target, json } => check::run(&config, &target, json).await,
+        Command::Bench(bench) => bench::run(&config, bench).await,
         Command::Config => Ok(ExitCode::SUCCESS),
     }
 }

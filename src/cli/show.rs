@@ -291,7 +291,7 @@ fn cost(cost: Option<&proto::Cost>) -> Value {
 }
 
 /// The canonical name of a gRPC code.
-fn code_name(code: i32) -> &'static str {
+pub fn code_name(code: i32) -> &'static str {
     match tonic::Code::from_i32(code) {
         tonic::Code::Ok => "OK",
         tonic::Code::Cancelled => "CANCELLED",

@@ -83,22 +83,53 @@ pub fn read(bytes: &[u8]) -> Result<Matrix, String> {
     Ok(Matrix { dim, values: (0..rows * dim).map(|i| number(place(i))).collect() })
 }
 
+/// Ids in rows of equal length.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IdRows {
+    /// Ids of a row, at least 1.
+    pub width: usize,
+    /// Row-major.
+    pub ids: Vec<u64>,
+}
+
 /// Reads a whole file of ids `[n]`: whole numbers, not negative, of 4 or 8 bytes.
 ///
 /// # Errors
 /// A sentence that says what is wrong with the file.
 pub fn read_ids(bytes: &[u8]) -> Result<Vec<u64>, String> {
     let (header, body) = split(bytes)?;
+    let [_] = header.shape[..] else {
+        return Err(format!("its shape {:?} is not [n]", header.shape));
+    };
+    ids(&header, body)
+}
+
+/// As [`read_ids`], of shape `[rows, width]`.
+///
+/// # Errors
+/// A sentence that says what is wrong with the file.
+pub fn read_id_rows(bytes: &[u8]) -> Result<IdRows, String> {
+    let (header, body) = split(bytes)?;
+    let (rows, width) = match header.shape[..] {
+        [rows, width] if rows > 0 && width > 0 => (rows as usize, width as usize),
+        _ => return Err(format!("its shape {:?} is not [rows, width]", header.shape)),
+    };
+    let ids = ids(&header, body)?;
+    let place = |i: usize| if header.fortran { i % width * rows + i / width } else { i };
+    Ok(IdRows { width, ids: (0..ids.len()).map(|i| ids[place(i)]).collect() })
+}
+
+/// The ids of a file of any shape, in the order in which they are stored.
+fn ids(header: &Header<'_>, body: &[u8]) -> Result<Vec<u64>, String> {
     let width = match header.descr {
         "<i4" | "<u4" => 4,
         "<i8" | "<u8" => 8,
         other => return Err(format!("dtype {other:?} is not that of ids: int32, int64 or unsigned")),
     };
-    let [count] = header.shape[..] else {
-        return Err(format!("its shape {:?} is not [n]", header.shape));
-    };
-    if count.checked_mul(width as u64) != Some(body.len() as u64) {
-        return Err(format!("its shape [{count}] does not fit the {} bytes that follow", body.len()));
+    let count = header.shape.iter().try_fold(1u64, |count, &axis| count.checked_mul(axis));
+    if count.and_then(|count| count.checked_mul(width as u64)) != Some(body.len() as u64) {
+        let (shape, bytes) = (&header.shape, body.len());
+        return Err(format!("its shape {shape:?} does not fit the {bytes} bytes that follow"));
     }
     let signed = header.descr.contains('i');
     let one = |bytes: &[u8]| {
@@ -272,6 +303,48 @@ mod tests {
                 prop_assert_eq!(matrix.values.len() % matrix.dim, 0);
             }
         }
+    }
+
+    /// A file of whole numbers.
+    fn numbers(descr: &str, fortran: &str, shape: &str, body: &[u8]) -> Vec<u8> {
+        let header = format!("{{'descr': '{descr}', 'fortran_order': {fortran}, 'shape': {shape}, }}\n");
+        [MAGIC, &[1, 0], &(header.len() as u16).to_le_bytes(), header.as_bytes(), body].concat()
+    }
+
+    proptest! {
+        #[test]
+        fn ids_are_read_in_rows(rows in 1usize..5, width in 1usize..5, cut in 1usize..8, fortran: bool) {
+            let ids: Vec<u64> = (0..rows * width).map(|i| i as u64 * 1_000_003).collect();
+            let stored = |i: usize| if fortran { ids[i % rows * width + i / rows] } else { ids[i] };
+            let (i8, u4): (Vec<_>, Vec<_>) =
+                (0..ids.len()).map(|i| (stored(i).to_le_bytes(), (stored(i) as u32).to_le_bytes())).unzip();
+            let (order, shape) = (if fortran { "True" } else { "False" }, format!("({rows}, {width})"));
+            let wide = numbers("<i8", order, &shape, &i8.concat());
+            let expected = IdRows { width, ids: ids.clone() };
+            prop_assert_eq!(read_id_rows(&wide).unwrap(), expected.clone());
+            prop_assert_eq!(read_id_rows(&numbers("<u4", order, &shape, &u4.concat())).unwrap(), expected);
+            prop_assert!(read_id_rows(&wide[..wide.len() - cut]).is_err());
+            prop_assert!(read_ids(&wide).unwrap_err().contains("[n]"));
+        }
+    }
+
+    #[test]
+    fn what_is_no_rows_of_ids_is_refused() {
+        let sixteen = [0u8; 16];
+        for (descr, shape, body, says) in [
+            ("<i8", "(2,)", &sixteen[..], "[rows, width]"),
+            ("<i8", "(1, 1, 2)", &sixteen, "[rows, width]"),
+            ("<i8", "(0, 2)", &[], "[rows, width]"),
+            ("<i8", "(2, 0)", &[], "[rows, width]"),
+            ("<i8", "(2, 2)", &sixteen, "does not fit"),
+            ("<i8", "(9223372036854775807, 4)", &sixteen, "does not fit"),
+            ("<f4", "(2, 2)", &sixteen, "not that of ids"),
+            ("<i8", "(1, 2)", &[255; 16], "negative"),
+        ] {
+            let error = read_id_rows(&numbers(descr, "False", shape, body)).unwrap_err();
+            assert!(error.contains(says), "{descr} {shape}: {error}");
+        }
+        assert_eq!(read_ids(&numbers("<u8", "False", "(2,)", &sixteen)), Ok(vec![0, 0]));
     }
 
     #[test]

@@ -1,0 +1,182 @@
+//! `bench`: how good and how fast a cache answers here, on the user's own queries.
+//!
+//! | file | its one idea |
+//! |---|---|
+//! | `search.rs` | recall and speed of the search in this process, at several beam widths |
+//! | `enhance.rs` | a server under load: as many callers as asked for, each asking again when it is answered |
+//!
+//! Left out: an open loop, which sends at a fixed rate however slow the answers are. A closed loop's percentiles flatter a
+//! server that stalls, because its callers stall with it; what it says truly is the throughput at a given concurrency.
+
+mod enhance;
+mod search;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, bail};
+use clap::{Args, Subcommand};
+use viscache::index::SearchParams;
+use viscache::media::npy;
+use viscache::types::Embedding;
+
+use super::ask::read;
+use super::{SearchOptions, Target};
+use crate::config::Config;
+
+/// Longest measurement: every duration is kept until the percentiles are taken.
+const MAX_SECONDS: f64 = 3600.0;
+
+#[derive(Subcommand)]
+pub enum Bench {
+    /// Recall and speed of the search in this process: a line for every width of the beam.
+    Search(SearchBench),
+    /// Load on a server (or on the service in this process): throughput, percentiles, errors.
+    Enhance(EnhanceBench),
+}
+
+#[derive(Args)]
+pub struct SearchBench {
+    /// Name of the cache; without it, the store's only one.
+    #[arg(long, value_name = "NAME")]
+    cache: Option<String>,
+    /// Queries, a row each.
+    #[arg(long, value_name = "FILE.npy")]
+    vectors: PathBuf,
+    /// Ids of the nearest items of every query, best first, at least `--top-k` a row; without it, an exact search says.
+    #[arg(long, value_name = "FILE.npy")]
+    truth: Option<PathBuf>,
+    /// Hits per query.
+    #[arg(long, value_name = "K", default_value_t = 10, value_parser = positive)]
+    top_k: usize,
+    /// Widths of the beam; each is raised to `--top-k` and to `--rescore`.
+    #[arg(long, value_name = "N,N,…", value_delimiter = ',', default_value = "16,32,64,128,256", value_parser = ef_search)]
+    ef_search: Vec<usize>,
+    /// Candidates scored again on the stored rows; without it, the configured number, but not more than the beam is wide.
+    #[arg(long, value_name = "N", value_parser = rescore)]
+    rescore: Option<usize>,
+    /// Threads that search, each for its share of the queries.
+    // It takes the place of the setting of that name, so the type must be the same.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = positive)]
+    threads: usize,
+    /// Time measured for every width; at least, every query is asked once.
+    #[arg(long, value_name = "S", default_value_t = 1.0, value_parser = seconds)]
+    seconds: f64,
+    /// Print one JSON object for every width.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Args)]
+pub struct EnhanceBench {
+    #[command(flatten)]
+    target: Target,
+    /// Queries, a row each; without it, random ones.
+    #[arg(long, value_name = "FILE.npy")]
+    vectors: Option<PathBuf>,
+    /// Seed of the random queries.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    seed: u64,
+    /// Requests under way at any time.
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = positive)]
+    concurrency: usize,
+    /// Queries in a request.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = positive)]
+    batch: usize,
+    /// Seconds in which requests are begun.
+    #[arg(long, value_name = "S", default_value_t = 10.0, value_parser = seconds)]
+    duration: f64,
+    /// Neighbours to blend.
+    #[arg(long, value_name = "K")]
+    top_k: Option<u32>,
+    /// Multiplies the scores before the softmax.
+    #[arg(long, value_name = "T")]
+    temperature: Option<f32>,
+    /// Share of the prototype, 0 to 1.
+    #[arg(long, value_name = "W")]
+    weight: Option<f32>,
+    #[command(flatten)]
+    search: SearchOptions,
+    /// Print one JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
+impl Bench {
+    /// The cache that is meant.
+    pub fn cache(&self) -> Option<&String> {
+        match self {
+            Bench::Search(args) => args.cache.as_ref(),
+            Bench::Enhance(args) => args.target.cache.as_ref(),
+        }
+    }
+}
+
+pub async fn run(config: &Config, bench: Bench) -> anyhow::Result<ExitCode> {
+    match bench {
+        Bench::Search(args) => search::run(config, args),
+        Bench::Enhance(args) => enhance::run(config, args).await,
+    }
+}
+
+/// The rows of `--vectors`, as unit queries for the cache that has `dim` components.
+fn queries(path: &Path, cache: &str, dim: usize) -> anyhow::Result<Vec<Embedding>> {
+    let (name, bytes) = (format!("--vectors {}", path.display()), read(path)?);
+    let matrix = npy::read(&bytes).map_err(|e| anyhow::anyhow!("{name}: {e}"))?;
+    if matrix.dim != dim {
+        bail!("{name} has rows of {} components, cache `{cache}` has {dim}", matrix.dim);
+    }
+    let row = |(i, row): (usize, &[f32])| {
+        let unit = Embedding::new(row.to_vec()).and_then(|query| query.unit());
+        unit.with_context(|| format!("{name}, row {i}"))
+    };
+    matrix.values.chunks_exact(dim).enumerate().map(row).collect()
+}
+
+/// The value that `share` of the values do not exceed (nearest rank); none when there are none.
+///
+/// * `sorted`: ascending. `share`: above 0, at most 1.
+fn percentile(sorted: &[f32], share: f64) -> Option<f32> {
+    let rank = (share * sorted.len() as f64).ceil() as usize;
+    sorted.get(rank.max(1) - 1).copied()
+}
+
+fn positive(word: &str) -> Result<usize, String> {
+    match word.parse() {
+        Ok(0) => Err("it must be at least 1".into()),
+        Ok(number) => Ok(number),
+        Err(_) => Err("it is not a whole number".into()),
+    }
+}
+
+fn ef_search(word: &str) -> Result<usize, String> {
+    let ef_search = positive(word)?;
+    SearchParams { ef_search, ..Default::default() }.validate().map_err(|e| e.to_string())?;
+    Ok(ef_search)
+}
+
+fn rescore(word: &str) -> Result<usize, String> {
+    let rescore = positive(word)?;
+    SearchParams { rescore, ..Default::default() }.validate().map_err(|e| e.to_string())?;
+    Ok(rescore)
+}
+
+fn seconds(word: &str) -> Result<f64, String> {
+    let seconds = word.parse().ok().filter(|s| *s > 0.0 && *s <= MAX_SECONDS);
+    seconds.ok_or_else(|| format!("it is not a number above 0 and at most {MAX_SECONDS}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn percentiles_are_values_that_were_measured() {
+        let hundred: Vec<f32> = (1..=100u8).map(f32::from).collect();
+        for (share, expected) in [(0.001, 1.0), (0.5, 50.0), (0.99, 99.0), (0.991, 100.0), (1.0, 100.0)] {
+            assert_eq!(percentile(&hundred, share), Some(expected), "{share}");
+        }
+        assert_eq!(percentile(&[7.0], 0.5), Some(7.0));
+        assert_eq!(percentile(&[], 0.5), None);
+    }
+}
