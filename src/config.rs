@@ -22,8 +22,8 @@ const DEFAULT_FILE: &str = "viscache.toml";
 /// Before the names of settings in the environment.
 const ENV_PREFIX: &str = "VISCACHE_";
 
-/// Variables of that prefix that tell the tests where their data is; every other unknown one is an error.
-const NOT_SETTINGS: [&str; 2] = ["data", "golden"];
+/// Variables of that prefix that tell the tests where their data is, and which Python to run; every other unknown one is an error.
+const NOT_SETTINGS: [&str; 3] = ["data", "golden", "python"];
 
 /// Every setting.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

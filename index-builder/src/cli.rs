@@ -122,7 +122,7 @@ struct Graph {
     /// Candidates kept while inserting.
     #[arg(long, value_name = "EF", default_value_t = BuildParams::DEFAULT_EF_CONSTRUCTION)]
     ef_construction: usize,
-    /// Rounds in which every item looks for better links once all are in.
+    /// Rounds in which every item looks for better links once all are in: for quick builds with a small ef-construction.
     #[arg(long, value_name = "N", default_value_t = BuildParams::DEFAULT_REFINE)]
     refine: usize,
     /// What the search runs on: f32, f16, u8 or u4.

@@ -56,7 +56,8 @@ pub struct BuildParams {
     pub m: usize,
     /// Candidates kept while inserting: the paper's efConstruction. faiss 40, hnswlib 200.
     pub ef_construction: usize,
-    /// Rounds in which every node looks for better links once the graph stands. Each costs a search a row.
+    /// Rounds in which every node looks for better links once the graph stands; each costs a search a row. They mend a
+    /// graph of a small `ef_construction` for queries like the rows. Without a sample of other queries they harm those.
     pub refine: usize,
     /// What the search runs on.
     pub codes: CodeKind,
@@ -68,11 +69,11 @@ pub struct BuildParams {
 
 impl BuildParams {
     /// Default of [`BuildParams::m`].
-    pub const DEFAULT_M: usize = 16;
+    pub const DEFAULT_M: usize = 24;
     /// Default of [`BuildParams::ef_construction`].
-    pub const DEFAULT_EF_CONSTRUCTION: usize = 64;
+    pub const DEFAULT_EF_CONSTRUCTION: usize = 160;
     /// Default of [`BuildParams::refine`].
-    pub const DEFAULT_REFINE: usize = 2;
+    pub const DEFAULT_REFINE: usize = 0;
     /// Default of [`BuildParams::codes`].
     pub const DEFAULT_CODES: CodeKind = CodeKind::U4;
     /// Most links a node may be given: `hnsw_rs` counts them in a byte, and 2·M must fit.
