@@ -34,7 +34,7 @@ impl Distance<u8> for CodeDistance {
 /// Builds the graph of some rows and freezes it.
 ///
 /// * `codec`: trained on the rows. `rows`: row-major `[n, dim]`, unit rows; slot i is row i.
-/// * `queries`: row-major `[q, dim]`, a sample of what will be asked, if its kind differs from the rows' ([`repair`]);
+/// * `queries`: row-major `[q, dim]`, a sample of what will be asked, if its kind differs from the rows' (`repair.rs`);
 ///   may be empty.
 /// * `progress`: told how many rows have been inserted, from any thread.
 /// * Returns the graph and, for reports, what freezing had to mend.
