@@ -322,6 +322,8 @@ fn build(args: BuildArgs) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
 
+    // Said now, not after the last picture.
+    sample_queries(&args.run.graph, encoder.dim())?;
     let store = store.context("a store is open unless this is a dry run")?;
     let new = NewCache {
         dim: encoder.dim(),
@@ -374,6 +376,8 @@ fn import(args: ImportArgs) -> anyhow::Result<ExitCode> {
     if !check_plan(&plan, &args.run)? {
         return Ok(ExitCode::SUCCESS);
     }
+    // Said now, not after the last row.
+    sample_queries(&args.run.graph, import.dim)?;
     let store = store.context("a store is open unless this is a dry run")?;
     let new = NewCache { dim: import.dim, rows: args.run.row_type.row_type(), origin, model };
     let mut writer = Writer::open(&store, &args.place.cache, &new)?;

@@ -72,7 +72,8 @@ impl Queries {
 
 /// Indexes a cache and publishes the new generation, unless its recall is too low.
 ///
-/// * `queries`: what the graph is repaired for and measured by, beside the stored rows. `floor`: recall@10 that the widest beam must reach.
+/// * `queries`: what the graph is repaired for and measured by, beside the stored rows.
+/// * `floor`: recall@10 that the widest beam must reach.
 ///
 /// # Errors
 /// An empty cache, too low a recall (the current generation then stays), a store that fails.
@@ -107,6 +108,12 @@ pub fn run(
         Ok([recall, curve(index, rows, &queries.held_out)])
     });
     progress.finish();
+    if let Some(widest) = lowest {
+        bail!(
+            "recall@10 {widest:.4} is below the floor of {floor}, so the current generation stays; raise --m or \
+             --ef-construction, or lower --min-recall"
+        );
+    }
     Ok(report?)
 }
 

@@ -126,7 +126,7 @@ pub fn rescore(
     let (mut best, mut scores, mut read) = (TopK::new(k), Vec::new(), 0);
     let mut slots = Vec::with_capacity(RESCORE_BLOCK.max(k));
     while read < candidates.len() {
-        let block = if read == 0 { k } else { RESCORE_BLOCK };
+        let block = if read == 0 { k.max(1) } else { RESCORE_BLOCK };
         let next = &candidates[read..candidates.len().min(read + block)];
         let useful = match best.worst() {
             Some(worst) => next.iter().take_while(|c| c.score + slack >= worst).count(),
@@ -175,5 +175,20 @@ mod tests {
             let found: Vec<(u32, f32)> = search(&rows, &query, k).iter().map(|s| (s.slot.0, s.score)).collect();
             prop_assert_eq!(found, truth);
         }
+    }
+
+    #[test]
+    fn rescoring_ends_where_nothing_can_matter_and_takes_any_k() {
+        let candidates: Vec<Candidate> =
+            (0..40).map(|i| Candidate { slot: Slot(i), score: 1.0 - i as f32 * 0.1 }).collect();
+        let score = |slots: &[u32], out: &mut Vec<f32>| {
+            out.clear();
+            out.extend(slots.iter().map(|&slot| 1.0 - slot as f32 * 0.1));
+        };
+        let (best, read) = rescore(&candidates, 3, 0.25, score);
+        assert_eq!(best.iter().map(|s| s.slot.0).collect::<Vec<_>>(), [0, 1, 2]);
+        assert_eq!(read, 5);
+        assert_eq!(rescore(&candidates, 0, 0.25, score).0, []);
+        assert_eq!(rescore(&[], 3, 0.25, score), (vec![], 0));
     }
 }
