@@ -129,9 +129,9 @@ struct Graph {
     #[arg(long, value_name = "KIND", default_value = BuildParams::DEFAULT_CODES.word())]
     codes: CodeKind,
     /// A sample of queries of another modality (numpy file, a row each): nine in ten repair the graph, the others
-    /// measure its recall.
-    #[arg(long, value_name = "FILE")]
-    queries: Option<PathBuf>,
+    /// measure its recall. Once for every kind of query, each with its name: `--queries text=t.npy --queries audio=a.npy`.
+    #[arg(long, value_name = "[KIND=]FILE")]
+    queries: Vec<index::Sample>,
     /// Insert in order on one thread: the same items give the same index.
     #[arg(long)]
     deterministic: bool,
@@ -474,9 +474,11 @@ fn index_line(index: &viscache::cache::IndexReport) -> String {
         index.items,
         curve(&index.recall)
     );
-    if !index.recall_queries.is_empty() {
-        let links = index.reach.repaired;
-        line += &format!("; of the sampled queries: {} ({links} links added)", curve(&index.recall_queries));
+    for (kind, recall) in &index.recall_by {
+        line += &format!("; of the {kind} sample: {}", curve(recall));
+    }
+    if index.reach.repaired > 0 {
+        line += &format!(" ({} links added)", index.reach.repaired);
     }
     line
 }
@@ -661,9 +663,9 @@ fn build_params(graph: &Graph, threads: usize) -> anyhow::Result<BuildParams> {
     Ok(params)
 }
 
-/// The sample of queries, if one was named.
+/// The samples of queries that were named.
 fn sample_queries(graph: &Graph, dim: usize) -> anyhow::Result<Queries> {
-    graph.queries.as_ref().map_or(Ok(Queries::none()), |path| Queries::read(path, dim))
+    Queries::read(&graph.queries, dim)
 }
 
 fn threads(asked: usize) -> usize {

@@ -1,6 +1,8 @@
 //! The last stage: a graph over everything stored, measured, then published.
 
-use std::path::Path;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::str::FromStr;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::{Context, anyhow, bail};
@@ -30,43 +32,72 @@ const HELD_OUT: usize = 10;
 /// Most of them.
 const MAX_HELD_OUT: usize = 1000;
 
-/// A sample of queries of another modality, `[q, dim]`.
+/// The kind of a sample that was given without a name.
+const UNNAMED: &str = "queries";
+
+/// A file of queries and the name of their kind.
+#[derive(Debug, Clone)]
+pub struct Sample {
+    kind: String,
+    path: PathBuf,
+}
+
+impl FromStr for Sample {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let named = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+        match text.split_once('=') {
+            Some((kind, path)) if !kind.is_empty() && kind.chars().all(named) => {
+                Ok(Sample { kind: kind.into(), path: path.into() })
+            }
+            // An equals sign behind anything else is part of a path.
+            _ => Ok(Sample { kind: UNNAMED.into(), path: text.into() }),
+        }
+    }
+}
+
+/// Samples of queries of other kinds than the stored rows.
 pub struct Queries {
+    /// `[q, dim]`.
     repair: Vec<f32>,
-    held_out: Vec<Vec<f32>>,
+    /// By kind.
+    held_out: BTreeMap<String, Vec<Vec<f32>>>,
 }
 
 impl Queries {
-    /// Nothing: the graph is not repaired.
-    pub fn none() -> Self {
-        Queries { repair: Vec::new(), held_out: Vec::new() }
-    }
-
-    /// Reads a numpy file.
+    /// Reads numpy files. Without any, the graph is not repaired.
     ///
     /// # Errors
     /// A file that cannot be read, rows of another length than `dim`, fewer rows than [`HELD_OUT`].
-    pub fn read(path: &Path, dim: usize) -> anyhow::Result<Self> {
-        let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-        let matrix = npy::read(&bytes).map_err(|e| anyhow!("{}: {e}", path.display()))?;
-        let rows = matrix.values.len() / matrix.dim.max(1);
-        if matrix.dim != dim {
-            bail!("{} has rows of {} components, the cache {dim}", path.display(), matrix.dim);
+    pub fn read(samples: &[Sample], dim: usize) -> anyhow::Result<Self> {
+        let mut queries = Queries { repair: Vec::new(), held_out: BTreeMap::new() };
+        for Sample { kind, path } in samples {
+            let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+            let matrix = npy::read(&bytes).map_err(|e| anyhow!("{}: {e}", path.display()))?;
+            let rows = matrix.values.len() / matrix.dim.max(1);
+            if matrix.dim != dim {
+                bail!("{} has rows of {} components, the cache {dim}", path.display(), matrix.dim);
+            }
+            if rows < HELD_OUT {
+                bail!("{} has {rows} rows; a sample of queries needs at least {HELD_OUT}", path.display());
+            }
+            let not_finite = |row: &[f32]| row.iter().any(|v| !v.is_finite());
+            if let Some(bad) = matrix.values.chunks_exact(dim).position(not_finite) {
+                bail!("row {bad} of {} is not finite", path.display());
+            }
+            // Evenly spread, so that a file sorted by some property is held out in all of it.
+            let every = HELD_OUT.max(rows.div_ceil(MAX_HELD_OUT));
+            let held_out = queries.held_out.entry(kind.clone()).or_default();
+            for (i, row) in matrix.values.chunks_exact(dim).enumerate() {
+                if i % every == 0 {
+                    held_out.push(row.to_vec());
+                } else {
+                    queries.repair.extend_from_slice(row);
+                }
+            }
         }
-        if rows < HELD_OUT {
-            bail!("{} has {rows} rows; a sample of queries needs at least {HELD_OUT}", path.display());
-        }
-        if let Some(bad) = matrix.values.chunks_exact(dim).position(|row| row.iter().any(|v| !v.is_finite()))
-        {
-            bail!("row {bad} of {} is not finite", path.display());
-        }
-        // Evenly spread, so that a file sorted by kind is held out in every kind.
-        let every = HELD_OUT.max(rows.div_ceil(MAX_HELD_OUT));
-        let (mut repair, mut held_out) = (Vec::new(), Vec::new());
-        for (i, row) in matrix.values.chunks_exact(dim).enumerate() {
-            if i % every == 0 { held_out.push(row.to_vec()) } else { repair.extend_from_slice(row) }
-        }
-        Ok(Queries { repair, held_out })
+        Ok(queries)
     }
 }
 
@@ -105,7 +136,8 @@ pub fn run(
                 format!("recall@10 {widest:.4} is below the floor of {floor}; raise m or ef_construction");
             return Err(viscache::index::Error::Format(what).into());
         }
-        Ok([recall, curve(index, rows, &queries.held_out)])
+        let by_kind = queries.held_out.iter();
+        Ok((recall, by_kind.map(|(kind, held_out)| (kind.clone(), curve(index, rows, held_out))).collect()))
     });
     progress.finish();
     if let Some(widest) = lowest {

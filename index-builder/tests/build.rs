@@ -385,14 +385,14 @@ fn a_sample_of_queries_repairs_the_graph_and_measures_it() {
     let good = file("queries.npy", &queries, dim);
     let ran = bench.run("index --cache a --json --deterministic --m 4 --queries", &[&good]).expect(0);
     let report = json_lines(&ran.out).pop().unwrap()["index"].clone();
-    let curve = report["recall_queries"].as_array().unwrap();
+    let curve = report["recall_by"]["queries"].as_array().unwrap();
     assert_eq!(curve.len(), report["recall"].as_array().unwrap().len());
     assert!(curve.last().unwrap()[1].as_f64().unwrap() > 0.9, "{report}");
     assert!(report["reach"]["repaired"].as_u64().is_some());
     bench.assert_sound();
 
     let told = bench.run("index --cache a --queries", &[&good]).expect(0);
-    assert!(told.out.contains("of the sampled queries"), "{}", told.out);
+    assert!(told.out.contains("of the queries sample"), "{}", told.out);
 
     let generation = bench.record("a").current;
     let few = file("few.npy", &queries[..5], dim);

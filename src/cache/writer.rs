@@ -16,6 +16,7 @@
 //! for writing changes items through [`super::Cache::upsert`] instead, and builds generations with the same functions.
 //! Fail points stand at every arrow; `tests/crash.rs` aborts at each and reopens.
 
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 use super::Error;
@@ -24,7 +25,7 @@ use super::rows::{check_row, encode_row};
 use crate::index::{self, BuildParams, Codec, Parts, Reach};
 use crate::store::{
     Access, Batch, BlobKind, CacheId, CacheRecord, GenerationRecord, ItemRecord, ModelSource, RecallCurve,
-    RowType, Store,
+    Recalls, RowType, Store,
 };
 use crate::types::{CacheName, Embedding, Generation, ItemId, Origin};
 
@@ -85,8 +86,8 @@ pub struct IndexReport {
     pub reach: Reach,
     /// Recall@10 against exact, by `ef_search`, for queries like the stored rows.
     pub recall: RecallCurve,
-    /// The same for the given queries of another modality, those held out from the repair; empty without any.
-    pub recall_queries: RecallCurve,
+    /// The same for the given queries of other kinds, those held out from the repair, by the kind's name.
+    pub recall_by: BTreeMap<String, RecallCurve>,
     /// Seconds of reading rows, building, measuring recall, and writing.
     pub seconds: [f64; 4],
 }
@@ -193,18 +194,16 @@ impl<'a> Writer<'a> {
         params: &BuildParams,
         queries: &[f32],
         progress: impl Fn(IndexStep) + Sync,
-        measure: impl FnOnce(&index::Index, &[f32]) -> Result<[RecallCurve; 2], Error>,
+        measure: impl FnOnce(&index::Index, &[f32]) -> Result<Recalls, Error>,
     ) -> Result<IndexReport, Error> {
         let built = build(self.store, &self.record, params, queries, progress, Some(measure))?;
         let clock = Instant::now();
         let generation = write_generation(self.store, self.record.id, &built)?;
         let (number, index_bytes) = (generation.generation, generation.index_bytes);
         self.record = flip(self.store, &self.record, generation)?;
-        let Built {
-            items, reach, recall: [recall, recall_queries], seconds: [read, build, measured], ..
-        } = built;
+        let Built { items, reach, recall: (recall, recall_by), seconds: [read, build, measured], .. } = built;
         let seconds = [read, build, measured, clock.elapsed().as_secs_f64()];
-        Ok(IndexReport { generation: number, items, index_bytes, reach, recall, recall_queries, seconds })
+        Ok(IndexReport { generation: number, items, index_bytes, reach, recall, recall_by, seconds })
     }
 }
 
@@ -230,13 +229,13 @@ pub(super) struct Built {
     sequence: u64,
     build: serde_json::Value,
     reach: Reach,
-    recall: [RecallCurve; 2],
+    recall: Recalls,
     /// Of reading rows, building, and measuring recall.
     seconds: [f64; 3],
 }
 
 /// What recall is measured with: the index and its rows.
-pub(super) type Measure = fn(&index::Index, &[f32]) -> Result<[RecallCurve; 2], Error>;
+pub(super) type Measure = fn(&index::Index, &[f32]) -> Result<Recalls, Error>;
 
 /// Builds an index over everything stored.
 ///
@@ -254,7 +253,7 @@ pub(super) fn build<M>(
     measure: Option<M>,
 ) -> Result<Built, Error>
 where
-    M: FnOnce(&index::Index, &[f32]) -> Result<[RecallCurve; 2], Error>,
+    M: FnOnce(&index::Index, &[f32]) -> Result<Recalls, Error>,
 {
     let mut clock = Instant::now();
     let mut lap = || std::mem::replace(&mut clock, Instant::now()).elapsed().as_secs_f64();
@@ -317,14 +316,14 @@ pub(super) fn write_generation(
     let mut blob = store.write_blob(cache, generation, BlobKind::Index);
     std::io::Write::write_all(&mut blob, &built.bytes).map_err(index::Error::Write)?;
     let index_bytes = blob.finish()?;
-    let [recall, recall_queries] = built.recall.clone();
+    let (recall, recall_by) = built.recall.clone();
     Ok(GenerationRecord {
         generation,
         items: built.items,
         index_bytes,
         build: built.build.clone(),
         recall,
-        recall_queries,
+        recall_by,
         sequence: built.sequence,
         created_ms: now_ms(),
     })

@@ -41,7 +41,7 @@ pub use blobs::{BlobKind, BlobWriter, PART_LEN};
 pub use keys::CacheId;
 pub use records::{
     CacheRecord, ChangeKind, ChangeRecord, GenerationRecord, ItemRecord, LedgerRecord, ModelSource, Outcome,
-    RecallCurve, RowType, Stamp,
+    RecallCurve, Recalls, RowType, Stamp,
 };
 
 use keys::Key;

@@ -87,6 +87,9 @@ pub struct ModelSource {
 /// Recall by `ef_search`, ascending.
 pub type RecallCurve = Vec<(usize, f64)>;
 
+/// What was measured of an index: for queries like the stored rows, and for other kinds of queries by their names.
+pub type Recalls = (RecallCurve, BTreeMap<String, RecallCurve>);
+
 /// A committed generation.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct GenerationRecord {
@@ -100,9 +103,9 @@ pub struct GenerationRecord {
     pub build: serde_json::Value,
     /// Recall@10 against exact for queries like the stored rows, by `ef_search`.
     pub recall: RecallCurve,
-    /// The same for a given sample of queries of another modality; empty without one.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub recall_queries: RecallCurve,
+    /// The same for held-out queries of other kinds, by the kind's name (`text`, `audio`, …); empty without a sample of them.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub recall_by: BTreeMap<String, RecallCurve>,
     /// Watermark: every change up to this one is in it. Later ones may be; replaying them again does no harm.
     #[serde(default)]
     pub sequence: u64,
