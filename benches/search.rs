@@ -105,7 +105,7 @@ fn main() {
         let curve = sweep(set, |query, ef| {
             // Rescoring more than ef would widen the beam beyond it.
             let rescore = rescore.min(ef);
-            let search = SearchParams { ef_search: ef, rescore, exact: false };
+            let search = SearchParams { ef_search: ef, rescore, ..Default::default() };
             let (candidates, cost) = searcher.search(&index, query, rescore, &search).unwrap();
             (rescored(&index, &rows, query, &candidates), cost)
         });
@@ -283,8 +283,10 @@ fn kernels() {
             time(&|| _ = black_box(kernels.dot_f16(black_box(a), &halves))),
             time(&|| _ = black_box(kernels.dot_codes(black_box(&codes), &query))),
             time(&|| _ = black_box(kernels.distance_codes(black_box(&codes), &others))),
-            time(&|| kernels.score_codes(black_box(&codes), &slots, &query, &mut out.borrow_mut())) / 100.0,
-            time(&|| kernels.score_nibbles(black_box(&codes), &slots, &query, &mut out.borrow_mut())) / 100.0,
+            time(&|| kernels.score_codes(black_box(&codes), &slots, &[], &query, &mut out.borrow_mut()))
+                / 100.0,
+            time(&|| kernels.score_nibbles(black_box(&codes), &slots, &[], &query, &mut out.borrow_mut()))
+                / 100.0,
         ];
         if kernels.name() == "scalar" {
             base = times;

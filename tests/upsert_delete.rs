@@ -217,12 +217,12 @@ impl World {
         }
         for top_k in [1, 5, self.model.len() + 5] {
             // A beam over everything is exact.
-            let whole = SearchParams { ef_search: 512, rescore: 512, exact: false };
+            let whole = SearchParams { ef_search: 512, rescore: 512, ..SearchParams::default() };
             assert_eq!(search(top_k, &whole), all[..top_k.min(all.len())], "top {top_k}");
             assert_eq!(search(top_k, &exact), all[..top_k.min(all.len())], "top {top_k}, exact");
         }
         // A narrow one finds enough, all alive, in order.
-        let narrow = search(5, &SearchParams { ef_search: 1, rescore: 1, exact: false });
+        let narrow = search(5, &SearchParams { ef_search: 1, rescore: 1, ..SearchParams::default() });
         assert_eq!(narrow.len(), self.model.len().min(5));
         assert!(narrow.iter().all(|hit| self.model.contains_key(&hit.id.0)));
         assert!(narrow.windows(2).all(|pair| pair[0].score >= pair[1].score));

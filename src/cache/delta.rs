@@ -133,7 +133,7 @@ impl Delta {
         let (all, mut products): (Vec<u32>, _) = ((0..longest).collect(), Vec::new());
         for block in &self.blocks {
             let rows = &all[..block.ids.len()];
-            Kernels::get().score_codes(&block.codes, rows, &query_code.steps, &mut products);
+            Kernels::get().score_codes(&block.codes, rows, &[], &query_code.steps, &mut products);
             for (&product, (row, position)) in products.iter().zip(block.coded.iter().zip(block.start..)) {
                 if self.dead.is_empty() || !self.dead.contains(position) {
                     let (estimate, bound) = query_code.score(product, *row);

@@ -78,6 +78,7 @@ pub fn enhance(app: &App, request: Request, call: &Call) -> Result<Searched<Enha
     request.search.validate().map_err(crate::cache::Error::from)?;
 
     let variant = request.variant;
+    let params = SearchParams { deadline: call.deadline, ..request.search };
     let (queries, embed) = embed_parts(app, request.queries, call, |encoded| match variant {
         Variant::Condition => encoded.embedding,
         Variant::ImageGeneration => encoded.prenorm,
@@ -85,7 +86,7 @@ pub fn enhance(app: &App, request: Request, call: &Call) -> Result<Searched<Enha
     let results = each(call, queries, |query| {
         let (query, norm) = mix(query, variant)?;
         let start = Instant::now();
-        let found = find(app, &snapshot, &query, request.blend.top_k, &request.search)?;
+        let found = find(app, &snapshot, &query, request.blend.top_k, &params)?;
         let search = start.elapsed();
 
         let start = Instant::now();

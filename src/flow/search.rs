@@ -8,8 +8,8 @@ use rayon::prelude::*;
 use super::embed::{MediaInput, embed};
 use super::{App, Call, Content, Error, Part, Query};
 use crate::blend;
-use crate::cache::{Found, Snapshot};
-use crate::index::SearchParams;
+use crate::cache::{self, Found, Snapshot};
+use crate::index::{self, SearchParams};
 use crate::models::encoder::Encoded;
 use crate::types::Embedding;
 
@@ -55,6 +55,7 @@ impl std::fmt::Debug for SnapshotRef {
 /// For the request as a whole: an unknown cache, a bad parameter, a missing model, deadline and cancellation.
 pub fn search(app: &App, request: Request, call: &Call) -> Result<Searched<(Found, Duration)>, Error> {
     let snapshot = app.cache(&request.cache)?.snapshot();
+    let params = SearchParams { deadline: call.deadline, ..request.search };
     request.search.validate().map_err(crate::cache::Error::from)?;
     let (queries, embed) = embed_parts(app, request.queries, call, |encoded| encoded.embedding)?;
     let results = each(call, queries, |query| {
@@ -63,7 +64,7 @@ pub fn search(app: &App, request: Request, call: &Call) -> Result<Searched<(Foun
             Query::Parts(parts) => blend::mix(&embeddings(&parts))?,
         };
         let start = Instant::now();
-        let found = find(app, &snapshot, &query, request.top_k, &request.search)?;
+        let found = find(app, &snapshot, &query, request.top_k, &params)?;
         Ok((found, start.elapsed()))
     })?;
     Ok(Searched { snapshot: SnapshotRef(snapshot), results, embed })
@@ -77,7 +78,11 @@ pub(super) fn find(
     top_k: usize,
     params: &SearchParams,
 ) -> Result<Found, Error> {
-    Ok(app.with_searcher(|searcher| snapshot.search(searcher, query, top_k, params))?)
+    app.with_searcher(|searcher| snapshot.search(searcher, query, top_k, params)).map_err(|error| match error
+    {
+        cache::Error::Index(index::Error::Deadline) => Error::Deadline,
+        other => other.into(),
+    })
 }
 
 /// Replaces every media part by its embedding, all of them in one batch. A part that fails fails its query.

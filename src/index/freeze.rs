@@ -300,7 +300,7 @@ pub(super) fn diverse(
 ) -> Vec<u32> {
     let mut view = space.from(slot);
     let (mut scratch, mut distances) = (Vec::new(), Vec::new());
-    view.distances(candidates, &mut scratch, &mut distances);
+    view.distances(candidates, &[], &mut scratch, &mut distances);
     let mut by_distance: Vec<(u32, u32)> =
         distances.iter().copied().zip(candidates.iter().copied()).filter(|&(_, c)| c != slot).collect();
     by_distance.sort_unstable();

@@ -21,7 +21,8 @@
 //! | `rotate.rs` | the rotation under 4-bit codes |
 //! | `layout.rs` | the byte format, drawn; the writer |
 //! | `view.rs` | validated reading of those bytes |
-//! | `search.rs` | the beam |
+//! | `search.rs` | the beam, of one query or of several in turn |
+//! | `sketch.rs` | a bit a component: rows passed over without reading their codes |
 //! | `visited.rs` | pooled marks of what a search has seen |
 //! | `exact.rs` | brute force: the truth, and the rescoring of candidates |
 //!
@@ -41,6 +42,7 @@ mod quant;
 mod repair;
 mod rotate;
 mod search;
+mod sketch;
 mod space;
 mod view;
 mod visited;
@@ -50,7 +52,7 @@ pub use freeze::{Graph, Reach};
 pub use layout::{FORMAT_VERSION, Parts};
 pub use params::{BuildParams, CodeKind, SearchParams};
 pub use quant::Codec;
-pub use search::{Candidate, Cost, Searcher};
+pub use search::{Candidate, Candidates, Cost, Searcher};
 pub use view::{AlignedBytes, Index, Summary};
 
 /// Why an index cannot be built or opened.
@@ -85,6 +87,9 @@ pub enum Error {
         /// Components of the query.
         received: usize,
     },
+    /// A search that was not done in time.
+    #[error("the deadline passed during the search")]
+    Deadline,
     /// Bytes that are not an index, or not one of this format version.
     #[error("not a readable index: {0}; rebuild it with `index-builder index`")]
     Format(String),

@@ -3,6 +3,8 @@
 //! Source: Malkov and Yashunin, *Efficient and robust approximate nearest neighbor search using Hierarchical
 //! Navigable Small World graphs* (arXiv 1603.09320).
 
+use std::time::Instant;
+
 use serde::{Deserialize, Serialize};
 
 use super::Error;
@@ -125,6 +127,9 @@ pub struct SearchParams {
     pub rescore: usize,
     /// Scan every row instead: the truth, in time proportional to the cache.
     pub exact: bool,
+    /// When an answer is no longer wanted; a search then ends with [`Error::Deadline`].
+    #[serde(skip)]
+    pub deadline: Option<Instant>,
 }
 
 impl SearchParams {
@@ -147,7 +152,12 @@ impl SearchParams {
 
 impl Default for SearchParams {
     fn default() -> Self {
-        SearchParams { ef_search: Self::DEFAULT_EF_SEARCH, rescore: Self::DEFAULT_RESCORE, exact: false }
+        SearchParams {
+            ef_search: Self::DEFAULT_EF_SEARCH,
+            rescore: Self::DEFAULT_RESCORE,
+            exact: false,
+            deadline: None,
+        }
     }
 }
 

@@ -33,11 +33,13 @@ const KEPT: f64 = 0.9999;
 /// Code of the mean in 8 bits.
 const ZERO: i32 = 128;
 /// Code of the mean in 4 bits: between two levels.
-const ZERO_4: f32 = 7.5;
+pub(super) const ZERO_4: f32 = 7.5;
 /// Step of 16 even levels, in standard deviations.
-const STEP_4: f64 = 0.335;
+pub(super) const STEP_4: f64 = 0.335;
+/// Mean squared error of those levels, in variances.
+const DISTORTION_4: f32 = 0.011_54;
 /// Components that share a line of 4-bit codes.
-const BLOCK_4: usize = 128;
+pub(super) const BLOCK_4: usize = 128;
 
 /// A trained codec for rows of one dimension.
 #[derive(Debug, Clone, PartialEq)]
@@ -53,7 +55,14 @@ pub(super) enum CodedQuery {
     /// For f32 and f16 rows.
     Float(Vec<f32>),
     /// For codes: a row's score is `offset + scale · (codes · values)`.
-    Integer { values: Vec<i8>, offset: f32, scale: f32 },
+    Integer {
+        values: Vec<i8>,
+        offset: f32,
+        scale: f32,
+        /// The query's score on the mean, and what 1 of `values` is worth.
+        mean: f32,
+        unit: f32,
+    },
 }
 
 impl Codec {
@@ -164,6 +173,12 @@ impl Codec {
         }
     }
 
+    /// What scores on codes are multiplied with. Coarse levels lie nearer to the mean than what they stand for:
+    /// E\[v·v̂\] = (1 − D)·E\[v²\].
+    fn unshrink(&self) -> f32 {
+        if self.kind == CodeKind::U4 { 1.0 / (1.0 - DISTORTION_4) } else { 1.0 }
+    }
+
     /// Brings a query into the codes' form.
     pub(super) fn code_query(&self, query: &[f32]) -> CodedQuery {
         let (stride, zero) = match self.kind {
@@ -184,9 +199,10 @@ impl Codec {
         let scaled = rotated.as_deref().unwrap_or(query);
         let scale = Kernels::get().scale_query(scaled, &mut values[..query.len()]);
         let sum: i32 = values.iter().map(|&v| i32::from(v)).sum();
-        let scale = if scale > 0.0 { self.step / scale } else { 0.0 };
+        let unit = if scale > 0.0 { 1.0 / scale } else { 0.0 };
+        let scale = self.step * self.unshrink() * unit;
         let mean = Kernels::get().dot(query, &self.mean);
-        CodedQuery::Integer { values, offset: mean - zero * sum as f32 * scale, scale }
+        CodedQuery::Integer { values, offset: mean - zero * sum as f32 * scale, scale, mean, unit }
     }
 }
 
@@ -205,16 +221,17 @@ pub(super) fn score(
     kernels: Kernels,
     codes: &[u8],
     slots: &[u32],
+    ahead: &[u32],
     query: &CodedQuery,
     kind: CodeKind,
     integers: &mut Vec<i32>,
     scores: &mut Vec<f32>,
 ) {
     match (query, kind) {
-        (CodedQuery::Integer { values, offset, scale }, kind) => {
+        (CodedQuery::Integer { values, offset, scale, .. }, kind) => {
             match kind {
-                CodeKind::U4 => kernels.score_nibbles(codes, slots, values, integers),
-                _ => kernels.score_codes(codes, slots, values, integers),
+                CodeKind::U4 => kernels.score_nibbles(codes, slots, ahead, values, integers),
+                _ => kernels.score_codes(codes, slots, ahead, values, integers),
             }
             scores.clear();
             scores.extend(integers.iter().map(|&s| offset + s as f32 * scale));
@@ -270,7 +287,7 @@ mod tests {
                 let slots: Vec<u32> = (0..40).collect();
                 let (mut integers, mut scores) = (Vec::new(), Vec::new());
                 let coded = codec.code_query(query);
-                score(Kernels::get(), codes.as_slice(), &slots, &coded, kind, &mut integers, &mut scores);
+                score(Kernels::get(), codes.as_slice(), &slots, &[], &coded, kind, &mut integers, &mut scores);
                 for (row, score) in rows.chunks_exact(dim).zip(&scores) {
                     let truth: f32 = row.iter().zip(query).map(|(a, b)| a * b).sum();
                     prop_assert!((truth - score).abs() < bound, "{kind:?} dim {dim}: {truth} {score}");

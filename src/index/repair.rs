@@ -19,8 +19,8 @@ use rayon::prelude::*;
 
 use super::freeze::{Graph, Pruning, diverse, mirror_and_prune};
 use super::quant::CodedQuery;
-use super::search::{Links, Walker};
-use super::space::{Scores, Space};
+use super::search::{Judge, Links, Walker};
+use super::space::{Space, Viewpoint};
 
 /// Beam of a node's search for itself.
 const REFINE_EF: usize = 150;
@@ -43,11 +43,7 @@ pub(super) fn refine(graph: &mut Graph, space: &Space<'_>, limit: usize) {
             || (Walker::default(), Vec::new(), Vec::new()),
             |(walker, scratch, distances), &slot| {
                 let view = space.from(slot);
-                walker.walk(old, REFINE_EF, |slots, scores| {
-                    view.distances(slots, scratch, distances);
-                    scores.clear();
-                    scores.extend(distances.iter().map(|&d| -(d as f32)));
-                });
+                walker.walk(old, REFINE_EF, &mut Near { view: &view, scratch, distances });
                 let mut candidates: Vec<u32> = walker.found().map(|c| c.slot.0).collect();
                 candidates.extend(old.links(slot));
                 candidates.sort_unstable();
@@ -60,6 +56,34 @@ pub(super) fn refine(graph: &mut Graph, space: &Space<'_>, limit: usize) {
     graph.set_level0(&lists, space);
 }
 
+/// Judges by nearness to a row.
+struct Near<'a> {
+    view: &'a Viewpoint<'a>,
+    scratch: &'a mut Vec<i32>,
+    distances: &'a mut Vec<u32>,
+}
+
+impl Judge for Near<'_> {
+    fn score(&mut self, slots: &[u32], ahead: &[u32], scores: &mut Vec<f32>) {
+        self.view.distances(slots, ahead, self.scratch, self.distances);
+        scores.clear();
+        scores.extend(self.distances.iter().map(|&d| -(d as f32)));
+    }
+}
+
+/// Judges by a query's score.
+struct Asked<'a> {
+    space: &'a Space<'a>,
+    query: &'a CodedQuery,
+    integers: &'a mut Vec<i32>,
+}
+
+impl Judge for Asked<'_> {
+    fn score(&mut self, slots: &[u32], ahead: &[u32], scores: &mut Vec<f32>) {
+        self.space.score(slots, ahead, self.query, self.integers, scores);
+    }
+}
+
 /// Links the neighbourhoods of sampled queries; the number of links added.
 pub(super) fn fix(graph: &mut Graph, space: &Space<'_>, queries: &[CodedQuery]) -> usize {
     let mut added = 0;
@@ -68,12 +92,9 @@ pub(super) fn fix(graph: &mut Graph, space: &Space<'_>, queries: &[CodedQuery]) 
         let nearest: Vec<Vec<u32>> = batch
             .par_iter()
             .map_init(
-                || (Walker::default(), Scores::default()),
-                |(walker, scratch), query| {
-                    walker.walk(now, FIX_EF, |slots, scores| {
-                        space.score(slots, query, scratch);
-                        std::mem::swap(scores, &mut scratch.floats);
-                    });
+                || (Walker::default(), Vec::new()),
+                |(walker, integers), query| {
+                    walker.walk(now, FIX_EF, &mut Asked { space, query, integers });
                     walker.found().take(FIX_NEAREST).map(|c| c.slot.0).collect()
                 },
             )

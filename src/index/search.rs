@@ -11,7 +11,10 @@
 //! an insertion one binary search and one move. It ends when every pool entry is expanded. Scores are those of the
 //! codes; the caller rescores the candidates on the stored rows.
 
-use super::quant;
+use std::time::Instant;
+
+use super::quant::{self, CodedQuery};
+use super::sketch::Aim;
 use super::view::Index;
 use super::visited::Visited;
 use super::{Error, SearchParams};
@@ -58,9 +61,14 @@ pub(super) trait Links {
 /// One thread's scratch for searching any index; reuse it.
 #[derive(Debug, Default)]
 pub struct Searcher {
-    walker: Walker,
-    integers: Vec<i32>,
+    walks: Vec<(Walker, Scratch)>,
 }
+
+/// Queries that a thread of [`Searcher::search_all`] works on in turn: while one waits for memory, the others do not.
+const INTERLEAVED: usize = 4;
+
+/// Candidates, best first by their score on codes, and the work it took.
+pub type Candidates = (Vec<Candidate>, Cost);
 
 impl Searcher {
     /// The best candidates of a query, best first, by their score on codes.
@@ -75,44 +83,263 @@ impl Searcher {
         query: &[f32],
         wanted: usize,
         params: &SearchParams,
-    ) -> Result<(Vec<Candidate>, Cost), Error> {
+    ) -> Result<Candidates, Error> {
         params.validate()?;
-        if query.len() != index.dim() {
-            return Err(Error::Dimension { expected: index.dim(), received: query.len() });
+        check(index, query)?;
+        self.walks.resize_with(self.walks.len().max(1), Default::default);
+        let (walker, scratch) = &mut self.walks[0];
+        let mut judge = OnCodes::new(index, query, scratch);
+        walker.begin(index, params.ef_search.max(wanted), &mut judge);
+        while !walker.step(index, &mut judge) {
+            check_deadline(params, walker.cost)?;
         }
-        let coded = index.codec().code_query(query);
-        let (kernels, codes, kind) = (Kernels::get(), index.codes(), index.codec().kind());
-        let integers = &mut self.integers;
-        let cost = self.walker.walk(index, params.ef_search.max(wanted), |slots, scores| {
-            quant::score(kernels, codes, slots, &coded, kind, integers, scores);
-        });
-        Ok((self.walker.found().take(wanted).collect(), cost))
+        Ok((walker.found().take(wanted).collect(), walker.cost))
+    }
+
+    /// As [`Searcher::search`], for many queries, some at a time: what one waits for, the others hide. The answers are the
+    /// same.
+    ///
+    /// # Errors
+    /// As [`Searcher::search`], for the first query that is wrong.
+    pub fn search_all(
+        &mut self,
+        index: &Index,
+        queries: &[&[f32]],
+        wanted: usize,
+        params: &SearchParams,
+    ) -> Result<Vec<Candidates>, Error> {
+        params.validate()?;
+        queries.iter().try_for_each(|query| check(index, query))?;
+        let ef = params.ef_search.max(wanted);
+        let width = INTERLEAVED.min(queries.len());
+        self.walks.resize_with(self.walks.len().max(width), Default::default);
+        let mut answers: Vec<Candidates> = vec![Default::default(); queries.len()];
+        let mut waiting = queries.iter().enumerate();
+        let mut flights: Vec<_> = Vec::with_capacity(width);
+        for (walker, scratch) in &mut self.walks[..width] {
+            if let Some((at, query)) = waiting.next() {
+                let mut judge = OnCodes::new(index, query, scratch);
+                walker.begin(index, ef, &mut judge);
+                flights.push((at, walker, judge));
+            }
+        }
+        while let Some((_, walker, _)) = flights.first() {
+            check_deadline(params, walker.cost)?;
+            flights.retain_mut(|(at, walker, judge)| {
+                if !walker.advance(index, judge) {
+                    return true;
+                }
+                answers[*at] = (walker.found().take(wanted).collect(), walker.cost);
+                let Some((next, query)) = waiting.next() else { return false };
+                *at = next;
+                judge.turn(query);
+                walker.begin(index, ef, judge);
+                true
+            });
+        }
+        Ok(answers)
     }
 }
 
-/// The walk itself, for any graph and any score.
+/// Looks at the clock once in some nodes: a look costs as much as scoring a row.
+fn check_deadline(params: &SearchParams, cost: Cost) -> Result<(), Error> {
+    match params.deadline {
+        Some(deadline) if cost.visited_nodes.is_multiple_of(32) && Instant::now() >= deadline => {
+            Err(Error::Deadline)
+        }
+        _ => Ok(()),
+    }
+}
+
+fn check(index: &Index, query: &[f32]) -> Result<(), Error> {
+    match query.len() == index.dim() {
+        true => Ok(()),
+        false => Err(Error::Dimension { expected: index.dim(), received: query.len() }),
+    }
+}
+
+/// What a walk judges nodes by.
+pub(super) trait Judge {
+    /// One score a slot, into `scores`, which is cleared first. `ahead` is likely to be asked for next.
+    fn score(&mut self, slots: &[u32], ahead: &[u32], scores: &mut Vec<f32>);
+
+    /// Fetches what [`Judge::sift`] will read of these slots.
+    fn fetch(&self, _slots: &[u32]) {}
+
+    /// The slots whose score may reach `floor`, if there is one, into `kept`, which is cleared first.
+    fn sift(&mut self, slots: &[u32], _floor: Option<f32>, kept: &mut Vec<u32>) {
+        kept.clear();
+        kept.extend_from_slice(slots);
+    }
+}
+
+/// Scores on the codes of an index, behind its sketch if it has one.
+struct OnCodes<'a> {
+    index: &'a Index,
+    query: CodedQuery,
+    scratch: &'a mut Scratch,
+}
+
+/// Buffers of [`OnCodes`].
+#[derive(Debug, Default)]
+struct Scratch {
+    integers: Vec<i32>,
+    aim: Aim,
+}
+
+impl<'a> OnCodes<'a> {
+    fn new(index: &'a Index, query: &[f32], scratch: &'a mut Scratch) -> Self {
+        let mut judge = OnCodes { index, query: CodedQuery::Float(Vec::new()), scratch };
+        judge.turn(query);
+        judge
+    }
+
+    /// Turns to another query.
+    fn turn(&mut self, query: &[f32]) {
+        self.query = self.index.codec().code_query(query);
+        if let (CodedQuery::Integer { values, mean, unit, .. }, Some(sketch)) =
+            (&self.query, self.index.sketch())
+        {
+            let length = Kernels::get().dot(query, query).sqrt();
+            sketch.aim(values, *unit, *mean, length, &mut self.scratch.aim);
+        }
+    }
+}
+
+impl Judge for OnCodes<'_> {
+    fn score(&mut self, slots: &[u32], ahead: &[u32], scores: &mut Vec<f32>) {
+        let (codes, kind) = (self.index.codes(), self.index.codec().kind());
+        quant::score(
+            Kernels::get(),
+            codes,
+            slots,
+            ahead,
+            &self.query,
+            kind,
+            &mut self.scratch.integers,
+            scores,
+        );
+    }
+
+    fn fetch(&self, slots: &[u32]) {
+        match self.index.sketch() {
+            Some(sketch) => sketch.fetch(slots),
+            None => fetch_codes(self.index, slots),
+        }
+    }
+
+    fn sift(&mut self, slots: &[u32], floor: Option<f32>, kept: &mut Vec<u32>) {
+        kept.clear();
+        match (self.index.sketch(), floor) {
+            (Some(sketch), Some(floor)) => {
+                sketch.sift(&mut self.scratch.aim, slots, floor, kept);
+                fetch_codes(self.index, kept);
+            }
+            (Some(_), None) => {
+                kept.extend_from_slice(slots);
+                fetch_codes(self.index, kept);
+            }
+            (None, _) => kept.extend_from_slice(slots),
+        }
+    }
+}
+
+/// Rows whose codes are fetched before the first is scored; the kernel fetches the others.
+const FETCHED: usize = 8;
+
+fn fetch_codes(index: &Index, slots: &[u32]) {
+    let (codes, stride) = (index.codes(), index.codec().stride());
+    for &slot in slots.iter().take(FETCHED) {
+        kernels::prefetch(&codes[slot as usize * stride..][..stride]);
+    }
+}
+
+/// The walk itself, for any graph and any judge.
+///
+/// ```text
+/// descend   on an upper level: score the links of the best node                     once a hop
+/// look      read the links of the node to expand, fetch what sifting reads   ┐
+/// sift      pass over what cannot matter, fetch the codes of the rest        ├ once a node, each after the last one's
+/// score     insert into the pool, choose the next node, fetch its links      ┘ memory has had time to come
+/// ```
 #[derive(Debug, Default)]
 pub(super) struct Walker {
     visited: Visited,
     pool: Pool,
-    fresh: Vec<u32>,
+    phase: Phase,
+    /// What is expanded, and what probably comes next.
+    now: Step,
+    next: Step,
     scores: Vec<f32>,
+    cost: Cost,
+}
+
+/// What is done next.
+#[derive(Debug, Default, Clone, Copy)]
+enum Phase {
+    Descend {
+        level: usize,
+        best: Candidate,
+    },
+    DescendSift {
+        level: usize,
+        best: Candidate,
+    },
+    DescendScore {
+        level: usize,
+        best: Candidate,
+    },
+    Look(u32),
+    Sift,
+    Score,
+    #[default]
+    Done,
+}
+
+/// The expansion of one node.
+#[derive(Debug, Default)]
+struct Step {
+    slot: Option<u32>,
+    /// Its links that have not been seen.
+    unseen: Vec<u32>,
+    /// Those of them that are worth a score.
+    kept: Vec<u32>,
+}
+
+impl Step {
+    fn look(&mut self, graph: &impl Links, slot: u32, visited: &Visited, judge: &impl Judge) {
+        self.slot = Some(slot);
+        let links = graph.links(slot);
+        self.unseen.resize(links.len(), 0);
+        let mut count = 0;
+        // Whether a node has been seen is anyone's guess, the processor's as well: no branch.
+        for &to in links {
+            self.unseen[count] = to;
+            count += usize::from(!visited.contains(to));
+        }
+        self.unseen.truncate(count);
+        judge.fetch(&self.unseen);
+    }
 }
 
 impl Walker {
     /// Descends to level 0 and collects the best `ef` nodes it meets there, for [`Walker::found`].
-    ///
-    /// * `score`: appends nothing and keeps nothing: it fills its second argument with one score a slot.
-    pub(super) fn walk(
-        &mut self,
-        graph: &impl Links,
-        ef: usize,
-        mut score: impl FnMut(&[u32], &mut Vec<f32>),
-    ) -> Cost {
-        let mut cost = Cost::default();
-        let start = self.descend(graph, &mut score, &mut cost);
-        self.beam(graph, start, ef, &mut score, &mut cost);
-        cost
+    pub(super) fn walk(&mut self, graph: &impl Links, ef: usize, judge: &mut impl Judge) -> Cost {
+        self.begin(graph, ef, judge);
+        while !self.step(graph, judge) {}
+        self.cost
+    }
+
+    /// As [`Walker::advance`], for a walk that has its thread to itself.
+    fn step(&mut self, graph: &impl Links, judge: &mut impl Judge) -> bool {
+        // Unless something better is found, the next node is known: look at its links while the codes come.
+        if matches!(self.phase, Phase::Score) {
+            self.next.slot = None;
+            if let Some(guess) = self.pool.peek_next() {
+                self.next.look(graph, guess, &self.visited, judge);
+            }
+        }
+        self.advance(graph, judge)
     }
 
     /// What the last walk collected, best first.
@@ -120,60 +347,90 @@ impl Walker {
         self.pool.keys.iter().map(|&key| Candidate { slot: Slot(slot_of(key)), score: score_of(key) })
     }
 
-    /// Walks down to level 1, on each level to the node none of whose links is better.
-    fn descend(
-        &mut self,
-        graph: &impl Links,
-        score: &mut impl FnMut(&[u32], &mut Vec<f32>),
-        cost: &mut Cost,
-    ) -> Candidate {
-        score(&[graph.entry()], &mut self.scores);
-        cost.scored_vectors += 1;
-        let mut best = Candidate { slot: Slot(graph.entry()), score: self.scores[0] };
-        for level in (0..graph.upper_levels()).rev() {
-            loop {
-                let links = graph.upper_links(level, best.slot.0);
-                cost.visited_nodes += 1;
-                cost.scored_vectors += links.len() as u64;
-                score(links, &mut self.scores);
-                let better = links.iter().zip(&self.scores).max_by(|a, b| a.1.total_cmp(b.1));
-                match better {
-                    Some((&slot, &score)) if score > best.score => {
-                        best = Candidate { slot: Slot(slot), score }
-                    }
-                    _ => break,
-                }
-            }
-        }
-        best
+    /// Begins a walk; [`Walker::advance`] goes on with it.
+    fn begin(&mut self, graph: &impl Links, ef: usize, judge: &mut impl Judge) {
+        self.visited.begin(graph.len());
+        self.pool.begin(ef);
+        self.next.slot = None;
+        judge.score(&[graph.entry()], &[], &mut self.scores);
+        self.cost = Cost { visited_nodes: 0, scored_vectors: 1 };
+        let best = Candidate { slot: Slot(graph.entry()), score: self.scores[0] };
+        self.phase = Phase::Descend { level: graph.upper_levels(), best };
     }
 
-    fn beam(
-        &mut self,
-        graph: &impl Links,
-        start: Candidate,
-        ef: usize,
-        score: &mut impl FnMut(&[u32], &mut Vec<f32>),
-        cost: &mut Cost,
-    ) {
-        self.visited.begin(graph.len());
-        self.visited.insert(start.slot.0);
-        self.pool.begin(ef);
-        self.pool.insert(key(start.score, start.slot.0));
-        while let Some(slot) = self.pool.expand_next() {
-            cost.visited_nodes += 1;
-            self.fresh.clear();
-            let visited = &mut self.visited;
-            self.fresh.extend(graph.links(slot).iter().copied().filter(|&to| visited.insert(to)));
-            // Unless one of the fresh nodes is better, the next to expand is known: fetch its links meanwhile.
-            if let Some(next) = self.pool.peek_next() {
-                kernels::prefetch(graph.row(next));
+    /// Does what can be done without waiting for memory. True when the walk has ended.
+    fn advance(&mut self, graph: &impl Links, judge: &mut impl Judge) -> bool {
+        match self.phase {
+            Phase::Descend { level: 0, best } => {
+                self.visited.insert(best.slot.0);
+                self.pool.insert(key(best.score, best.slot.0));
+                self.choose(graph);
             }
-            cost.scored_vectors += self.fresh.len() as u64;
-            score(&self.fresh, &mut self.scores);
-            for (&slot, &score) in self.fresh.iter().zip(&self.scores) {
-                self.pool.insert(key(score, slot));
+            Phase::Descend { level, best } => {
+                self.cost.visited_nodes += 1;
+                self.now.unseen.clear();
+                self.now.unseen.extend_from_slice(graph.upper_links(level - 1, best.slot.0));
+                judge.fetch(&self.now.unseen);
+                self.phase = Phase::DescendSift { level, best };
             }
+            Phase::DescendSift { level, best } => {
+                judge.sift(&self.now.unseen, Some(best.score), &mut self.now.kept);
+                self.phase = Phase::DescendScore { level, best };
+            }
+            Phase::DescendScore { level, best } => {
+                let kept = &self.now.kept;
+                self.cost.scored_vectors += kept.len() as u64;
+                judge.score(kept, &[], &mut self.scores);
+                let better = kept.iter().zip(&self.scores).max_by(|a, b| a.1.total_cmp(b.1));
+                self.phase = match better {
+                    Some((&slot, &score)) if score > best.score => {
+                        Phase::Descend { level, best: Candidate { slot: Slot(slot), score } }
+                    }
+                    _ => Phase::Descend { level: level - 1, best },
+                };
+            }
+            Phase::Look(slot) => {
+                self.cost.visited_nodes += 1;
+                if self.next.slot == Some(slot) {
+                    std::mem::swap(&mut self.now, &mut self.next);
+                } else {
+                    self.now.look(graph, slot, &self.visited, judge);
+                }
+                self.next.slot = None;
+                self.visited.extend(&self.now.unseen);
+                self.phase = Phase::Sift;
+            }
+            Phase::Sift => {
+                judge.sift(&self.now.unseen, self.pool.floor(), &mut self.now.kept);
+                self.phase = Phase::Score;
+            }
+            Phase::Score => {
+                let kept = &self.now.kept;
+                self.cost.scored_vectors += kept.len() as u64;
+                judge.score(kept, &[], &mut self.scores);
+                for (&slot, &score) in kept.iter().zip(&self.scores) {
+                    if self.pool.insert(key(score, slot)) {
+                        kernels::prefetch(graph.row(slot));
+                    }
+                }
+                self.choose(graph);
+            }
+            Phase::Done => return true,
+        }
+        false
+    }
+
+    /// Takes the best node that is not expanded, and fetches its links and those of the one after it.
+    fn choose(&mut self, graph: &impl Links) {
+        self.phase = match self.pool.expand_next() {
+            Some(slot) => {
+                kernels::prefetch(graph.row(slot));
+                Phase::Look(slot)
+            }
+            None => Phase::Done,
+        };
+        if let Some(after) = self.pool.peek_next() {
+            kernels::prefetch(graph.row(after));
         }
     }
 }
@@ -214,10 +471,11 @@ impl Pool {
         self.next = 0;
     }
 
-    fn insert(&mut self, key: u64) {
+    /// Whether the key is now among the next two to be expanded.
+    fn insert(&mut self, key: u64) -> bool {
         if self.keys.len() == self.ef {
             if self.keys.last().is_some_and(|&worst| key <= worst) {
-                return;
+                return false;
             }
             self.keys.pop();
         }
@@ -225,6 +483,12 @@ impl Pool {
         let at = self.keys.partition_point(|&other| other >> 32 >= key >> 32);
         self.keys.insert(at, key);
         self.next = self.next.min(at);
+        at <= self.next + 1
+    }
+
+    /// The score that a key must beat to enter, once the pool is full.
+    fn floor(&self) -> Option<f32> {
+        self.keys.last().filter(|_| self.keys.len() == self.ef).map(|&worst| score_of(worst))
     }
 
     /// The best key not yet expanded.
@@ -245,7 +509,9 @@ impl Pool {
 
 #[cfg(test)]
 mod tests {
+    use super::super::{AlignedBytes, BuildParams, CodeKind, Codec, Parts, build, exact};
     use super::*;
+    use crate::types::ItemId;
     use proptest::prelude::*;
 
     proptest! {
@@ -272,5 +538,83 @@ mod tests {
             best.truncate(ef);
             prop_assert_eq!(kept, best);
         }
+    }
+
+    /// Rows around a few centres and queries near them, with the index of their 4-bit or wider codes.
+    fn clustered(kind: CodeKind) -> (Vec<f32>, Vec<Vec<f32>>, Index) {
+        let mut state = 7u64;
+        let mut next = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 40) as f32 / (1u64 << 24) as f32 - 0.5
+        };
+        let centres: Vec<f32> = (0..20 * DIM).map(|_| next()).collect();
+        let mut row = |noise: f32| {
+            let centre = ((next() + 0.5) * 19.9) as usize * DIM;
+            let mut row: Vec<f32> = centres[centre..][..DIM].iter().map(|c| c + noise * next()).collect();
+            let norm = crate::types::norm(&row) as f32;
+            row.iter_mut().for_each(|v| *v /= norm);
+            row
+        };
+        let rows: Vec<f32> = (0..3000).flat_map(|_| row(1.0)).collect();
+        let queries = (0..100).map(|_| row(1.5)).collect();
+        let codec = Codec::train(kind, &rows, DIM);
+        let params = BuildParams { m: 8, ef_construction: 40, threads: 2, ..Default::default() };
+        let graph = build(&params, &codec, &rows, &[], |_| ()).unwrap();
+        let ids: Vec<ItemId> = (0..3000).map(ItemId).collect();
+        let mut bytes = Vec::new();
+        Parts { graph: &graph, codec: &codec, ids: &ids, codes: &codec.encode(&rows) }
+            .write(&mut bytes)
+            .unwrap();
+        (rows, queries, Index::open(AlignedBytes::copy_of(&bytes).unwrap()).unwrap())
+    }
+
+    const DIM: usize = 128;
+
+    #[test]
+    fn queries_in_turn_get_the_answers_they_get_alone() {
+        for kind in [CodeKind::U4, CodeKind::U8, CodeKind::F32] {
+            let (_, queries, index) = clustered(kind);
+            let all: Vec<&[f32]> = queries.iter().map(Vec::as_slice).collect();
+            let params = SearchParams { ef_search: 24, ..Default::default() };
+            let mut searcher = Searcher::default();
+            for some in [&all[..0], &all[..1], &all[..3], &all[..]] {
+                let together = searcher.search_all(&index, some, 15, &params).unwrap();
+                let alone = some.iter().map(|q| searcher.search(&index, q, 15, &params).unwrap());
+                assert_eq!(together, alone.collect::<Vec<_>>(), "{kind:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn passing_over_rows_by_their_signs_costs_little_recall_and_saves_much() {
+        let (rows, queries, index) = clustered(CodeKind::U4);
+        let (_, _, wide) = clustered(CodeKind::F32);
+        let params = SearchParams { ef_search: 64, ..Default::default() };
+        let mut searcher = Searcher::default();
+        let (mut recall, mut scored) = ([0.0; 2], [0; 2]);
+        for query in &queries {
+            let truth: Vec<u32> = exact::search(&rows, query, 10).iter().map(|s| s.slot.0).collect();
+            for (i, index) in [&index, &wide].into_iter().enumerate() {
+                let (found, cost) = searcher.search(index, query, 40, &params).unwrap();
+                let found: Vec<u32> = found.iter().map(|c| c.slot.0).collect();
+                recall[i] += exact::recall(&truth, &found) / queries.len() as f64;
+                scored[i] += cost.scored_vectors;
+            }
+        }
+        assert!(recall[0] > recall[1] - 0.02, "{recall:?}");
+        assert!(10 * scored[0] < 9 * scored[1], "{scored:?}");
+    }
+
+    #[test]
+    fn a_deadline_ends_a_search() {
+        let (_, queries, index) = clustered(CodeKind::U4);
+        let past = std::time::Instant::now() - std::time::Duration::from_millis(1);
+        let params = SearchParams { deadline: Some(past), ..Default::default() };
+        let mut searcher = Searcher::default();
+        let all: Vec<&[f32]> = queries.iter().map(Vec::as_slice).collect();
+        assert!(matches!(searcher.search(&index, all[0], 10, &params), Err(Error::Deadline)));
+        assert!(matches!(searcher.search_all(&index, &all, 10, &params), Err(Error::Deadline)));
+        let params = SearchParams { deadline: None, ..params };
+        assert_eq!(searcher.search(&index, all[0], 10, &params).unwrap().0.len(), 10);
     }
 }

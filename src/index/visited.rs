@@ -21,6 +21,19 @@ impl Visited {
         }
     }
 
+    /// Whether a slot has been seen.
+    pub(super) fn contains(&self, slot: u32) -> bool {
+        self.words[slot as usize / 64] >> (slot % 64) & 1 == 1
+    }
+
+    /// Marks slots that have not been seen.
+    pub(super) fn extend(&mut self, slots: &[u32]) {
+        for &slot in slots {
+            self.words[slot as usize / 64] |= 1 << (slot % 64);
+        }
+        self.touched.extend(slots.iter().map(|slot| slot / 64));
+    }
+
     /// Marks a slot; true when it had not been seen.
     pub(super) fn insert(&mut self, slot: u32) -> bool {
         let (at, bit) = (slot / 64, 1u64 << (slot % 64));

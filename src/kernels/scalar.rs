@@ -31,12 +31,26 @@ pub(super) fn dot_nibbles(code: &[u8], query: &[i8]) -> i32 {
         .sum()
 }
 
-pub(super) fn score_codes(rows: &[u8], slots: &[u32], query: &[i8], out: &mut Vec<i32>) {
-    super::score_rows(rows, slots, query.len(), out, |row| dot_codes(row, query));
+pub(super) fn score_codes(rows: &[u8], slots: &[u32], ahead: &[u32], query: &[i8], out: &mut Vec<i32>) {
+    super::score_rows(rows, slots, ahead, query.len(), out, |row| dot_codes(row, query));
 }
 
-pub(super) fn score_nibbles(rows: &[u8], slots: &[u32], query: &[i8], out: &mut Vec<i32>) {
-    super::score_rows(rows, slots, query.len() / 2, out, |row| dot_nibbles(row, query));
+pub(super) fn score_nibbles(rows: &[u8], slots: &[u32], ahead: &[u32], query: &[i8], out: &mut Vec<i32>) {
+    super::score_rows(rows, slots, ahead, query.len() / 2, out, |row| dot_nibbles(row, query));
+}
+
+pub(super) fn sum_signs(row: &[u8], planes: &[u64]) -> i32 {
+    let words = row.chunks_exact(8).map(|w| u64::from_le_bytes(w.try_into().unwrap_or_default()));
+    let len = planes.len() / super::PLANES;
+    let word = |(at, word): (usize, u64)| -> i32 {
+        let levels: u32 = (0..super::PLANES).map(|p| (word & planes[p * len + at]).count_ones() << p).sum();
+        2 * levels as i32 - 15 * word.count_ones() as i32
+    };
+    words.enumerate().map(word).sum()
+}
+
+pub(super) fn score_signs(rows: &[u8], slots: &[u32], planes: &[u64], out: &mut Vec<i32>) {
+    super::score_rows(rows, slots, &[], planes.len() / super::PLANES * 8, out, |row| sum_signs(row, planes));
 }
 
 pub(super) fn distance_codes(a: &[u8], b: &[u8]) -> u32 {
@@ -56,6 +70,16 @@ pub(super) fn bias_gelu(x: &mut [f32], bias: &[f32]) {
 #[inline(always)]
 pub(super) fn hadamard(values: &mut [f32]) {
     let mut half = 1;
+    // Inside a register's worth of lanes the strides are shuffles, which the compiler only finds when they are constants.
+    if values.len() >= LANES {
+        for chunk in values.as_chunks_mut::<LANES>().0 {
+            butterflies::<1>(chunk);
+            butterflies::<2>(chunk);
+            butterflies::<4>(chunk);
+            butterflies::<8>(chunk);
+        }
+        half = LANES;
+    }
     while half < values.len() {
         for pair in values.chunks_exact_mut(2 * half) {
             let (low, high) = pair.split_at_mut(half);
@@ -67,6 +91,16 @@ pub(super) fn hadamard(values: &mut [f32]) {
     }
     let scale = 1.0 / (values.len() as f32).sqrt();
     values.iter_mut().for_each(|v| *v *= scale);
+}
+
+/// (a, b) ← (a + b, a − b) for lanes that lie `HALF` apart.
+#[inline(always)]
+fn butterflies<const HALF: usize>(lanes: &mut [f32; LANES]) {
+    let before = *lanes;
+    for (at, lane) in lanes.iter_mut().enumerate() {
+        let sign = if at & HALF == 0 { 1.0 } else { -1.0 };
+        *lane = before[at] * sign + before[at ^ HALF];
+    }
 }
 
 /// As [`bias_gelu`]: one body, no branches.

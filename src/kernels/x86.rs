@@ -8,21 +8,22 @@ use std::arch::x86_64::*;
 
 use half::f16;
 
-use super::{scalar, score_rows};
+use super::{PLANES, scalar, score_rows};
 
 /// Proof of AVX2, FMA and F16C.
 #[derive(Debug, Clone, Copy)]
 pub struct Avx2(());
 
-/// Proof of AVX-512 F, BW and VNNI.
+/// Proof of AVX-512 F, BW and VNNI, and whether there is VPOPCNTDQ.
 #[derive(Debug, Clone, Copy)]
-pub struct Avx512(());
+pub struct Avx512(bool);
 
 impl Avx2 {
     pub(super) fn new() -> Option<Self> {
         let supported = is_x86_feature_detected!("avx2")
             && is_x86_feature_detected!("fma")
-            && is_x86_feature_detected!("f16c");
+            && is_x86_feature_detected!("f16c")
+            && is_x86_feature_detected!("popcnt");
         supported.then_some(Avx2(()))
     }
 
@@ -51,14 +52,33 @@ impl Avx2 {
         unsafe { avx2_dot_nibbles(code, query) }
     }
 
-    pub(super) fn score_codes(self, rows: &[u8], slots: &[u32], query: &[i8], out: &mut Vec<i32>) {
+    pub(super) fn score_codes(
+        self,
+        rows: &[u8],
+        slots: &[u32],
+        ahead: &[u32],
+        query: &[i8],
+        out: &mut Vec<i32>,
+    ) {
         // SAFETY: `self` proves AVX2.
-        unsafe { avx2_score_codes(rows, slots, query, out) }
+        unsafe { avx2_score_codes(rows, slots, ahead, query, out) }
     }
 
-    pub(super) fn score_nibbles(self, rows: &[u8], slots: &[u32], query: &[i8], out: &mut Vec<i32>) {
+    pub(super) fn score_nibbles(
+        self,
+        rows: &[u8],
+        slots: &[u32],
+        ahead: &[u32],
+        query: &[i8],
+        out: &mut Vec<i32>,
+    ) {
         // SAFETY: `self` proves AVX2.
-        unsafe { avx2_score_nibbles(rows, slots, query, out) }
+        unsafe { avx2_score_nibbles(rows, slots, ahead, query, out) }
+    }
+
+    pub(super) fn score_signs(self, rows: &[u8], slots: &[u32], planes: &[u64], out: &mut Vec<i32>) {
+        // SAFETY: `self` proves AVX2 and POPCNT.
+        unsafe { avx2_score_signs(rows, slots, planes, out) }
     }
 
     pub(super) fn bias_gelu(self, x: &mut [f32], bias: &[f32]) {
@@ -82,7 +102,7 @@ impl Avx512 {
         let supported = is_x86_feature_detected!("avx512f")
             && is_x86_feature_detected!("avx512bw")
             && is_x86_feature_detected!("avx512vnni");
-        supported.then_some(Avx512(()))
+        supported.then(|| Avx512(is_x86_feature_detected!("avx512vpopcntdq")))
     }
 
     pub(super) fn dot(self, a: &[f32], b: &[f32]) -> f32 {
@@ -110,14 +130,37 @@ impl Avx512 {
         unsafe { avx512_dot_nibbles(code, query) }
     }
 
-    pub(super) fn score_codes(self, rows: &[u8], slots: &[u32], query: &[i8], out: &mut Vec<i32>) {
+    pub(super) fn score_codes(
+        self,
+        rows: &[u8],
+        slots: &[u32],
+        ahead: &[u32],
+        query: &[i8],
+        out: &mut Vec<i32>,
+    ) {
         // SAFETY: `self` proves AVX-512 F, BW and VNNI.
-        unsafe { avx512_score_codes(rows, slots, query, out) }
+        unsafe { avx512_score_codes(rows, slots, ahead, query, out) }
     }
 
-    pub(super) fn score_nibbles(self, rows: &[u8], slots: &[u32], query: &[i8], out: &mut Vec<i32>) {
+    pub(super) fn score_nibbles(
+        self,
+        rows: &[u8],
+        slots: &[u32],
+        ahead: &[u32],
+        query: &[i8],
+        out: &mut Vec<i32>,
+    ) {
         // SAFETY: `self` proves AVX-512 F, BW and VNNI.
-        unsafe { avx512_score_nibbles(rows, slots, query, out) }
+        unsafe { avx512_score_nibbles(rows, slots, ahead, query, out) }
+    }
+
+    pub(super) fn score_signs(self, rows: &[u8], slots: &[u32], planes: &[u64], out: &mut Vec<i32>) {
+        match self.0 {
+            // SAFETY: `self` proves AVX-512 F and, here, VPOPCNTDQ.
+            true => unsafe { avx512_score_signs(rows, slots, planes, out) },
+            // SAFETY: `self` proves AVX2 and POPCNT: what has AVX-512 has both.
+            false => unsafe { avx2_score_signs(rows, slots, planes, out) },
+        }
     }
 
     pub(super) fn bias_gelu(self, x: &mut [f32], bias: &[f32]) {
@@ -240,13 +283,49 @@ fn avx2_dot_nibbles(code: &[u8], query: &[i8]) -> i32 {
 }
 
 #[target_feature(enable = "avx2")]
-fn avx2_score_codes(rows: &[u8], slots: &[u32], query: &[i8], out: &mut Vec<i32>) {
-    score_rows(rows, slots, query.len(), out, |row| avx2_dot_codes(row, query));
+fn avx2_score_codes(rows: &[u8], slots: &[u32], ahead: &[u32], query: &[i8], out: &mut Vec<i32>) {
+    score_rows(rows, slots, ahead, query.len(), out, |row| avx2_dot_codes(row, query));
 }
 
 #[target_feature(enable = "avx2")]
-fn avx2_score_nibbles(rows: &[u8], slots: &[u32], query: &[i8], out: &mut Vec<i32>) {
-    score_rows(rows, slots, query.len() / 2, out, |row| avx2_dot_nibbles(row, query));
+fn avx2_score_nibbles(rows: &[u8], slots: &[u32], ahead: &[u32], query: &[i8], out: &mut Vec<i32>) {
+    score_rows(rows, slots, ahead, query.len() / 2, out, |row| avx2_dot_nibbles(row, query));
+}
+
+#[target_feature(enable = "avx2,popcnt")]
+fn avx2_score_signs(rows: &[u8], slots: &[u32], planes: &[u64], out: &mut Vec<i32>) {
+    score_rows(rows, slots, &[], planes.len() / PLANES * 8, out, |row| scalar::sum_signs(row, planes));
+}
+
+#[target_feature(enable = "avx512f,avx512vpopcntdq")]
+fn avx512_score_signs(rows: &[u8], slots: &[u32], planes: &[u64], out: &mut Vec<i32>) {
+    let words = planes.len() / PLANES;
+    if words * 64 != RESIDENT {
+        return score_rows(rows, slots, &[], words * 8, out, |row| scalar::sum_signs(row, planes));
+    }
+    let mut lines = [[_mm512_setzero_si512(); 2]; PLANES];
+    for (line, words) in lines.as_flattened_mut().iter_mut().zip(planes.chunks_exact(8)) {
+        // SAFETY: `words` holds 64 bytes.
+        *line = unsafe { _mm512_loadu_si512(words.as_ptr().cast()) };
+    }
+    score_rows(rows, slots, &[], words * 8, out, |row| {
+        let row: &[u8; RESIDENT / 8] = row.try_into().unwrap_or(&[0; RESIDENT / 8]);
+        // SAFETY: `row` holds 128 bytes.
+        let (a, b) = unsafe {
+            (_mm512_loadu_si512(row.as_ptr().cast()), _mm512_loadu_si512(row.as_ptr().add(64).cast()))
+        };
+        let count = |p: usize| {
+            let (a, b) = (_mm512_and_si512(a, lines[p][0]), _mm512_and_si512(b, lines[p][1]));
+            _mm512_add_epi64(_mm512_popcnt_epi64(a), _mm512_popcnt_epi64(b))
+        };
+        let twice = |x: __m512i| _mm512_add_epi64(x, x);
+        let high = _mm512_add_epi64(count(2), twice(count(3)));
+        let low = _mm512_add_epi64(count(0), twice(count(1)));
+        let levels = _mm512_add_epi64(low, twice(twice(high)));
+        let set = _mm512_add_epi64(_mm512_popcnt_epi64(a), _mm512_popcnt_epi64(b));
+        let fifteen = _mm512_sub_epi64(_mm512_slli_epi64::<4>(set), set);
+        _mm512_reduce_add_epi64(_mm512_sub_epi64(twice(levels), fifteen)) as i32
+    });
 }
 
 #[target_feature(enable = "avx2")]
@@ -376,12 +455,12 @@ fn avx512_dot_nibbles(code: &[u8], query: &[i8]) -> i32 {
 const RESIDENT: usize = 1024;
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-fn avx512_score_codes(rows: &[u8], slots: &[u32], query: &[i8], out: &mut Vec<i32>) {
+fn avx512_score_codes(rows: &[u8], slots: &[u32], ahead: &[u32], query: &[i8], out: &mut Vec<i32>) {
     if query.len() != RESIDENT {
-        return score_rows(rows, slots, query.len(), out, |row| avx512_dot_codes(row, query));
+        return score_rows(rows, slots, ahead, query.len(), out, |row| avx512_dot_codes(row, query));
     }
     let query = avx512_lines(query);
-    score_rows(rows, slots, RESIDENT, out, |row| {
+    score_rows(rows, slots, ahead, RESIDENT, out, |row| {
         let mut sums = [_mm512_setzero_si512(); 4];
         for (i, line) in row.chunks_exact(64).enumerate().take(query.len()) {
             // SAFETY: `line` holds 64 bytes.
@@ -393,12 +472,12 @@ fn avx512_score_codes(rows: &[u8], slots: &[u32], query: &[i8], out: &mut Vec<i3
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-fn avx512_score_nibbles(rows: &[u8], slots: &[u32], query: &[i8], out: &mut Vec<i32>) {
+fn avx512_score_nibbles(rows: &[u8], slots: &[u32], ahead: &[u32], query: &[i8], out: &mut Vec<i32>) {
     if query.len() != RESIDENT {
-        return score_rows(rows, slots, query.len() / 2, out, |row| avx512_dot_nibbles(row, query));
+        return score_rows(rows, slots, ahead, query.len() / 2, out, |row| avx512_dot_nibbles(row, query));
     }
     let (query, mask) = (avx512_lines(query), _mm512_set1_epi8(15));
-    score_rows(rows, slots, RESIDENT / 2, out, |row| {
+    score_rows(rows, slots, ahead, RESIDENT / 2, out, |row| {
         let mut sums = [_mm512_setzero_si512(); 4];
         for (i, line) in row.chunks_exact(64).enumerate().take(query.len() / 2) {
             // SAFETY: `line` holds 64 bytes.

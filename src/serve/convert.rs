@@ -245,6 +245,7 @@ pub(super) fn search_params(app: &App, params: Option<proto::SearchParams>) -> R
         ef_search: params.ef_search.map_or(default.ef_search, |ef| ef as usize),
         rescore: params.rescore.map_or(default.rescore, |n| n as usize),
         exact: params.exact,
+        ..default
     };
     search.validate().map_err(|e| match &e {
         crate::index::Error::Parameter { name, .. } => argument(format!("search.{name}"), e.to_string()),

@@ -169,6 +169,7 @@ fn classify_index(error: &index::Error) -> (Code, &'static str) {
             (Code::InvalidArgument, "INVALID_ARGUMENT")
         }
         index::Error::Format(_) | index::Error::Damaged { .. } => (Code::DataLoss, "DATA_DAMAGED"),
+        index::Error::Deadline => (Code::DeadlineExceeded, "DEADLINE"),
         index::Error::Empty => (Code::FailedPrecondition, "NOT_INDEXED"),
         index::Error::Memory { .. } => (Code::ResourceExhausted, "MEMORY_BUDGET"),
         index::Error::TooMany { .. } | index::Error::Write(_) | index::Error::Threads { .. } => {

@@ -77,7 +77,7 @@ pub fn run(config: &Config, args: SearchBench) -> anyhow::Result<ExitCode> {
     }
     for &ef_search in &args.ef_search {
         let rescore = args.rescore.unwrap_or(config.search.rescore.min(ef_search)).max(args.top_k);
-        let params = SearchParams { ef_search, rescore, exact: false };
+        let params = SearchParams { ef_search, rescore, ..Default::default() };
         let time = Duration::from_secs_f64(args.seconds);
         let point = measure(&snapshot, &queries, &truth, args.top_k, &params, args.threads, time)?;
         let rate = point.durations.len() as f64 / point.wall.as_secs_f64();
