@@ -156,7 +156,7 @@ fn ours(params: &BuildParams, rows: &[f32], dim: usize, folder: &Path) -> Index 
         0 => Vec::new(),
         n => fbin(&folder.join("xtrain.fbin")).0[..n * dim].to_vec(),
     };
-    let graph = build(params, &codec, rows, &train, |_| ()).unwrap();
+    let graph = build(params, &codec, rows, &train, |_, _| ()).unwrap();
     let ids: Vec<ItemId> = (0..(rows.len() / dim) as u64).map(ItemId).collect();
     let codes = codec.encode(rows);
     let mut bytes = Vec::new();

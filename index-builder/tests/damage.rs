@@ -194,7 +194,7 @@ fn write_the_fixture() {
     let params =
         BuildParams { m: 8, ef_construction: 64, codes: CodeKind::U8, threads: 1, ..Default::default() };
     let codec = Codec::train(params.codes, &rows, DIM);
-    let graph = viscache::index::build(&params, &codec, &rows, &[], |_| {}).unwrap();
+    let graph = viscache::index::build(&params, &codec, &rows, &[], |_, _| {}).unwrap();
     let ids: Vec<ItemId> = (0..ROWS as u64).map(|i| ItemId(3 * i + 1)).collect();
     let codes = codec.encode(&rows);
     let mut bytes = Vec::new();

@@ -264,8 +264,11 @@ where
     }
     let read = lap();
     let codec = Codec::train(params.codes, &rows, record.dim);
-    let graph =
-        index::build(params, &codec, &rows, queries, |inserted| progress(IndexStep::Inserted(inserted)))?;
+    let graph = index::build(params, &codec, &rows, queries, |stage, n| {
+        if stage == index::Stage::Insert {
+            progress(IndexStep::Inserted(n));
+        }
+    })?;
     progress(IndexStep::Publish);
     let codes = codec.encode(&rows);
     let parts = Parts { graph: &graph, codec: &codec, ids: &ids, codes: &codes };

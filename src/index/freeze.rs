@@ -45,7 +45,7 @@ impl RawLinks {
         self.lists[slot] = lists;
     }
 
-    fn reaches(&self, slot: u32, level: usize) -> bool {
+    pub(super) fn reaches(&self, slot: u32, level: usize) -> bool {
         self.lists[slot as usize].len() > level
     }
 }
@@ -106,14 +106,11 @@ impl Graph {
         let entry = raw.lists.iter().position(|lists| lists.len() == top + 1).unwrap_or(0) as u32;
         let mut reach = Reach::default();
 
-        let mut upper = Vec::with_capacity(top);
-        for level in 1..=top {
-            let slots: Vec<u32> = (0..n as u32).filter(|&s| raw.reaches(s, level)).collect();
-            let mut lists = level_lists(&raw, level, &slots, &mut reach);
-            mirror_and_prune(space, &slots, &mut lists, params.m, Pruning::PAPER);
-            reconnect_upper(space, &slots, &mut lists, entry, &mut reach);
-            upper.push(UpperLevel::from_lists(slots, &lists));
-        }
+        let upper = (1..=top).map(|level| {
+            let members = (0..n as u32).filter(|&s| raw.reaches(s, level)).collect();
+            upper_level(&raw, level, members, |node| node, entry, params.m, space, &mut reach)
+        });
+        let upper = upper.collect();
 
         let slots: Vec<u32> = (0..n as u32).collect();
         let mut lists = level_lists(&raw, 0, &slots, &mut reach);
@@ -123,6 +120,39 @@ impl Graph {
         let mut graph = Graph { entry, m: params.m, row_len, level0: vec![0u32; n * row_len], upper, reach };
         graph.set_level0(&lists, space);
         graph
+    }
+
+    /// Takes these levels above level 0, and their entry.
+    ///
+    /// * `raw`: of a graph over `members`, ascending; its level 0 becomes level 1.
+    pub(super) fn set_upper(
+        &mut self,
+        raw: RawLinks,
+        members: &[u32],
+        params: &BuildParams,
+        space: &Space<'_>,
+    ) {
+        let top = raw.lists.iter().map(Vec::len).max().unwrap_or(1).max(1);
+        let entry = raw.lists.iter().position(|lists| lists.len() == top).unwrap_or(0);
+        self.entry = members[entry];
+        let mut reach = self.reach;
+        let levels = (0..top).map(|level| {
+            let nodes: Vec<u32> =
+                (0..members.len() as u32).filter(|&node| raw.reaches(node, level)).collect();
+            let limit = if level == 0 { params.m0() } else { params.m };
+            upper_level(
+                &raw,
+                level,
+                nodes,
+                |node| members[node as usize],
+                self.entry,
+                limit,
+                space,
+                &mut reach,
+            )
+        });
+        self.upper = levels.collect();
+        self.reach = reach;
     }
 
     /// Takes these links on level 0, and links what they leave out of reach.
@@ -239,6 +269,27 @@ impl UpperLevel {
     }
 }
 
+/// One level above 0, pruned and whole.
+///
+/// * `nodes`: those of `raw` that reach `level`, ascending. `slot_of`: the slot of a node, likewise ascending.
+fn upper_level(
+    raw: &RawLinks,
+    level: usize,
+    nodes: Vec<u32>,
+    slot_of: impl Fn(u32) -> u32,
+    entry: u32,
+    limit: usize,
+    space: &Space<'_>,
+    reach: &mut Reach,
+) -> UpperLevel {
+    let mut lists = level_lists(raw, level, &nodes, reach);
+    lists.iter_mut().flatten().for_each(|node| *node = slot_of(*node));
+    let slots: Vec<u32> = nodes.into_iter().map(slot_of).collect();
+    mirror_and_prune(space, &slots, &mut lists, limit, Pruning::PAPER);
+    reconnect_upper(space, &slots, &mut lists, entry, reach);
+    UpperLevel::from_lists(slots, &lists)
+}
+
 /// The legal links of one level, in the order of `slots`.
 fn level_lists(raw: &RawLinks, level: usize, slots: &[u32], reach: &mut Reach) -> Vec<Vec<u32>> {
     let mut illegal = 0;
@@ -300,7 +351,7 @@ pub(super) fn diverse(
 ) -> Vec<u32> {
     let mut view = space.from(slot);
     let (mut scratch, mut distances) = (Vec::new(), Vec::new());
-    view.distances(candidates, &[], &mut scratch, &mut distances);
+    view.distances(candidates, &mut scratch, &mut distances);
     let mut by_distance: Vec<(u32, u32)> =
         distances.iter().copied().zip(candidates.iter().copied()).filter(|&(_, c)| c != slot).collect();
     by_distance.sort_unstable();

@@ -18,6 +18,7 @@
 //! | `repair.rs` | better links: refined by searching, repaired by a sample of queries |
 //! | `space.rs` | exact distances between coded rows, for building |
 //! | `quant.rs` | codecs: f32, f16, 8-bit and 4-bit mean-centred |
+//! | `rows.rs` | rows read in passes, never all in memory |
 //! | `rotate.rs` | the rotation under 4-bit codes |
 //! | `layout.rs` | the byte format, drawn; the writer |
 //! | `view.rs` | validated reading of those bytes |
@@ -41,17 +42,19 @@ mod params;
 mod quant;
 mod repair;
 mod rotate;
+pub mod rows;
 mod search;
 mod sketch;
 mod space;
 mod view;
 mod visited;
 
-pub use build::build;
+pub use build::{Stage, build, build_coded};
 pub use freeze::{Graph, Reach};
 pub use layout::{FORMAT_VERSION, Parts};
 pub use params::{BuildParams, CodeKind, SearchParams};
-pub use quant::Codec;
+pub use quant::{Codec, Coded};
+pub use rows::{InMemory, Rows};
 pub use search::{Candidate, Candidates, Cost, Searcher};
 pub use view::{AlignedBytes, Index, Summary};
 

@@ -59,7 +59,7 @@ pub struct BuildParams {
     /// Candidates kept while inserting: the paper's efConstruction. faiss 40, hnswlib 200.
     pub ef_construction: usize,
     /// Rounds in which every node looks for better links once the graph stands; each costs a search a row. They mend a
-    /// graph of a small `ef_construction` for queries like the rows. Without a sample of other queries they harm those.
+    /// graph of a small `ef_construction` for queries like the rows, and give repair little that it does not find itself.
     pub refine: usize,
     /// What the search runs on.
     pub codes: CodeKind,
@@ -71,9 +71,9 @@ pub struct BuildParams {
 
 impl BuildParams {
     /// Default of [`BuildParams::m`].
-    pub const DEFAULT_M: usize = 24;
+    pub const DEFAULT_M: usize = 16;
     /// Default of [`BuildParams::ef_construction`].
-    pub const DEFAULT_EF_CONSTRUCTION: usize = 160;
+    pub const DEFAULT_EF_CONSTRUCTION: usize = 128;
     /// Default of [`BuildParams::refine`].
     pub const DEFAULT_REFINE: usize = 0;
     /// Default of [`BuildParams::codes`].

@@ -25,7 +25,7 @@ use super::{CodeKind, Error};
 use crate::kernels::Kernels;
 
 /// Rows looked at when a codec is trained.
-const SAMPLE: usize = 16_384;
+pub(super) const SAMPLE: usize = 16_384;
 /// Rows of those whose spread is looked at.
 const QUANTILE_ROWS: usize = 4096;
 /// Share of |x−μ| that is not clipped.
@@ -59,9 +59,10 @@ pub(super) enum CodedQuery {
         values: Vec<i8>,
         offset: f32,
         scale: f32,
-        /// The query's score on the mean, and what 1 of `values` is worth.
+        /// The query's score on the mean, what 1 of `values` is worth, and the query's length.
         mean: f32,
         unit: f32,
+        length: f32,
     },
 }
 
@@ -116,11 +117,21 @@ impl Codec {
 
     /// The codec in 8 bits: what the graph is built on, whatever the search runs on.
     ///
-    /// * `rows`: those this one was trained on.
-    pub(super) fn as_u8(&self, rows: &[f32]) -> Codec {
+    /// * `rows`: those this one was trained on, or the sample of them.
+    pub fn as_u8(&self, rows: &[f32]) -> Codec {
         match self.kind {
             CodeKind::U4 => Codec::train(CodeKind::U8, rows, self.dim()),
             _ => Codec { kind: CodeKind::U8, ..self.clone() },
+        }
+    }
+
+    /// The codec in 4 bits: what a build walks on.
+    ///
+    /// * `rows`: as [`Codec::as_u8`] has them.
+    pub fn as_u4(&self, rows: &[f32]) -> Codec {
+        match self.kind {
+            CodeKind::U4 => self.clone(),
+            _ => Codec::train(CodeKind::U4, rows, self.dim()),
         }
     }
 
@@ -136,7 +147,7 @@ impl Codec {
         codes
     }
 
-    fn encode_row(&self, row: &[f32], code: &mut [u8]) {
+    pub(super) fn encode_row(&self, row: &[f32], code: &mut [u8]) {
         match self.kind {
             CodeKind::F32 => code[..row.len() * 4].copy_from_slice(bytemuck::cast_slice(row)),
             CodeKind::F16 => {
@@ -190,20 +201,61 @@ impl Codec {
             CodeKind::U8 => (self.stride(), ZERO as f32),
             CodeKind::U4 => (2 * self.stride(), ZERO_4),
         };
-        let mut values = vec![0i8; stride];
         let rotated = (self.kind == CodeKind::U4).then(|| {
             let mut rotated = query.to_vec();
             rotate(&mut rotated);
             rotated
         });
         let scaled = rotated.as_deref().unwrap_or(query);
-        let scale = Kernels::get().scale_query(scaled, &mut values[..query.len()]);
+        self.scaled(scaled, stride, zero, Kernels::get().dot(query, &self.mean))
+    }
+
+    /// A query in the space of the codes, where the mean has score `mean`.
+    fn scaled(&self, query: &[f32], stride: usize, zero: f32, mean: f32) -> CodedQuery {
+        let mut values = vec![0i8; stride];
+        let scale = Kernels::get().scale_query(query, &mut values[..query.len()]);
         let sum: i32 = values.iter().map(|&v| i32::from(v)).sum();
         let unit = if scale > 0.0 { 1.0 / scale } else { 0.0 };
         let scale = self.step * self.unshrink() * unit;
-        let mean = Kernels::get().dot(query, &self.mean);
-        CodedQuery::Integer { values, offset: mean - zero * sum as f32 * scale, scale, mean, unit }
+        let length = Kernels::get().dot(query, query).sqrt();
+        CodedQuery::Integer { values, offset: mean - zero * sum as f32 * scale, scale, mean, unit, length }
     }
+}
+
+/// Rows of 4-bit codes, each of which can ask for its neighbours.
+pub(super) struct RowQueries<'a> {
+    codec: &'a Codec,
+    /// The mean, rotated as the rows are.
+    mean: Vec<f32>,
+}
+
+impl<'a> RowQueries<'a> {
+    pub(super) fn new(codec: &'a Codec) -> Self {
+        let mut mean = codec.mean.clone();
+        rotate(&mut mean);
+        RowQueries { codec, mean }
+    }
+
+    /// The query that a row is, as far as its code says.
+    pub(super) fn query(&self, code: &[u8]) -> CodedQuery {
+        let row = self.mean.iter().enumerate().map(|(i, mean)| {
+            let byte = code[i / BLOCK_4 * 64 + i % 64];
+            let level = if i % BLOCK_4 >= BLOCK_4 / 2 { byte >> 4 } else { byte & 15 };
+            mean + (f32::from(level) - ZERO_4) * self.codec.step
+        });
+        let row: Vec<f32> = row.collect();
+        let mean = Kernels::get().dot(&row, &self.mean);
+        self.codec.scaled(&row, 2 * self.codec.stride(), ZERO_4, mean)
+    }
+}
+
+/// Codes of many rows, and what made them.
+#[derive(Clone, Copy)]
+pub struct Coded<'a> {
+    /// What made them.
+    pub codec: &'a Codec,
+    /// [`Codec::stride`] bytes a row.
+    pub codes: &'a [u8],
 }
 
 /// Bytes of a coded row of `dim` components.

@@ -13,8 +13,8 @@
 
 use std::time::Instant;
 
-use super::quant::{self, CodedQuery};
-use super::sketch::Aim;
+use super::quant::{self, Coded, CodedQuery};
+use super::sketch::{Aim, Sketch};
 use super::view::Index;
 use super::visited::Visited;
 use super::{Error, SearchParams};
@@ -88,7 +88,8 @@ impl Searcher {
         check(index, query)?;
         self.walks.resize_with(self.walks.len().max(1), Default::default);
         let (walker, scratch) = &mut self.walks[0];
-        let mut judge = OnCodes::new(index, query, scratch);
+        let query = index.codec().code_query(query);
+        let mut judge = OnCodes::new(index.coded(), index.sketch(), query, scratch);
         walker.begin(index, params.ef_search.max(wanted), &mut judge);
         while !walker.step(index, &mut judge) {
             check_deadline(params, walker.cost)?;
@@ -110,34 +111,56 @@ impl Searcher {
     ) -> Result<Vec<Candidates>, Error> {
         params.validate()?;
         queries.iter().try_for_each(|query| check(index, query))?;
-        let ef = params.ef_search.max(wanted);
+        let mut answers: Vec<Candidates> = vec![Default::default(); queries.len()];
+        self.walk_all(
+            index,
+            (index.coded(), index.sketch()),
+            queries.iter().map(|query| index.codec().code_query(query)),
+            params.ef_search.max(wanted),
+            |cost| check_deadline(params, cost),
+            |at, walker| answers[at] = (walker.found().take(wanted).collect(), walker.cost),
+        )?;
+        Ok(answers)
+    }
+
+    /// Walks a graph for many queries, some at a time.
+    ///
+    /// * `check`: ends the work when it fails; called now and then. `finish`: takes what was found for the query of a number.
+    pub(super) fn walk_all(
+        &mut self,
+        graph: &impl Links,
+        (coded, sketch): (Coded<'_>, Option<&Sketch>),
+        queries: impl ExactSizeIterator<Item = CodedQuery>,
+        ef: usize,
+        check: impl Fn(Cost) -> Result<(), Error>,
+        mut finish: impl FnMut(usize, &Walker),
+    ) -> Result<(), Error> {
         let width = INTERLEAVED.min(queries.len());
         self.walks.resize_with(self.walks.len().max(width), Default::default);
-        let mut answers: Vec<Candidates> = vec![Default::default(); queries.len()];
-        let mut waiting = queries.iter().enumerate();
+        let mut waiting = queries.enumerate();
         let mut flights: Vec<_> = Vec::with_capacity(width);
         for (walker, scratch) in &mut self.walks[..width] {
             if let Some((at, query)) = waiting.next() {
-                let mut judge = OnCodes::new(index, query, scratch);
-                walker.begin(index, ef, &mut judge);
+                let mut judge = OnCodes::new(coded, sketch, query, scratch);
+                walker.begin(graph, ef, &mut judge);
                 flights.push((at, walker, judge));
             }
         }
         while let Some((_, walker, _)) = flights.first() {
-            check_deadline(params, walker.cost)?;
+            check(walker.cost)?;
             flights.retain_mut(|(at, walker, judge)| {
-                if !walker.advance(index, judge) {
+                if !walker.advance(graph, judge) {
                     return true;
                 }
-                answers[*at] = (walker.found().take(wanted).collect(), walker.cost);
+                finish(*at, walker);
                 let Some((next, query)) = waiting.next() else { return false };
                 *at = next;
                 judge.turn(query);
-                walker.begin(index, ef, judge);
+                walker.begin(graph, ef, judge);
                 true
             });
         }
-        Ok(answers)
+        Ok(())
     }
 }
 
@@ -173,9 +196,10 @@ pub(super) trait Judge {
     }
 }
 
-/// Scores on the codes of an index, behind its sketch if it has one.
+/// Scores on codes, behind their sketch if there is one.
 struct OnCodes<'a> {
-    index: &'a Index,
+    coded: Coded<'a>,
+    sketch: Option<&'a Sketch>,
     query: CodedQuery,
     scratch: &'a mut Scratch,
 }
@@ -188,69 +212,61 @@ struct Scratch {
 }
 
 impl<'a> OnCodes<'a> {
-    fn new(index: &'a Index, query: &[f32], scratch: &'a mut Scratch) -> Self {
-        let mut judge = OnCodes { index, query: CodedQuery::Float(Vec::new()), scratch };
+    fn new(
+        coded: Coded<'a>,
+        sketch: Option<&'a Sketch>,
+        query: CodedQuery,
+        scratch: &'a mut Scratch,
+    ) -> Self {
+        let mut judge = OnCodes { coded, sketch, query: CodedQuery::Float(Vec::new()), scratch };
         judge.turn(query);
         judge
     }
 
     /// Turns to another query.
-    fn turn(&mut self, query: &[f32]) {
-        self.query = self.index.codec().code_query(query);
-        if let (CodedQuery::Integer { values, mean, unit, .. }, Some(sketch)) =
-            (&self.query, self.index.sketch())
+    fn turn(&mut self, query: CodedQuery) {
+        if let (CodedQuery::Integer { values, mean, unit, length, .. }, Some(sketch)) = (&query, self.sketch)
         {
-            let length = Kernels::get().dot(query, query).sqrt();
-            sketch.aim(values, *unit, *mean, length, &mut self.scratch.aim);
+            sketch.aim(values, *unit, *mean, *length, &mut self.scratch.aim);
+        }
+        self.query = query;
+    }
+
+    /// Fetches the codes of the first rows; the kernel that scores them fetches the others.
+    fn fetch_codes(&self, slots: &[u32]) {
+        let stride = self.coded.codec.stride();
+        for &slot in slots.iter().take(FETCHED) {
+            kernels::prefetch(&self.coded.codes[slot as usize * stride..][..stride]);
         }
     }
 }
 
+/// Rows whose codes are fetched before the first is scored.
+const FETCHED: usize = 8;
+
 impl Judge for OnCodes<'_> {
     fn score(&mut self, slots: &[u32], ahead: &[u32], scores: &mut Vec<f32>) {
-        let (codes, kind) = (self.index.codes(), self.index.codec().kind());
-        quant::score(
-            Kernels::get(),
-            codes,
-            slots,
-            ahead,
-            &self.query,
-            kind,
-            &mut self.scratch.integers,
-            scores,
-        );
+        let Coded { codec, codes } = self.coded;
+        let integers = &mut self.scratch.integers;
+        quant::score(Kernels::get(), codes, slots, ahead, &self.query, codec.kind(), integers, scores);
     }
 
     fn fetch(&self, slots: &[u32]) {
-        match self.index.sketch() {
+        match self.sketch {
             Some(sketch) => sketch.fetch(slots),
-            None => fetch_codes(self.index, slots),
+            None => self.fetch_codes(slots),
         }
     }
 
     fn sift(&mut self, slots: &[u32], floor: Option<f32>, kept: &mut Vec<u32>) {
         kept.clear();
-        match (self.index.sketch(), floor) {
-            (Some(sketch), Some(floor)) => {
-                sketch.sift(&mut self.scratch.aim, slots, floor, kept);
-                fetch_codes(self.index, kept);
-            }
-            (Some(_), None) => {
-                kept.extend_from_slice(slots);
-                fetch_codes(self.index, kept);
-            }
-            (None, _) => kept.extend_from_slice(slots),
+        match (self.sketch, floor) {
+            (Some(sketch), Some(floor)) => sketch.sift(&mut self.scratch.aim, slots, floor, kept),
+            _ => kept.extend_from_slice(slots),
         }
-    }
-}
-
-/// Rows whose codes are fetched before the first is scored; the kernel fetches the others.
-const FETCHED: usize = 8;
-
-fn fetch_codes(index: &Index, slots: &[u32]) {
-    let (codes, stride) = (index.codes(), index.codec().stride());
-    for &slot in slots.iter().take(FETCHED) {
-        kernels::prefetch(&codes[slot as usize * stride..][..stride]);
+        if self.sketch.is_some() {
+            self.fetch_codes(kept);
+        }
     }
 }
 
@@ -323,13 +339,6 @@ impl Step {
 }
 
 impl Walker {
-    /// Descends to level 0 and collects the best `ef` nodes it meets there, for [`Walker::found`].
-    pub(super) fn walk(&mut self, graph: &impl Links, ef: usize, judge: &mut impl Judge) -> Cost {
-        self.begin(graph, ef, judge);
-        while !self.step(graph, judge) {}
-        self.cost
-    }
-
     /// As [`Walker::advance`], for a walk that has its thread to itself.
     fn step(&mut self, graph: &impl Links, judge: &mut impl Judge) -> bool {
         // Unless something better is found, the next node is known: look at its links while the codes come.
@@ -347,7 +356,8 @@ impl Walker {
         self.pool.keys.iter().map(|&key| Candidate { slot: Slot(slot_of(key)), score: score_of(key) })
     }
 
-    /// Begins a walk; [`Walker::advance`] goes on with it.
+    /// Begins a walk, which descends to level 0 and collects the best `ef` nodes it meets there; [`Walker::advance`] goes on
+    /// with it.
     fn begin(&mut self, graph: &impl Links, ef: usize, judge: &mut impl Judge) {
         self.visited.begin(graph.len());
         self.pool.begin(ef);
@@ -559,7 +569,7 @@ mod tests {
         let queries = (0..100).map(|_| row(1.5)).collect();
         let codec = Codec::train(kind, &rows, DIM);
         let params = BuildParams { m: 8, ef_construction: 40, threads: 2, ..Default::default() };
-        let graph = build(&params, &codec, &rows, &[], |_| ()).unwrap();
+        let graph = build(&params, &codec, &rows, &[], |_, _| ()).unwrap();
         let ids: Vec<ItemId> = (0..3000).map(ItemId).collect();
         let mut bytes = Vec::new();
         Parts { graph: &graph, codec: &codec, ids: &ids, codes: &codec.encode(&rows) }

@@ -24,9 +24,9 @@ use std::f32::consts::FRAC_PI_2;
 
 use rayon::prelude::*;
 
-use super::quant::STEP_4;
+use super::quant::{Coded, STEP_4};
 use super::view::AlignedBytes;
-use super::{CodeKind, Codec, Error};
+use super::{CodeKind, Error};
 use crate::kernels::{self, Kernels, PLANES};
 
 /// Deviations below the pool's worst at which a row is passed over.
@@ -58,7 +58,7 @@ impl Sketch {
     ///
     /// # Errors
     /// [`Error::Memory`].
-    pub(super) fn of(codec: &Codec, codes: &[u8]) -> Result<Option<Self>, Error> {
+    pub(super) fn of(Coded { codec, codes }: Coded<'_>) -> Result<Option<Self>, Error> {
         if codec.kind() != CodeKind::U4 {
             return Ok(None);
         }

@@ -57,13 +57,12 @@ impl<'a> Space<'a> {
     pub(super) fn score(
         &self,
         slots: &[u32],
-        ahead: &[u32],
         query: &super::quant::CodedQuery,
         integers: &mut Vec<i32>,
         scores: &mut Vec<f32>,
     ) {
         let kind = super::CodeKind::U8;
-        super::quant::score(self.kernels, self.codes, slots, ahead, query, kind, integers, scores);
+        super::quant::score(self.kernels, self.codes, slots, &[], query, kind, integers, scores);
     }
 }
 
@@ -76,9 +75,9 @@ impl Viewpoint<'_> {
     }
 
     /// As [`Space::distance`], for many rows that may lie anywhere in memory.
-    pub(super) fn distances(&self, to: &[u32], ahead: &[u32], scratch: &mut Vec<i32>, out: &mut Vec<u32>) {
+    pub(super) fn distances(&self, to: &[u32], scratch: &mut Vec<i32>, out: &mut Vec<u32>) {
         let space = self.space;
-        space.kernels.score_codes(space.codes, to, ahead, &self.values, scratch);
+        space.kernels.score_codes(space.codes, to, &[], &self.values, scratch);
         out.clear();
         out.extend(to.iter().zip(&*scratch).map(|(&slot, &dot)| self.of_dot(slot, dot)));
     }
@@ -108,7 +107,7 @@ mod tests {
             let (mut scratch, mut distances) = (Vec::new(), Vec::new());
             for &a in &all {
                 let view = space.from(a);
-                view.distances(&all, &[], &mut scratch, &mut distances);
+                view.distances(&all, &mut scratch, &mut distances);
                 for &b in &all {
                     let pairs = rows[a as usize].iter().zip(&rows[b as usize]);
                     let truth: u32 = pairs.map(|(x, y)| u32::from(x.abs_diff(*y)).pow(2)).sum();

@@ -10,7 +10,7 @@ use super::layout::{
     ALIGNMENT, ENTRY_LEN, FORMAT_VERSION, HEADER_CHECKSUM, HEADER_LEN, MAGIC, SECTIONS, header_checksum,
     kind_of,
 };
-use super::quant::{self, Codec};
+use super::quant::{self, Codec, Coded};
 use super::search::Links;
 use super::sketch::Sketch;
 use super::{CodeKind, Error};
@@ -133,7 +133,7 @@ impl Index {
         let codec = Codec { kind: head.kind, step: values[0], mean: values[1..].to_vec() };
         quant::check(&codec)?;
         let upper = upper_ranges(bytes.as_slice(), upper, head.upper_levels)?;
-        let sketch = Sketch::of(&codec, &bytes.as_slice()[codes.clone()])?;
+        let sketch = Sketch::of(Coded { codec: &codec, codes: &bytes.as_slice()[codes.clone()] })?;
         let index = Index {
             bytes,
             codec,
@@ -224,12 +224,17 @@ impl Index {
         &self.codec
     }
 
+    /// The bytes it was opened from.
+    pub fn bytes(&self) -> &[u8] {
+        self.bytes.as_slice()
+    }
+
     pub(super) fn sketch(&self) -> Option<&Sketch> {
         self.sketch.as_ref()
     }
 
-    pub(super) fn codes(&self) -> &[u8] {
-        &self.bytes.as_slice()[self.codes.clone()]
+    pub(super) fn coded(&self) -> Coded<'_> {
+        Coded { codec: &self.codec, codes: &self.bytes.as_slice()[self.codes.clone()] }
     }
 
     /// Every link must name a row; every degree must fit its row.

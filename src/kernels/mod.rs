@@ -109,6 +109,12 @@ impl Kernels {
         dispatch!(self, dot_nibbles(code, query))
     }
 
+    /// Inner product of two rows of packed 4-bit codes, as numbers from 0 to 15. Exact for up to 2²³ components.
+    pub fn product_nibbles(self, a: &[u8], b: &[u8]) -> u32 {
+        assert_eq!(a.len(), b.len(), "codes of one index have one length");
+        dispatch!(self, product_nibbles(a, b))
+    }
+
     /// Squared Euclidean distance of two code rows, in code steps. Exact for up to 2¹⁵ components.
     pub fn distance_codes(self, a: &[u8], b: &[u8]) -> u32 {
         assert_eq!(a.len(), b.len(), "codes of one index have one length");
@@ -339,6 +345,15 @@ mod tests {
             for kernels in Kernels::available() {
                 prop_assert!(close(kernels.dot(&a, &b), scalar::dot(&a, &b), magnitude));
                 prop_assert!(close(kernels.dot_f16(&a, &halves), scalar::dot_f16(&a, &halves), magnitude));
+            }
+        }
+
+        #[test]
+        fn products_of_nibbles_are_exact(pairs in prop::collection::vec((any::<u8>(), any::<u8>()), 0..300)) {
+            let (a, b): (Vec<u8>, Vec<u8>) = pairs.iter().copied().unzip();
+            let expected = scalar::product_nibbles(&a, &b);
+            for kernels in Kernels::available() {
+                prop_assert_eq!(kernels.product_nibbles(&a, &b), expected, "{}", kernels.name());
             }
         }
 

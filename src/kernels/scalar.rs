@@ -53,6 +53,12 @@ pub(super) fn score_signs(rows: &[u8], slots: &[u32], planes: &[u64], out: &mut 
     super::score_rows(rows, slots, &[], planes.len() / super::PLANES * 8, out, |row| sum_signs(row, planes));
 }
 
+pub(super) fn product_nibbles(a: &[u8], b: &[u8]) -> u32 {
+    let both =
+        |(&a, &b): (&u8, &u8)| u32::from(a & 15) * u32::from(b & 15) + u32::from(a >> 4) * u32::from(b >> 4);
+    a.iter().zip(b).map(both).sum()
+}
+
 pub(super) fn distance_codes(a: &[u8], b: &[u8]) -> u32 {
     a.iter().zip(b).map(|(&x, &y)| u32::from(x.abs_diff(y)).pow(2)).sum()
 }

@@ -76,6 +76,11 @@ impl Avx2 {
         unsafe { avx2_score_nibbles(rows, slots, ahead, query, out) }
     }
 
+    pub(super) fn product_nibbles(self, a: &[u8], b: &[u8]) -> u32 {
+        // SAFETY: `self` proves AVX2.
+        unsafe { avx2_product_nibbles(a, b) }
+    }
+
     pub(super) fn score_signs(self, rows: &[u8], slots: &[u32], planes: &[u64], out: &mut Vec<i32>) {
         // SAFETY: `self` proves AVX2 and POPCNT.
         unsafe { avx2_score_signs(rows, slots, planes, out) }
@@ -152,6 +157,11 @@ impl Avx512 {
     ) {
         // SAFETY: `self` proves AVX-512 F, BW and VNNI.
         unsafe { avx512_score_nibbles(rows, slots, ahead, query, out) }
+    }
+
+    pub(super) fn product_nibbles(self, a: &[u8], b: &[u8]) -> u32 {
+        // SAFETY: `self` proves AVX-512 F, BW and VNNI.
+        unsafe { avx512_product_nibbles(a, b) }
     }
 
     pub(super) fn score_signs(self, rows: &[u8], slots: &[u32], planes: &[u64], out: &mut Vec<i32>) {
@@ -326,6 +336,26 @@ fn avx512_score_signs(rows: &[u8], slots: &[u32], planes: &[u64], out: &mut Vec<
         let fifteen = _mm512_sub_epi64(_mm512_slli_epi64::<4>(set), set);
         _mm512_reduce_add_epi64(_mm512_sub_epi64(twice(levels), fifteen)) as i32
     });
+}
+
+#[target_feature(enable = "avx2")]
+fn avx2_product_nibbles(a: &[u8], b: &[u8]) -> u32 {
+    let (a_chunks, b_chunks) = (a.chunks_exact(32), b.chunks_exact(32));
+    let tail = tail(a_chunks.remainder(), b_chunks.remainder(), scalar::product_nibbles);
+    let (mask, ones) = (_mm256_set1_epi8(15), _mm256_set1_epi16(1));
+    let halves = |x: __m256i| (_mm256_and_si256(x, mask), _mm256_and_si256(_mm256_srli_epi16::<4>(x), mask));
+    let mut sum = _mm256_setzero_si256();
+    for (a, b) in a_chunks.zip(b_chunks) {
+        // SAFETY: both hold 32 bytes.
+        let (a, b) =
+            unsafe { (_mm256_loadu_si256(a.as_ptr().cast()), _mm256_loadu_si256(b.as_ptr().cast())) };
+        let ((a_low, a_high), (b_low, b_high)) = (halves(a), halves(b));
+        // 4·15·15 fits 16 bits: nothing saturates.
+        let pairs =
+            _mm256_add_epi16(_mm256_maddubs_epi16(a_low, b_low), _mm256_maddubs_epi16(a_high, b_high));
+        sum = _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, ones));
+    }
+    (avx2_sum_i32(sum) as u32).wrapping_add(tail)
 }
 
 #[target_feature(enable = "avx2")]
@@ -511,6 +541,25 @@ fn avx512_sum_i32(sums: [__m512i; 4]) -> i32 {
         _mm512_add_epi32(sums[0], sums[1]),
         _mm512_add_epi32(sums[2], sums[3]),
     ))
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+fn avx512_product_nibbles(a: &[u8], b: &[u8]) -> u32 {
+    let (a_lines, b_lines) = (a.chunks_exact(64), b.chunks_exact(64));
+    let tail = tail(a_lines.remainder(), b_lines.remainder(), scalar::product_nibbles);
+    let mask = _mm512_set1_epi8(15);
+    let halves =
+        |line: __m512i| (_mm512_and_si512(line, mask), _mm512_and_si512(_mm512_srli_epi16::<4>(line), mask));
+    let mut sums = [_mm512_setzero_si512(); 2];
+    for (a, b) in a_lines.zip(b_lines) {
+        // SAFETY: both hold 64 bytes.
+        let (a, b) =
+            unsafe { (_mm512_loadu_si512(a.as_ptr().cast()), _mm512_loadu_si512(b.as_ptr().cast())) };
+        let ((a_low, a_high), (b_low, b_high)) = (halves(a), halves(b));
+        sums[0] = _mm512_dpbusd_epi32(sums[0], a_low, b_low);
+        sums[1] = _mm512_dpbusd_epi32(sums[1], a_high, b_high);
+    }
+    (_mm512_reduce_add_epi32(_mm512_add_epi32(sums[0], sums[1])) as u32).wrapping_add(tail)
 }
 
 #[target_feature(enable = "avx512f,avx512bw")]
