@@ -56,6 +56,7 @@ pub use params::{BuildParams, CodeKind, SearchParams};
 pub use quant::{Codec, Coded};
 pub use rows::{InMemory, Rows};
 pub use search::{Candidate, Candidates, Cost, Searcher};
+pub use sketch::{SignQuery, Signs};
 pub use view::{AlignedBytes, Index, Summary};
 
 /// Why an index cannot be built or opened.

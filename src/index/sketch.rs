@@ -20,13 +20,12 @@
 //!
 //! Source: Gao and Long, *RaBitQ* (SIGMOD 2024), with the rotation and the codes that are there anyway.
 
-use std::f32::consts::FRAC_PI_2;
-
 use rayon::prelude::*;
 
 use super::quant::{Coded, STEP_4};
+use super::rotate::rotate;
 use super::view::AlignedBytes;
-use super::{CodeKind, Error};
+use super::{CodeKind, Codec, Error};
 use crate::kernels::{self, Kernels, PLANES};
 
 /// Deviations below the pool's worst at which a row is passed over.
@@ -76,24 +75,11 @@ impl Sketch {
     /// * `values`: the query as 4-bit codes want it: rotated, scaled, padded. `unit`: what 1 of them is worth. `mean`: the
     ///   query's score on μ. `length`: the query's.
     pub(super) fn aim(&self, values: &[i8], unit: f32, mean: f32, length: f32, aim: &mut Aim) {
-        let words = values.len() / 64;
-        aim.planes.clear();
-        aim.planes.resize(PLANES * words, 0);
-        for (at, chunk) in bytemuck::cast_slice::<i8, u8>(values).chunks_exact(8).enumerate() {
-            // The level of a value is the upper half of the byte value + 128.
-            let bytes = word(chunk) ^ 0x8080_8080_8080_8080;
-            for plane in 0..PLANES {
-                let bits = u64::from(lowest_bits(bytes >> (8 - PLANES + plane)));
-                aim.planes[plane * words + at / 8] |= bits << (8 * (at % 8));
-            }
-        }
-        // 16·level − 120.5 stands for a value: 8·(2·level − 15) − 0.5. A sum over the set bits, twice, less that over all
-        // is the sum over signs.
+        set_planes(values, &mut aim.planes);
         let total: i32 = values.iter().map(|&v| i32::from(v)).sum();
-        let factor = FRAC_PI_2.sqrt() * self.deviation * unit;
-        let error = length * self.deviation * (FRAC_PI_2 - 1.0).sqrt();
-        aim.per_sum = 16.0 * factor;
-        aim.offset = mean + SLACK * error - factor * total as f32;
+        let factor = FACTOR * self.deviation * unit;
+        aim.per_sum = PER_SUM * factor;
+        aim.offset = mean + SLACK * ERROR * length * self.deviation - factor * total as f32;
     }
 
     /// Adds the slots whose score may reach `floor` to `kept`.
@@ -120,6 +106,110 @@ impl Sketch {
     }
 }
 
+/// Signs of rows that no index holds yet, by the mean and the rotation of one. Each row's length is kept beside them, and what
+/// is said of its score is a bound.
+pub struct Signs<'a> {
+    pub(super) codec: &'a Codec,
+}
+
+/// A query against such signs.
+pub struct SignQuery {
+    planes: Vec<u64>,
+    /// Its score on the mean, what 1 of its values is worth, the sum of those, and its length.
+    mean: f32,
+    unit: f32,
+    total: f32,
+    length: f32,
+    dim: f32,
+}
+
+impl Signs<'_> {
+    /// Components from which on a sum over signs is near enough to normal for [`BOUND`] deviations to bound it.
+    pub const LEAST_DIM: usize = 256;
+
+    /// Bytes of a row's signs.
+    pub fn bytes(dim: usize) -> usize {
+        dim.next_multiple_of(64) / 8
+    }
+
+    /// Adds a row's signs to `bits`.
+    ///
+    /// * Returns the length of the row less the mean.
+    pub fn of_row(&self, row: &[f32], bits: &mut Vec<u8>) -> f32 {
+        let mut centred: Vec<f32> = row.iter().zip(&self.codec.mean).map(|(v, m)| v - m).collect();
+        let length = Kernels::get().dot(&centred, &centred).sqrt();
+        rotate(&mut centred);
+        centred.resize(row.len().next_multiple_of(64), -1.0);
+        bits.extend(
+            centred.chunks_exact(8).map(|v| v.iter().rev().fold(0u8, |b, v| b << 1 | u8::from(*v >= 0.0))),
+        );
+        length
+    }
+
+    /// A query in the form that signs want.
+    pub fn of_query(&self, query: &[f32]) -> SignQuery {
+        let mut rotated = query.to_vec();
+        rotate(&mut rotated);
+        let mut values = vec![0i8; query.len().next_multiple_of(64)];
+        let scale = Kernels::get().scale_query(&rotated, &mut values[..query.len()]);
+        let mut planes = Vec::new();
+        set_planes(&values, &mut planes);
+        SignQuery {
+            planes,
+            mean: Kernels::get().dot(query, &self.codec.mean),
+            unit: if scale > 0.0 { 1.0 / scale } else { 0.0 },
+            total: values.iter().map(|&v| i32::from(v)).sum::<i32>() as f32,
+            length: Kernels::get().dot(query, query).sqrt(),
+            dim: query.len() as f32,
+        }
+    }
+}
+
+impl SignQuery {
+    /// What the signs of some rows say: of each, an estimate of its score and how far that may be off.
+    ///
+    /// * `bits`, `lengths`: of all rows, as [`Signs::of_row`] gave them. `rows`: those that are wanted.
+    pub fn judge(
+        &self,
+        bits: &[u8],
+        lengths: &[f32],
+        rows: &[u32],
+        sums: &mut Vec<i32>,
+        mut each: impl FnMut(u32, f32, f32),
+    ) {
+        Kernels::get().score_signs(bits, rows, &self.planes, sums);
+        let root = self.dim.sqrt();
+        let (factor, error) = (FACTOR * self.unit / root, BOUND * ERROR * self.length / root);
+        for (&row, &sum) in rows.iter().zip(&*sums) {
+            let length = lengths[row as usize];
+            each(row, self.mean + length * factor * (PER_SUM * sum as f32 - self.total), length * error);
+        }
+    }
+}
+
+/// Deviations that an estimate by signs is never off: one in 10⁹ would be, if they were normal.
+const BOUND: f32 = 6.0;
+/// √(π/2), and √(π/2 − 1).
+const FACTOR: f32 = 1.253_314_1;
+const ERROR: f32 = 0.755_510_6;
+/// 16·level − 120.5 stands for a value: 8·(2·level − 15) − 0.5. A sum over the set bits, twice, less that over all is the sum
+/// over signs.
+const PER_SUM: f32 = 16.0;
+
+/// The upper four bits of every value + 128, plane by plane.
+fn set_planes(values: &[i8], planes: &mut Vec<u64>) {
+    let words = values.len() / 64;
+    planes.clear();
+    planes.resize(PLANES * words, 0);
+    for (at, chunk) in bytemuck::cast_slice::<i8, u8>(values).chunks_exact(8).enumerate() {
+        let bytes = word(chunk) ^ 0x8080_8080_8080_8080;
+        for plane in 0..PLANES {
+            let bits = u64::from(lowest_bits(bytes >> (8 - PLANES + plane)));
+            planes[plane * words + at / 8] |= bits << (8 * (at % 8));
+        }
+    }
+}
+
 /// The highest bits of a line of codes.
 fn sketch(line: &[u8], bits: &mut [u8]) {
     for (at, bytes) in line.chunks_exact(8).enumerate() {
@@ -136,4 +226,48 @@ fn word(bytes: &[u8]) -> u64 {
 /// The lowest bit of each byte, gathered into one byte.
 fn lowest_bits(bytes: u64) -> u8 {
     ((bytes & 0x0101_0101_0101_0101).wrapping_mul(0x0102_0408_1020_4080) >> 56) as u8
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Scores by signs against true ones: the deviation is what is said of it, and none lies outside the bound.
+    #[test]
+    fn estimates_by_signs_are_as_good_as_they_say() {
+        let dim = 384;
+        let mut state = 5u64;
+        let mut next = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 40) as f32 / (1u64 << 24) as f32 - 0.5
+        };
+        let centre: Vec<f32> = (0..dim).map(|_| next()).collect();
+        let mut rows = |n: usize, pull: f32| -> Vec<f32> {
+            let mut rows = Vec::new();
+            for _ in 0..n {
+                let mut row: Vec<f32> = centre.iter().map(|c| pull * c + next()).collect();
+                let norm = crate::types::norm(&row) as f32;
+                row.iter_mut().for_each(|v| *v /= norm);
+                rows.extend(row);
+            }
+            rows
+        };
+        let (stored, queries) = (rows(2000, 0.7), rows(20, 0.3));
+        let codec = Codec::train(CodeKind::U8, &stored, dim);
+        let signs = Signs { codec: &codec };
+        let mut bits = Vec::new();
+        let lengths: Vec<f32> = stored.chunks_exact(dim).map(|row| signs.of_row(row, &mut bits)).collect();
+        assert_eq!(bits.len(), 2000 * Signs::bytes(dim));
+        let all: Vec<u32> = (0..2000).collect();
+        let (mut squares, mut sums) = (0.0f64, Vec::new());
+        for query in queries.chunks_exact(dim) {
+            signs.of_query(query).judge(&bits, &lengths, &all, &mut sums, |row, estimate, bound| {
+                let truth = Kernels::get().dot(query, &stored[row as usize * dim..][..dim]);
+                assert!((truth - estimate).abs() <= bound, "row {row}: {truth} and {estimate} ± {bound}");
+                squares += f64::from((truth - estimate) * BOUND / bound).powi(2);
+            });
+        }
+        let deviation = (squares / 40_000.0).sqrt();
+        assert!((0.8..1.2).contains(&deviation), "{deviation}");
+    }
 }

@@ -12,7 +12,7 @@ use super::layout::{
 };
 use super::quant::{self, Codec, Coded};
 use super::search::Links;
-use super::sketch::Sketch;
+use super::sketch::{Signs, Sketch};
 use super::{CodeKind, Error};
 use crate::kernels::Kernels;
 use crate::types::{ItemId, Slot};
@@ -222,6 +222,11 @@ impl Index {
 
     pub(super) fn codec(&self) -> &Codec {
         &self.codec
+    }
+
+    /// Signs of rows that are not in it, by its mean.
+    pub fn signs(&self) -> Signs<'_> {
+        Signs { codec: &self.codec }
     }
 
     /// The bytes it was opened from.
