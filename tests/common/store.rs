@@ -133,7 +133,7 @@ pub fn add(
     }
     let ids = writer.put(put, |_, _, _| {}).unwrap();
     let params = BuildParams { m: 8, ef_construction: 32, threads: 2, ..BuildParams::default() };
-    writer.index(&params, &[], |_| {}, |_, _| Ok([vec![(96, 1.0)], vec![]])).unwrap();
+    writer.index(&params, &[], |_| {}, |_, _| Ok((vec![(96, 1.0)], BTreeMap::new()))).unwrap();
     ids.into_iter().zip(made).map(|(ItemId(id), (uri, row))| Item { id, uri, row }).collect()
 }
 
