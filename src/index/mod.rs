@@ -22,6 +22,7 @@
 //! | `layout.rs` | the byte format, drawn; the writer |
 //! | `view.rs` | validated reading of those bytes |
 //! | `search.rs` | the beam |
+//! | `filter.rs` | searching among some of the slots: which way, and the walk that steps over the others |
 //! | `visited.rs` | pooled marks of what a search has seen |
 //! | `exact.rs` | brute force: the truth, and the rescoring of candidates |
 //!
@@ -34,6 +35,7 @@
 
 mod build;
 pub mod exact;
+mod filter;
 mod freeze;
 mod layout;
 mod params;
@@ -46,6 +48,7 @@ mod view;
 mod visited;
 
 pub use build::build;
+pub use filter::{Among, Plan, ScanPrice};
 pub use freeze::{Graph, Reach};
 pub use layout::{FORMAT_VERSION, Parts};
 pub use params::{BuildParams, CodeKind, SearchParams};

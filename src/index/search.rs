@@ -11,6 +11,7 @@
 //! an insertion one binary search and one move. It ends when every pool entry is expanded. Scores are those of the
 //! codes; the caller rescores the candidates on the stored rows.
 
+use super::filter::Stepper;
 use super::quant;
 use super::view::Index;
 use super::visited::Visited;
@@ -60,6 +61,7 @@ pub(super) trait Links {
 pub struct Searcher {
     walker: Walker,
     integers: Vec<i32>,
+    stepper: Stepper,
 }
 
 impl Searcher {
@@ -87,6 +89,11 @@ impl Searcher {
             quant::score(kernels, codes, slots, &coded, kind, integers, scores);
         });
         Ok((self.walker.found().take(wanted).collect(), cost))
+    }
+
+    /// The scratch of [`Searcher::search_among`], and the one for scores.
+    pub(super) fn stepper(&mut self) -> (&mut Stepper, &mut Vec<i32>) {
+        (&mut self.stepper, &mut self.integers)
     }
 }
 
@@ -182,17 +189,17 @@ impl Walker {
 const EXPANDED: u64 = 1 << 31;
 
 /// Score in the upper half, in an order-preserving form; slot in the lower.
-fn key(score: f32, slot: u32) -> u64 {
+pub(super) fn key(score: f32, slot: u32) -> u64 {
     let bits = score.to_bits();
     let ordered = if bits >> 31 == 0 { bits | 1 << 31 } else { !bits };
     u64::from(ordered) << 32 | u64::from(slot)
 }
 
-fn slot_of(key: u64) -> u32 {
+pub(super) fn slot_of(key: u64) -> u32 {
     (key & (EXPANDED - 1)) as u32
 }
 
-fn score_of(key: u64) -> f32 {
+pub(super) fn score_of(key: u64) -> f32 {
     let ordered = (key >> 32) as u32;
     f32::from_bits(if ordered >> 31 == 1 { ordered & !(1 << 31) } else { !ordered })
 }
