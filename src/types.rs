@@ -3,9 +3,13 @@
 //! A constructor validates; what it returns is the proof, so nothing below checks again and accessors cannot fail.
 //! Everything here is plain data: no I/O, no threads, no numerics beyond a norm.
 
+mod filter;
+
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
+
+pub use filter::Filter;
 
 /// Why a value was refused.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]

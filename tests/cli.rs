@@ -147,6 +147,8 @@ fn a_store_and_a_server_over_it_give_equal_answers() {
         ),
         (0, 1, &["search", "--json", "--cache", SCENES, "--image", "1.png", "--top-k", "3"]),
         (0, 3, &["search", "--json", "--cache", ROWS, "--vectors", "q.npy", "--exact"]),
+        (0, 3, &["search", "--json", "--cache", ROWS, "--vectors", "q.npy", "--filter", "id in (3, 5)"]),
+        (3, 3, &["enhance", "--json", "--cache", ROWS, "--vectors", "q.npy", "--filter", "has tag.none"]),
         (0, 3, &["embed", "--json", "--image", "0.png", "--image", "1.png", "--text", "a disc"]),
         (0, 1, &["embed", "--json", "--text", "a disc", "--output", "prenorm"]),
         (3, 2, &["embed", "--json", "--image", "broken.png", "--text", "a disc"]),
@@ -201,6 +203,41 @@ fn answers_are_those_of_the_cache() {
         let output = expect(0, arguments, world.run(arguments));
         let text = String::from_utf8(output.stdout).unwrap();
         assert!(text.contains("scenes"), "{arguments:?}: {text}");
+    }
+}
+
+#[test]
+fn a_filter_leaves_what_it_says() {
+    let world = World::new();
+    let store = world.store.to_str().unwrap();
+    let ask = |filter: &str| {
+        let search = ["search", "--json", "--cache", ROWS, "--vectors", "q.npy", "--filter", filter];
+        let line = world.on_store(0, &search).remove(0);
+        let ids = line["neighbors"].as_array().unwrap().iter().map(|n| n["id"].as_u64().unwrap());
+        let mut ids: Vec<u64> = ids.collect();
+        ids.sort_unstable();
+        assert_eq!(line["cost"]["matching_items"], ids.len());
+        ids
+    };
+    assert_eq!(ask("tag.number = 7 or tag.number in ('8', \"9\", 777)"), [7, 8, 9]);
+    assert_eq!(ask("id in (1, 2, 3) and not tag.number = 2"), [1, 3]);
+    assert_eq!(ask("tag.colour = red"), []);
+    let more = npy::write(&store::random_rows(1, ROWS_DIM, 9).concat(), ROWS_DIM);
+    std::fs::write(world.folder.path().join("more.npy"), more).unwrap();
+    let upsert =
+        ["upsert", "--cache", ROWS, "--vectors", "more.npy", "--tag", "colour=red", "--tag", "x=a=b"];
+    world.on_store(0, &upsert);
+    assert_eq!(ask("tag.colour = red and tag.x = 'a=b'"), [200]);
+
+    let shown = ["--store", store, "search", "--cache", ROWS, "--vectors", "q.npy", "--filter", "id = 4"];
+    let text = String::from_utf8(expect(0, &shown, world.run(&shown)).stdout).unwrap();
+    assert!(text.contains("matching items 1 · plan exact"), "{text}");
+    let nothing = ["enhance", "--json", "--cache", ROWS, "--vectors", "q.npy", "--filter", "id = 999"];
+    assert_eq!(world.on_store(3, &nothing)[0]["error"]["reason"], "NO_MATCH");
+    for (wrong, why) in [("colour = red", "`tag.`"), ("tag.a =", "it ends"), ("id = x", "whole numbers")] {
+        let arguments = ["search", "--cache", ROWS, "--vectors", "q.npy", "--filter", wrong];
+        let errors = String::from_utf8(expect(2, &arguments, world.run(&arguments)).stderr).unwrap();
+        assert!(errors.contains(why), "{wrong}: {errors}");
     }
 }
 

@@ -585,6 +585,9 @@ async fn describe_tells_what_there_is_and_every_limit() {
         max_image_pixels: limits.media.max_pixels,
         max_text_bytes: limits.max_text_bytes() as u32,
         max_concurrent_requests: 9,
+        max_filter_depth: 16,
+        max_filter_conditions: 256,
+        max_filter_values: 65_536,
     };
     assert_eq!(told.limits, Some(configured));
     let model = told.model.unwrap();

@@ -16,7 +16,7 @@ use viscache::cache::{
 use viscache::index::{BuildParams, SearchParams, Searcher};
 use viscache::kernels::Kernels;
 use viscache::store::{Access, ItemRecord, RowType, Store};
-use viscache::types::{CacheName, Embedding, Fingerprint, Generation, ItemId, Origin};
+use viscache::types::{CacheName, Embedding, Filter, Fingerprint, Generation, Hit, ItemId, Origin};
 
 const DIM: usize = 8;
 /// Items at the beginning.
@@ -67,12 +67,24 @@ fn row(seed: u64) -> Vec<f32> {
     Embedding::new(row).unwrap().unit().unwrap().into_vec()
 }
 
+/// Tags that say what the row is: its sign, and for some whether it is steep.
+fn tags(row: &[f32]) -> BTreeMap<String, String> {
+    // The same for a row that was stored in halves.
+    let row = decode_row(&encode_row(row, RowType::F16), RowType::F16);
+    let mut tags =
+        BTreeMap::from([("sign".to_owned(), if row[0] < 0.0 { "minus" } else { "plus" }.to_owned())]);
+    if row[1].abs() > row[2].abs() {
+        tags.insert("steep".to_owned(), String::new());
+    }
+    tags
+}
+
 fn item(id: Option<u64>, seed: u64) -> NewItem {
     let record = ItemRecord {
         uri: format!("seed/{seed}"),
         modality: None,
         digest: Fingerprint::of(&seed.to_le_bytes()),
-        tags: BTreeMap::new(),
+        tags: tags(&row(seed)),
     };
     NewItem { id: id.map(ItemId), embedding: Embedding::new(row(seed)).unwrap(), record }
 }
@@ -220,6 +232,26 @@ impl World {
             let whole = SearchParams { ef_search: 512, rescore: 512, ..SearchParams::default() };
             assert_eq!(search(top_k, &whole), all[..top_k.min(all.len())], "top {top_k}");
             assert_eq!(search(top_k, &exact), all[..top_k.min(all.len())], "top {top_k}, exact");
+        }
+        // A filter leaves those that it matches one by one.
+        let sign = Filter::Tag { key: "sign".into(), values: ["plus".to_owned()].into() };
+        let some = Filter::Ids((0..15).map(ItemId).collect());
+        let steep = || Filter::HasTag("steep".into());
+        for filter in [
+            sign.clone(),
+            Filter::Not(Box::new(steep())),
+            Filter::Any(vec![Filter::All(vec![sign, steep()]), some]),
+        ] {
+            let matches = |hit: &&Hit| filter.matches(hit.id, &tags(hit.embedding.as_slice()));
+            let expected: Vec<Hit> = all.iter().filter(matches).cloned().collect();
+            let filtered = snapshot.filtered(&filter).unwrap();
+            assert_eq!(filtered.len(), expected.len());
+            for params in [exact, SearchParams::default()] {
+                let found =
+                    filtered.search(&mut Searcher::default(), &query, all.len() + 5, &params).unwrap();
+                assert_eq!(found.hits, expected, "{filter}");
+                assert_eq!(found.matching, expected.len());
+            }
         }
         // A narrow one finds enough, all alive, in order.
         let narrow = search(5, &SearchParams { ef_search: 1, rescore: 1, ..SearchParams::default() });

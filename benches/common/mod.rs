@@ -143,6 +143,13 @@ pub fn verdict(met: bool) -> &'static str {
     if met { "met" } else { "MISSED" }
 }
 
+/// The rows of [`make_cache`] and the number of the first, a chunk at a time.
+pub fn chunks(items: usize, dim: usize) -> impl Iterator<Item = (usize, Vec<f32>)> {
+    const CHUNK: usize = 4096;
+    let starts = (0..items).step_by(CHUNK);
+    starts.map(move |start| (start, clustered(1000 + start as u64, CHUNK.min(items - start), dim)))
+}
+
 /// A store with one cache of [`clustered`] rows, indexed.
 pub fn make_cache(
     folder: &Path,
@@ -151,17 +158,27 @@ pub fn make_cache(
     dim: usize,
     params: &viscache::index::BuildParams,
 ) {
+    make_tagged_cache(folder, name, items, dim, params, |_, _| Default::default());
+}
+
+/// As [`make_cache`], with tags by an item's number and row.
+pub fn make_tagged_cache(
+    folder: &Path,
+    name: &viscache::types::CacheName,
+    items: usize,
+    dim: usize,
+    params: &viscache::index::BuildParams,
+    tags: impl Fn(usize, &[f32]) -> std::collections::BTreeMap<String, String>,
+) {
     use viscache::cache::{NewCache, NewItem, Writer};
     use viscache::store::{Access, ItemRecord, RowType, Store};
     use viscache::types::{Embedding, Fingerprint, Origin};
 
-    const CHUNK: usize = 4096;
     let store = Store::open(folder, Access::Write).expect("a store can be made");
     let origin = Origin { model: "bench".into(), weights: None, preprocessing: None };
     let new = NewCache { dim, rows: RowType::F32, origin, model: None };
     let mut writer = Writer::open(&store, name, &new).expect("a cache can be made");
-    for start in (0..items).step_by(CHUNK) {
-        let rows = clustered(1000 + start as u64, CHUNK.min(items - start), dim);
+    for (start, rows) in chunks(items, dim) {
         let rows = rows.chunks_exact(dim).enumerate().map(|(i, row)| NewItem {
             id: None,
             embedding: Embedding::new(row.to_vec()).expect("rows are finite"),
@@ -169,7 +186,7 @@ pub fn make_cache(
                 uri: format!("bench/{}", start + i),
                 modality: None,
                 digest: Fingerprint::of(&(start + i).to_le_bytes()),
-                tags: Default::default(),
+                tags: tags(start + i, row),
             },
         });
         writer.put(rows.collect(), |_, _, _| ()).expect("rows can be put");

@@ -9,6 +9,7 @@
 
 use std::collections::HashMap;
 
+use super::delta::{Tags, bytes_of_tags};
 use super::rows::decode_row;
 use super::writer::unit_row;
 use super::{Cache, Error, NewItem, State};
@@ -51,8 +52,9 @@ impl Cache {
         };
         // The work that needs no lock is done before it is taken.
         let prepared: Vec<Result<(Option<ItemId>, Put), Error>> = items.into_iter().map(prepare).collect();
+        let tags = prepared.iter().flatten().map(|(_, put)| bytes_of_tags(&put.record.tags)).sum::<u64>();
         let mut state = self.state()?;
-        self.check_room(prepared.len() * record.dim)?;
+        self.check_room(5 * (prepared.len() * record.dim) as u64 + tags)?;
         let mut next = state.record.next_item;
         let mut named = Vec::with_capacity(prepared.len());
         let mut results = Vec::with_capacity(prepared.len());
@@ -98,12 +100,12 @@ impl Cache {
         Ok(())
     }
 
-    /// Whether so many more components may be held.
-    fn check_room(&self, components: usize) -> Result<(), Error> {
+    /// Whether so many more bytes may be held.
+    fn check_room(&self, bytes: u64) -> Result<(), Error> {
         let now = self.snapshot();
         let held = now.loaded().plan.total() + now.delta().bytes;
         let budget = self.options.memory_budget;
-        if held + 5 * components as u64 > budget {
+        if held + bytes > budget {
             return Err(Error::Full { cache: self.name.clone(), held: held >> 20, budget: budget >> 20 });
         }
         Ok(())
@@ -139,10 +141,10 @@ impl Cache {
             match put {
                 Some(put) => {
                     batch.put_item(record.id, id, &put.record, &put.row);
-                    let Put { record: ItemRecord { uri, digest, .. }, row } = put;
+                    let Put { record: ItemRecord { uri, digest, tags, .. }, row } = put;
                     here.insert(id, Some(Old { uri, digest }));
                     // The row as it will be read back, f16 included.
-                    applied.push((id, Some(decode_row(&row, record.rows))));
+                    applied.push((id, Some((decode_row(&row, record.rows), Tags::new(tags)))));
                 }
                 None => {
                     batch.delete_item(record.id, id);

@@ -29,6 +29,10 @@ use crate::types::Generation;
 #[cfg(doc)]
 use super::LoadOptions;
 
+/// What gathering tags takes, in lengths of the table that it makes: a map's nodes and small bitmaps are more than their
+/// bytes.
+const TAG_COPIES: u64 = 4;
+
 /// When and how the delta is compacted.
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -194,7 +198,9 @@ impl Cache {
         let build = self.snapshot().generation_record().build.clone();
         let params = serde_json::from_value::<BuildParams>(build).unwrap_or_default();
         let params = BuildParams { threads, ..params };
-        let (needed, budget) = (build_bytes(&record, &params), self.options.memory_budget);
+        let tags = self.snapshot().generation_record().tags_bytes.unwrap_or(0);
+        let needed = build_bytes(&record, &params) + TAG_COPIES * tags;
+        let budget = self.options.memory_budget;
         if needed > budget {
             let (cache, needed, budget) = (self.name.clone(), needed >> 20, budget >> 20);
             return Err(Error::CompactMemory { cache, needed, budget });

@@ -1,7 +1,7 @@
 //! What was upserted and deleted since the generation was made.
 //!
 //! ```text
-//! blocks   [ids, rows, codes] [ids, rows, codes] …    upserted rows, scanned exactly
+//! blocks   [ids, tags, rows, codes] [ids, …] …        upserted rows, scanned exactly
 //! dead     positions in the blocks  ┐ replaced or deleted since: passed over
 //! masked   slots of the generation  ┘
 //! ```
@@ -14,7 +14,7 @@
 //! leaves out. That bounds its score from both sides (Cauchy–Schwarz); only rows whose upper bound reaches the k-th
 //! best lower bound are scored on f32.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use super::Error;
@@ -24,7 +24,7 @@ use crate::index::Index;
 use crate::index::exact::{Scored, TopK};
 use crate::kernels::Kernels;
 use crate::store::{CacheRecord, ChangeKind, Store};
-use crate::types::{ItemId, Slot, norm};
+use crate::types::{Filter, ItemId, Slot, norm};
 
 /// Most rows of a block that was made by merging.
 const BLOCK_ROWS: usize = 1024;
@@ -41,8 +41,37 @@ const DEAD_BORNE: usize = 1024;
 /// Changes replayed at a time.
 const REPLAY_CHUNK: usize = 1024;
 
-/// The change of one item: its new row, or nothing for a deletion.
-pub(super) type Change = (ItemId, Option<Vec<f32>>);
+/// Rows that a filter keeps of which so many are worth scanning all: one costs in full what four cost on codes.
+const SCAN_SHARE: usize = 4;
+/// Bytes that a tag takes beside its texts.
+const TAG_OVERHEAD: usize = 64;
+
+/// The change of one item: its new row and tags, or nothing for a deletion.
+pub(super) type Change = (ItemId, Option<(Vec<f32>, Tags)>);
+
+/// Tags of an item; most have none.
+#[derive(Clone, Default)]
+pub(super) struct Tags(Option<Arc<BTreeMap<String, String>>>);
+
+impl Tags {
+    pub(super) fn new(tags: BTreeMap<String, String>) -> Self {
+        Tags((!tags.is_empty()).then(|| Arc::new(tags)))
+    }
+
+    fn get(&self) -> &BTreeMap<String, String> {
+        static NONE: BTreeMap<String, String> = BTreeMap::new();
+        self.0.as_deref().unwrap_or(&NONE)
+    }
+
+    fn bytes(&self) -> u64 {
+        bytes_of_tags(self.get())
+    }
+}
+
+/// Bytes that tags take in a delta.
+pub(super) fn bytes_of_tags(tags: &BTreeMap<String, String>) -> u64 {
+    tags.iter().map(|(name, value)| (name.len() + value.len() + TAG_OVERHEAD) as u64).sum()
+}
 
 /// Changes since a generation, as of one moment.
 #[derive(Clone)]
@@ -51,6 +80,8 @@ pub(super) struct Delta {
     blocks: Vec<Arc<Block>>,
     /// Rows in the blocks.
     rows: u32,
+    /// Bytes of their tags.
+    tag_bytes: u64,
     dead: Mask,
     masked: Mask,
     sequence: u64,
@@ -61,6 +92,7 @@ struct Block {
     /// Position of the first.
     start: u32,
     ids: Vec<ItemId>,
+    tags: Vec<Tags>,
     /// Row-major `[n, dim]`.
     rows: Vec<f32>,
     /// 128 + the row in steps of its scale, likewise.
@@ -82,7 +114,7 @@ struct Coded {
 impl Delta {
     fn new(dim: usize, sequence: u64) -> Self {
         let (dead, masked) = (Mask::default(), Mask::default());
-        Delta { dim, blocks: Vec::new(), rows: 0, dead, masked, sequence }
+        Delta { dim, blocks: Vec::new(), rows: 0, tag_bytes: 0, dead, masked, sequence }
     }
 
     /// Rows that are scanned, dead ones included.
@@ -107,7 +139,7 @@ impl Delta {
 
     /// Bytes it takes.
     pub(super) fn bytes(&self) -> u64 {
-        (self.rows() * bytes_per_row(self.dim)) as u64
+        (self.rows() * bytes_per_row(self.dim)) as u64 + self.tag_bytes
     }
 
     /// The item and row at a position.
@@ -149,6 +181,30 @@ impl Delta {
         best.into_sorted()
     }
 
+    /// The live rows that a filter keeps.
+    pub(super) fn kept_by(&self, filter: &Filter) -> Kept {
+        let (mut positions, mut rest) = (Vec::new(), self.dead.clone());
+        self.each_live(|block, at, slot| match filter.matches(block.ids[at], block.tags[at].get()) {
+            true => positions.push(slot),
+            false => rest.insert(slot.0),
+        });
+        let many = SCAN_SHARE * positions.len() >= self.rows();
+        let rest = many.then(|| Delta { dead: rest, ..self.clone() });
+        Kept { positions, rest }
+    }
+
+    /// As [`Delta::search`], among the rows that a filter keeps of this very delta. Says how many it scored, too.
+    pub(super) fn search_kept(&self, query: &[f32], k: usize, kept: &Kept) -> (Vec<Scored>, usize) {
+        if let Some(rest) = &kept.rest {
+            return (rest.search(query, k), self.rows());
+        }
+        let mut best = TopK::new(k);
+        for &slot in &kept.positions {
+            best.push(Scored { slot, score: Kernels::get().dot(query, self.row(slot).1) });
+        }
+        (best.into_sorted(), kept.positions.len())
+    }
+
     fn each_live<'a>(&'a self, mut visit: impl FnMut(&'a Block, usize, Slot)) {
         for block in &self.blocks {
             for at in 0..block.ids.len() {
@@ -162,6 +218,7 @@ impl Delta {
 
     fn push(&mut self, block: Block) {
         let mut block = block;
+        self.tag_bytes += block.tags.iter().map(Tags::bytes).sum::<u64>();
         while let Some(last) = self.blocks.last()
             && last.ids.len() <= block.ids.len()
             && last.ids.len() + block.ids.len() <= BLOCK_ROWS
@@ -174,26 +231,41 @@ impl Delta {
     }
 }
 
-/// Bytes a row takes in a delta.
+/// What a filter keeps of a delta.
+pub(super) struct Kept {
+    positions: Vec<Slot>,
+    /// The delta with all others dead, where it is worth scanning.
+    rest: Option<Delta>,
+}
+
+impl Kept {
+    /// Rows kept.
+    pub(super) fn len(&self) -> usize {
+        self.positions.len()
+    }
+}
+
+/// Bytes a row takes in a delta, its tags aside.
 fn bytes_per_row(dim: usize) -> usize {
     dim * 5 + size_of::<ItemId>() + size_of::<Coded>()
 }
 
 impl Block {
-    fn new(start: u32, ids: Vec<ItemId>, rows: Vec<f32>, dim: usize) -> Self {
+    fn new(start: u32, ids: Vec<ItemId>, tags: Vec<Tags>, rows: Vec<f32>, dim: usize) -> Self {
         let (mut codes, mut coded) = (Vec::with_capacity(rows.len()), Vec::with_capacity(ids.len()));
         let mut steps = vec![0i8; dim];
         for row in rows.chunks_exact(dim) {
             coded.push(code(row, &mut steps));
             codes.extend(steps.iter().map(|&step| (i16::from(step) + 128) as u8));
         }
-        Block { start, ids, rows, codes, coded }
+        Block { start, ids, tags, rows, codes, coded }
     }
 
     fn followed_by(&self, next: &Block) -> Block {
         Block {
             start: self.start,
             ids: [&self.ids[..], &next.ids].concat(),
+            tags: [&self.tags[..], &next.tags].concat(),
             rows: [&self.rows[..], &next.rows].concat(),
             codes: [&self.codes[..], &next.codes].concat(),
             coded: [&self.coded[..], &next.coded].concat(),
@@ -262,22 +334,23 @@ impl Overlay {
 
     /// Takes in changes, in order; `sequence` is the number of the last.
     pub(super) fn apply(&mut self, index: &Index, changes: Vec<Change>, sequence: u64) {
-        let (mut ids, mut rows, start) = (Vec::new(), Vec::new(), self.delta.rows);
-        for (id, row) in changes {
+        let (mut ids, mut tags, mut rows, start) = (Vec::new(), Vec::new(), Vec::new(), self.delta.rows);
+        for (id, put) in changes {
             if let Some(position) = self.at.remove(&id) {
                 self.delta.dead.insert(position);
             }
             if let Some(slot) = index.slot(id) {
                 self.delta.masked.insert(slot.0);
             }
-            if let Some(row) = row {
+            if let Some((row, said)) = put {
                 self.at.insert(id, start + ids.len() as u32);
                 ids.push(id);
+                tags.push(said);
                 rows.extend_from_slice(&row);
             }
         }
         if !ids.is_empty() {
-            self.delta.push(Block::new(start, ids, rows, self.delta.dim));
+            self.delta.push(Block::new(start, ids, tags, rows, self.delta.dim));
         }
         self.delta.sequence = sequence;
         let dead = self.delta.dead.len();
@@ -291,25 +364,26 @@ impl Overlay {
         let (old, dim) = (self.delta.clone(), self.delta.dim);
         self.delta = Delta { masked: old.masked.clone(), ..Delta::new(dim, old.sequence) };
         self.at.clear();
-        let (mut ids, mut rows) = (Vec::new(), Vec::new());
-        let mut full = |ids: &mut Vec<ItemId>, rows: &mut Vec<f32>| {
-            let start = self.delta.rows;
-            self.at.extend(ids.iter().enumerate().map(|(i, &id)| (id, start + i as u32)));
-            self.delta.push(Block::new(start, std::mem::take(ids), std::mem::take(rows), dim));
+        let (mut ids, mut tags, mut rows) = (Vec::new(), Vec::new(), Vec::new());
+        let mut full = |ids: &mut Vec<ItemId>, tags: &mut Vec<Tags>, rows: &mut Vec<f32>| {
+            let (start, taken) = (self.delta.rows, std::mem::take(ids));
+            self.at.extend(taken.iter().enumerate().map(|(i, &id)| (id, start + i as u32)));
+            self.delta.push(Block::new(start, taken, std::mem::take(tags), std::mem::take(rows), dim));
         };
         old.each_live(|block, at, _| {
             ids.push(block.ids[at]);
+            tags.push(block.tags[at].clone());
             rows.extend_from_slice(&block.rows[at * dim..][..dim]);
             if ids.len() == BLOCK_ROWS {
-                full(&mut ids, &mut rows);
+                full(&mut ids, &mut tags, &mut rows);
             }
         });
         if !ids.is_empty() {
-            full(&mut ids, &mut rows);
+            full(&mut ids, &mut tags, &mut rows);
         }
     }
 
-    /// Takes in what the store's log has beyond this delta, with the rows as they are stored now.
+    /// Takes in what the store's log has beyond this delta, with the rows and tags as they are stored now.
     ///
     /// # Errors
     /// [`Error::Store`] when the log is damaged, [`Error::Row`] for a row that should be there.
@@ -332,12 +406,14 @@ impl Overlay {
                     last.iter().filter(|(_, kind)| put(kind)).map(|(&id, _)| id).collect();
                 ids.sort_unstable();
                 let rows = store.rows(record.id, &ids)?;
+                let items = store.items(record.id, &ids)?;
                 let mut changes: Vec<Change> =
                     last.iter().filter(|(_, kind)| !put(kind)).map(|(&id, _)| (id, None)).collect();
-                for (id, bytes) in ids.into_iter().zip(rows) {
+                for ((id, bytes), item) in ids.into_iter().zip(rows).zip(items) {
                     let row = match bytes {
                         Some(bytes) => {
-                            Some(check_row(&record.name, id, Some(&bytes), record.rows, record.dim)?)
+                            let row = check_row(&record.name, id, Some(&bytes), record.rows, record.dim)?;
+                            Some((row, Tags::new(item.map(|item| item.tags).unwrap_or_default())))
                         }
                         None => {
                             absent.insert(id);
@@ -372,7 +448,8 @@ mod tests {
             let n = rows.len() / 8;
             for (i, rows) in rows[..n * 8].chunks(split * 8).enumerate() {
                 let ids = (0..rows.len() / 8).map(|j| ItemId((i * split + j) as u64)).collect();
-                delta.push(Block::new(delta.rows, ids, rows.to_vec(), 8));
+                let tags = vec![Tags::default(); rows.len() / 8];
+                delta.push(Block::new(delta.rows, ids, tags, rows.to_vec(), 8));
             }
             dead.iter().for_each(|at| delta.dead.insert(at.index(n) as u32));
             let mut truth = TopK::new(k);
@@ -383,6 +460,17 @@ mod tests {
                 }
             }
             prop_assert_eq!(delta.search(&query, k), truth.into_sorted());
+            // A filter keeps one in `split`: few of them are scored alone, many in a scan.
+            let of_one = |id: &ItemId| id.0.is_multiple_of(split as u64);
+            let filter = Filter::Ids((0..n as u64).map(ItemId).filter(of_one).collect());
+            let mut truth = TopK::new(k);
+            for (i, row) in rows[..n * 8].chunks_exact(8).enumerate() {
+                if !delta.dead.contains(i as u32) && of_one(&ItemId(i as u64)) {
+                    truth.push(Scored { slot: Slot(i as u32), score: Kernels::get().dot(&query, row) });
+                }
+            }
+            let kept = delta.kept_by(&filter);
+            prop_assert_eq!(delta.search_kept(&query, k, &kept).0, truth.into_sorted());
         }
     }
 }

@@ -1,13 +1,14 @@
 //! One generation in memory: loaded and verified. It never changes; what has changed since is the delta's.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use rayon::prelude::*;
 
 use super::Error;
 use super::rows::{Rows, RowsMode};
+use super::tags::{self, TagTable};
 use crate::index::{self, AlignedBytes, Index};
 use crate::store::{BlobKind, CacheRecord, GenerationRecord, RowType, Store};
 use crate::types::{Generation, ItemId, Slot};
@@ -26,20 +27,23 @@ pub struct LoadOptions {
 pub struct MemoryPlan {
     /// Graph, codes and ids.
     pub index: u64,
+    /// The table of tags.
+    pub tags: u64,
     /// Stored rows, if they are kept in memory.
     pub rows: u64,
 }
 
 impl MemoryPlan {
-    /// Both together.
+    /// All together.
     pub fn total(&self) -> u64 {
-        self.index + self.rows
+        self.index + self.tags + self.rows
     }
 }
 
 impl fmt::Display for MemoryPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "graph and codes {} MiB, rows {} MiB", self.index >> 20, self.rows >> 20)
+        let [index, tags, rows] = [self.index, self.tags, self.rows].map(|bytes| bytes >> 20);
+        write!(f, "graph and codes {index} MiB, tags {tags} MiB, rows {rows} MiB")
     }
 }
 
@@ -63,6 +67,10 @@ pub(super) struct Frozen {
     pub(super) index: Index,
     pub(super) rows: Rows,
     pub(super) loaded: Loaded,
+    memory_budget: u64,
+    tags: OnceLock<TagTable>,
+    /// Held while the table of a generation that was stored without one is made.
+    making: Mutex<()>,
 }
 
 impl Frozen {
@@ -81,15 +89,23 @@ impl Frozen {
         let keep_rows = match options.rows {
             RowsMode::Ram => true,
             RowsMode::Disk => false,
-            RowsMode::Auto => generation.index_bytes + rows_bytes <= options.memory_budget,
+            RowsMode::Auto => {
+                let beside = generation.index_bytes + generation.tags_bytes.unwrap_or(0);
+                beside + rows_bytes <= options.memory_budget
+            }
         };
-        let plan = MemoryPlan { index: generation.index_bytes, rows: if keep_rows { rows_bytes } else { 0 } };
-        if plan.total() > options.memory_budget {
-            let (needed, budget) = (plan.total().div_ceil(1 << 20), options.memory_budget >> 20);
-            return Err(Error::Memory { cache: record.name, needed, budget, plan });
-        }
+        let plan = MemoryPlan {
+            index: generation.index_bytes,
+            tags: generation.tags_bytes.unwrap_or(0),
+            rows: if keep_rows { rows_bytes } else { 0 },
+        };
+        check_plan(&record, plan, options.memory_budget)?;
 
         let index = load_index(store, &record, &generation)?;
+        let tags = OnceLock::new();
+        if let Some(table) = load_tags(store, &record, &generation, index.len())? {
+            tags.get_or_init(|| table);
+        }
         let (rows, gone) = match keep_rows {
             true => {
                 let (bytes, gone) = load_rows(store, &record, index.ids())?;
@@ -98,8 +114,36 @@ impl Frozen {
             false => (Rows::Disk { kind: record.rows }, Vec::new()),
         };
         let loaded = Loaded { plan, rows_in_memory: keep_rows, took: start.elapsed() };
-        Ok((Frozen { store: store.clone(), record, generation, index, rows, loaded }, gone))
+        let (store, memory_budget, making) = (store.clone(), options.memory_budget, Mutex::new(()));
+        Ok((Frozen { store, record, generation, index, rows, loaded, memory_budget, tags, making }, gone))
     }
+
+    /// Which slots have which tag. A generation that was stored without the table gets it from the items' records, once.
+    ///
+    /// # Errors
+    /// [`Error::Memory`] for a table that was not planned for and does not fit, [`Error::Store`].
+    pub(super) fn tags(&self) -> Result<&TagTable, Error> {
+        if let Some(table) = self.tags.get() {
+            return Ok(table);
+        }
+        let _one = self.making.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(table) = self.tags.get() {
+            return Ok(table);
+        }
+        let ids = self.index.ids().iter().map(|&id| ItemId(id));
+        let bytes = AlignedBytes::copy_of(&tags::of_items(&self.store, &self.record, ids)?)?;
+        let table = TagTable::open(bytes, self.index.len())?;
+        check_plan(&self.record, MemoryPlan { tags: table.bytes(), ..self.loaded.plan }, self.memory_budget)?;
+        Ok(self.tags.get_or_init(|| table))
+    }
+}
+
+fn check_plan(record: &CacheRecord, plan: MemoryPlan, budget: u64) -> Result<(), Error> {
+    if plan.total() <= budget {
+        return Ok(());
+    }
+    let (needed, budget) = (plan.total().div_ceil(1 << 20), budget >> 20);
+    Err(Error::Memory { cache: record.name.clone(), needed, budget, plan })
 }
 
 /// The record of a generation that should be stored.
@@ -137,6 +181,20 @@ fn load_index(store: &Store, record: &CacheRecord, generation: &GenerationRecord
         .into());
     }
     Ok(index)
+}
+
+/// The table of tags, if the generation was stored with one.
+fn load_tags(
+    store: &Store,
+    record: &CacheRecord,
+    generation: &GenerationRecord,
+    slots: usize,
+) -> Result<Option<TagTable>, Error> {
+    let Some(len) = generation.tags_bytes else { return Ok(None) };
+    let len = usize::try_from(len).unwrap_or(usize::MAX);
+    let mut bytes = AlignedBytes::zeroed(len)?;
+    store.read_blob(record.id, generation.generation, BlobKind::Tags, bytes.as_mut_slice())?;
+    TagTable::open(bytes, slots).map(Some)
 }
 
 /// The rows of exactly these items, in their order, read by several threads, and the slots whose row is not stored (any

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use roaring::RoaringBitmap;
+
 /// Words of a chunk: 4096 positions in 512 bytes.
 const WORDS: usize = 64;
 
@@ -28,6 +30,12 @@ impl Mask {
         let word = &mut Arc::make_mut(&mut self.chunks[chunk])[word];
         self.count += usize::from(*word & bit == 0);
         *word |= bit;
+    }
+
+    /// The set as a bitmap.
+    pub(super) fn bitmap(&self) -> RoaringBitmap {
+        let bytes = self.chunks.iter().flat_map(|chunk| chunk.iter()).flat_map(|word| word.to_le_bytes());
+        RoaringBitmap::from_lsb0_bytes(0, &bytes.collect::<Vec<u8>>())
     }
 
     /// Positions in the set.
@@ -65,6 +73,7 @@ mod tests {
             let (before, after): (BTreeSet<u32>, BTreeSet<u32>) =
                 (first.iter().copied().collect(), first.iter().chain(&then).copied().collect());
             prop_assert_eq!((copy.len(), mask.len()), (before.len(), after.len()));
+            prop_assert!(mask.bitmap().iter().eq(after.iter().copied()));
             for position in 0..20_100 {
                 prop_assert_eq!(copy.contains(position), before.contains(&position));
                 prop_assert_eq!(mask.contains(position), after.contains(&position));

@@ -13,6 +13,8 @@
 //! | `delta.rs` | what has changed since the generation |
 //! | `mask.rs` | a set of positions that is cheap to copy |
 //! | `snapshot.rs` | generation and delta as of one moment, searched |
+//! | `tags.rs` | which slots have which tag |
+//! | `filtered.rs` | a snapshot as a filter leaves it |
 //! | `change.rs` | upsert and delete, visible at once |
 //! | `compact.rs` | the delta becomes a generation, in the background; generations are switched |
 //! | `writer.rs` | the single writer: put items in bulk, index them, publish |
@@ -26,10 +28,12 @@
 mod change;
 mod compact;
 mod delta;
+mod filtered;
 mod generation;
 mod mask;
 mod rows;
 mod snapshot;
+mod tags;
 mod writer;
 
 use std::sync::atomic::{AtomicBool, AtomicU64};
@@ -45,6 +49,7 @@ use delta::Overlay;
 use generation::{Frozen, find_generation};
 
 pub use compact::{CompactOptions, Compacted};
+pub use filtered::Filtered;
 pub use generation::{LoadOptions, Loaded, MemoryPlan};
 pub use rows::{RowsMode, decode_row, encode_row};
 pub use snapshot::{DeltaSummary, Found, Snapshot};

@@ -5,9 +5,8 @@
 //! delta ─► exact scan ─────────────────────────────────────────────────────────────────┴► best first
 //! ```
 //!
-//! The graph knows nothing of deletions: candidates whose slots are masked are dropped, and the beam is asked for as
-//! many more as are masked on average. Where that leaves too few, it is asked again for twice as many; past
-//! [`SearchParams::MAX_EF_SEARCH`] a scan of what is left is the cheaper way.
+//! The graph knows nothing of deletions and filters: both leave some slots that may be found, and the index searches among
+//! those (`index/filter.rs`), or says that a scan of them is cheaper.
 //!
 //! With rows on disk, a reader sees rows as they are *now*: an item that was replaced after the reader took its snapshot
 //! is scored on its new row, one that was deleted is left out.
@@ -17,13 +16,19 @@ use std::sync::Arc;
 
 use super::Error;
 use super::delta::{Delta, Overlay};
+use super::filtered::Matching;
 use super::generation::{Frozen, LoadOptions, Loaded, find_generation};
 use super::rows::check_row;
 use crate::index::exact::{self, Scored, TopK};
-use crate::index::{Candidate, Cost, Index, SearchParams, Searcher};
+use crate::index::{Among, Candidate, Cost, Index, Plan, ScanPrice, SearchParams, Searcher};
 use crate::kernels::Kernels;
 use crate::store::{self, CacheRecord, GenerationRecord, Store};
 use crate::types::{CacheName, Embedding, Generation, Hit, ItemId, Slot};
+
+/// What a row read from the disk costs, in rows scored on codes.
+const DISK_ROW: f64 = 64.0;
+/// Rows read from the disk at a time.
+const DISK_ROWS: usize = 1024;
 
 /// A generation and the changes since, as of one moment. Copies are cheap and share both.
 #[derive(Clone)]
@@ -39,6 +44,10 @@ pub struct Found {
     pub hits: Vec<Hit>,
     /// The work it took.
     pub cost: Cost,
+    /// How the generation was searched; the delta is always scanned.
+    pub plan: Plan,
+    /// Items that it was searched for among: all live ones, or those that the filter lets through.
+    pub matching: usize,
 }
 
 /// The changes that a snapshot holds beside its generation.
@@ -161,6 +170,18 @@ impl Snapshot {
         top_k: usize,
         params: &SearchParams,
     ) -> Result<Found, Error> {
+        self.search_among(searcher, query, top_k, params, None)
+    }
+
+    /// As [`Snapshot::search`], among the items that match, if not all do.
+    pub(super) fn search_among(
+        &self,
+        searcher: &mut Searcher,
+        query: &Embedding,
+        top_k: usize,
+        params: &SearchParams,
+        matching: Option<&Matching>,
+    ) -> Result<Found, Error> {
         let record = self.record();
         if query.dim() != record.dim {
             let (expected, received) = (record.dim, query.dim());
@@ -168,57 +189,84 @@ impl Snapshot {
         }
         params.validate()?;
         let mut cost = Cost::default();
-        let candidates = match params.exact {
-            true => None,
-            false => self.candidates(searcher, query, top_k.max(params.rescore), params, top_k, &mut cost)?,
+        let (plan, candidates) = match params.exact {
+            true => (Plan::Exact, None),
+            false => {
+                let wanted = top_k.max(params.rescore);
+                self.candidates(searcher, query, wanted, params, matching, &mut cost)?
+            }
         };
         let mut hits = match candidates {
             Some(candidates) => self.rescored(&candidates, query, top_k, &mut cost)?,
-            None => self.scanned(query, top_k, &mut cost)?,
+            None => self.scanned(query, top_k, matching, &mut cost)?,
         };
-        if self.delta.live() > 0 {
-            cost.scored_vectors += self.delta.rows() as u64;
-            for Scored { slot, score } in self.delta.search(query.as_slice(), top_k) {
+        let items = matching.map_or(self.delta.live(), |matching| matching.delta.len());
+        if items > 0 {
+            let (found, scored) = match matching {
+                None => (self.delta.search(query.as_slice(), top_k), self.delta.rows()),
+                Some(matching) => self.delta.search_kept(query.as_slice(), top_k, &matching.delta),
+            };
+            cost.scored_vectors += scored as u64;
+            for Scored { slot, score } in found {
                 let (id, row) = self.delta.row(slot);
                 hits.push(self.hit(id, score, row.to_vec())?);
             }
             hits.sort_by(|a, b| b.score.total_cmp(&a.score).then(a.id.cmp(&b.id)));
             hits.truncate(top_k);
         }
-        Ok(Found { hits, cost })
+        let slots = matching.map_or(self.live_slots(), |matching| matching.slots.len());
+        Ok(Found { hits, cost, plan, matching: slots + items })
     }
 
-    /// The best by their codes that are not masked, or nothing when a scan is the cheaper way to `top_k` of them.
+    /// The best by their codes of the slots that may be found, or nothing when scoring all of those on their rows is the
+    /// cheaper way.
     fn candidates(
         &self,
         searcher: &mut Searcher,
         query: &Embedding,
         wanted: usize,
         params: &SearchParams,
-        top_k: usize,
+        matching: Option<&Matching>,
         cost: &mut Cost,
-    ) -> Result<Option<Vec<Candidate>>, Error> {
-        let (index, masked, live) = (&self.frozen.index, self.delta.masked(), self.live_slots());
-        if live == 0 {
-            return Ok(Some(Vec::new()));
-        }
-        let widened = |n: usize| (n as f64 * index.len() as f64 / live as f64).ceil() as usize;
-        let mut ask = widened(wanted);
-        let ef_search = widened(params.ef_search).min(SearchParams::MAX_EF_SEARCH).max(params.ef_search);
-        let params = SearchParams { ef_search, ..*params };
-        loop {
-            if !masked.is_empty() && ask > SearchParams::MAX_EF_SEARCH {
-                return Ok(None);
-            }
-            let (candidates, work) = searcher.search(index, query.as_slice(), ask, &params)?;
+    ) -> Result<(Plan, Option<Vec<Candidate>>), Error> {
+        let (index, masked, query) = (&self.frozen.index, self.delta.masked(), query.as_slice());
+        let count = matching.map_or(self.live_slots(), |matching| matching.slots.len());
+        if count == index.len() {
+            let (candidates, work) = searcher.search(index, query, wanted, params)?;
             cost.visited_nodes += work.visited_nodes;
             cost.scored_vectors += work.scored_vectors;
-            let kept = candidates.into_iter().filter(|c| !masked.contains(c.slot.0));
-            let kept: Vec<Candidate> = kept.take(wanted).collect();
-            if masked.is_empty() || kept.len() >= top_k.min(live) || ask >= index.len() {
-                return Ok(Some(kept));
+            return Ok((Plan::Graph, Some(candidates)));
+        }
+        let price = ScanPrice::of(count, wanted, self.row_price());
+        let (plan, candidates) = match matching {
+            Some(Matching { slots, .. }) => {
+                let allowed = |slot: Slot| slots.contains(slot);
+                let among = Among { allowed, count, purse: price.purse() };
+                searcher.search_among(index, query, wanted, params, &among, cost)?
             }
-            ask = (2 * ask).min(index.len());
+            None => {
+                let allowed = |slot: Slot| !masked.contains(slot.0);
+                let among = Among { allowed, count, purse: price.in_full };
+                searcher.search_among(index, query, wanted, params, &among, cost)?
+            }
+        };
+        let candidates = match (plan, matching) {
+            (Plan::Graph | Plan::GraphWithSkip, _) => Some(candidates),
+            (Plan::Exact, Some(matching)) if price.codes_pay() => {
+                cost.scored_vectors += count as u64;
+                Some(index.scan(query, matching.slots.list(), wanted))
+            }
+            (Plan::Exact, _) => None,
+        };
+        Ok((plan, candidates))
+    }
+
+    /// What scoring a row in full costs, in rows scored on codes.
+    fn row_price(&self) -> f64 {
+        let record = self.record();
+        match self.loaded().rows_in_memory {
+            true => (record.dim * record.rows.bytes()) as f64 / self.frozen.index.code_bytes() as f64,
+            false => DISK_ROW,
         }
     }
 
@@ -254,12 +302,21 @@ impl Snapshot {
         hits.collect()
     }
 
-    /// The best of all slots that are not masked.
-    fn scanned(&self, query: &Embedding, top_k: usize, cost: &mut Cost) -> Result<Vec<Hit>, Error> {
+    /// The best of all slots that may be found.
+    fn scanned(
+        &self,
+        query: &Embedding,
+        top_k: usize,
+        matching: Option<&Matching>,
+        cost: &mut Cost,
+    ) -> Result<Vec<Hit>, Error> {
         let (frozen, masked) = (&self.frozen, self.delta.masked());
+        let (record, ids) = (&frozen.record, frozen.index.ids());
+        if let Some(matching) = matching {
+            return self.scanned_list(query, top_k, matching.slots.list(), cost);
+        }
         let keep = |slot: Slot| masked.is_empty() || !masked.contains(slot.0);
         cost.scored_vectors += self.live_slots() as u64;
-        let (record, ids) = (&frozen.record, frozen.index.ids());
         if let Some(rows) = frozen.rows.block() {
             let score = |slots: &[u32], out: &mut Vec<f32>| rows.score(slots, query.as_slice(), out);
             return self.hits(exact::scan(ids.len(), top_k, keep, score));
@@ -277,6 +334,31 @@ impl Snapshot {
             }
             Ok::<bool, Error>(at < ids.len())
         })?;
+        self.hits(best.into_sorted())
+    }
+
+    /// The best of some slots, ascending.
+    fn scanned_list(
+        &self,
+        query: &Embedding,
+        top_k: usize,
+        slots: &[u32],
+        cost: &mut Cost,
+    ) -> Result<Vec<Hit>, Error> {
+        cost.scored_vectors += slots.len() as u64;
+        if let Some(rows) = self.frozen.rows.block() {
+            let score = |slots: &[u32], out: &mut Vec<f32>| rows.score(slots, query.as_slice(), out);
+            return self.hits(exact::scan_slots(slots, top_k, score));
+        }
+        let mut best = TopK::new(top_k);
+        for part in slots.chunks(DISK_ROWS) {
+            let part: Vec<Slot> = part.iter().map(|&slot| Slot(slot)).collect();
+            for (slot, row) in part.iter().zip(self.read(&part)?) {
+                if let Some(row) = row {
+                    best.push(Scored { slot: *slot, score: Kernels::get().dot(query.as_slice(), &row) });
+                }
+            }
+        }
         self.hits(best.into_sorted())
     }
 

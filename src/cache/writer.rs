@@ -5,7 +5,7 @@
 //! index():
 //!   read rows ─► train ─► build ─► freeze ─► encode        memory only
 //!   drop orphan blobs of generations after the newest       ①
-//!   write the blob of g+1                                   ②   a crash up to here: g is current, an orphan stays
+//!   write the blobs of g+1: index, tags                     ②   a crash up to here: g is current, orphans stay
 //!   one batch: record of g+1, current = g+1, drop g−1,      ③   the flip
 //!              drop the changes that g and g+1 contain
 //! ```
@@ -22,6 +22,7 @@ use std::time::Instant;
 use super::Error;
 use super::generation::find_generation;
 use super::rows::{check_row, encode_row};
+use super::tags;
 use crate::index::{self, BuildParams, Codec, Parts, Reach};
 use crate::store::{
     Access, Batch, BlobKind, CacheId, CacheRecord, GenerationRecord, ItemRecord, ModelSource, RecallCurve,
@@ -224,6 +225,7 @@ pub(super) fn unit_row(embedding: Embedding, record: &CacheRecord, id: ItemId) -
 /// An index that is not stored yet.
 pub(super) struct Built {
     bytes: Vec<u8>,
+    tags: Vec<u8>,
     items: u64,
     /// Every change up to this one is in it.
     sequence: u64,
@@ -262,6 +264,7 @@ where
     if ids.is_empty() {
         return Err(index::Error::Empty.into());
     }
+    let tags = tags::of_items(store, record, ids.iter().copied())?;
     let read = lap();
     let codec = Codec::train(params.codes, &rows, record.dim);
     let graph = index::build(params, &codec, &rows, queries, |stage, n| {
@@ -284,7 +287,7 @@ where
     let seconds = [read, built, lap()];
     let (items, reach, sequence) = (ids.len() as u64, graph.reach(), record.sequence);
     let build = serde_json::to_value(params).unwrap_or_default();
-    Ok(Built { bytes, items, sequence, build, reach, recall, seconds })
+    Ok(Built { bytes, tags, items, sequence, build, reach, recall, seconds })
 }
 
 /// Every row of the cache in id order, as f32, as of one moment.
@@ -299,7 +302,7 @@ fn read_rows(store: &Store, record: &CacheRecord) -> Result<(Vec<ItemId>, Vec<f3
     Ok((ids, rows))
 }
 
-/// Writes an index as the blob of the next generation. It counts once [`flip`] says so.
+/// Writes an index and its tags as the blobs of the next generation. They count once [`flip`] says so.
 ///
 /// # Errors
 /// [`Error::Store`].
@@ -319,11 +322,15 @@ pub(super) fn write_generation(
     let mut blob = store.write_blob(cache, generation, BlobKind::Index);
     std::io::Write::write_all(&mut blob, &built.bytes).map_err(index::Error::Write)?;
     let index_bytes = blob.finish()?;
+    let mut blob = store.write_blob(cache, generation, BlobKind::Tags);
+    std::io::Write::write_all(&mut blob, &built.tags).map_err(index::Error::Write)?;
+    let tags_bytes = Some(blob.finish()?);
     let (recall, recall_by) = built.recall.clone();
     Ok(GenerationRecord {
         generation,
         items: built.items,
         index_bytes,
+        tags_bytes,
         build: built.build.clone(),
         recall,
         recall_by,

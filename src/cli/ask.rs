@@ -7,10 +7,11 @@ use anyhow::{Context, bail};
 use viscache::media::npy;
 use viscache::serve::proto::{self, Dtype, EmbedOutput, media, part};
 use viscache::serve::{decode_tensor, encode_tensor};
+use viscache::types::Filter;
 
 use super::show::{self, Shown};
 use super::{
-    EmbedArgs, EnhanceArgs, Inputs, OutputArg, SearchArgs, SearchOptions, Target, VariantArg, target,
+    EmbedArgs, EnhanceArgs, Inputs, OutputArg, SearchArgs, SearchOptions, Target, VariantArg, filter, target,
 };
 use crate::config::Config;
 
@@ -26,7 +27,7 @@ enum Batch {
 pub async fn enhance(config: &Config, args: EnhanceArgs) -> anyhow::Result<ExitCode> {
     let batches = batches(&args.inputs)?;
     let mut client = target::cache(target::open(config, &args.target, args.inputs.vectors.is_none()).await?);
-    let (mut shown, mut rows, mut dim) = (Shown::new("query", args.json), Vec::new(), 0);
+    let (mut shown, mut rows, mut dim) = (shown(args.json, &args.filter), Vec::new(), 0);
     for batch in batches {
         let (vectors, queries) = batch.split();
         let request = proto::EnhanceRequest {
@@ -48,6 +49,7 @@ pub async fn enhance(config: &Config, args: EnhanceArgs) -> anyhow::Result<ExitC
             output_dtype: Dtype::F32.into(),
             expected_weights_fingerprint: String::new(),
             vectors_are_mixed: args.as_is,
+            filter: args.filter.as_ref().map(filter::message),
         };
         let reply = client.enhance(request).await.map_err(show::refused)?.into_inner();
         let tensor = reply.vectors.as_ref().context("the reply has no vectors")?;
@@ -68,7 +70,7 @@ pub async fn enhance(config: &Config, args: EnhanceArgs) -> anyhow::Result<ExitC
 pub async fn search(config: &Config, args: SearchArgs) -> anyhow::Result<ExitCode> {
     let batches = batches(&args.inputs)?;
     let mut client = target::cache(target::open(config, &args.target, args.inputs.vectors.is_none()).await?);
-    let mut shown = Shown::new("query", args.json);
+    let mut shown = shown(args.json, &args.filter);
     for batch in batches {
         let (vectors, queries) = batch.split();
         let request = proto::SearchRequest {
@@ -78,6 +80,7 @@ pub async fn search(config: &Config, args: SearchArgs) -> anyhow::Result<ExitCod
             top_k: args.top_k,
             search: Some(search_params(&args.search)),
             return_vectors: false,
+            filter: args.filter.as_ref().map(filter::message),
         };
         let reply = client.search(request).await.map_err(show::refused)?.into_inner();
         for result in &reply.results {
@@ -122,6 +125,11 @@ pub async fn describe(config: &Config, target: &Target, json: bool) -> anyhow::R
     let reply = client.describe(request).await.map_err(show::refused)?.into_inner();
     show::described(&reply, json)?;
     Ok(ExitCode::SUCCESS)
+}
+
+fn shown(json: bool, filter: &Option<Filter>) -> Shown {
+    let shown = Shown::new("query", json);
+    if filter.is_some() { shown.with_plan() } else { shown }
 }
 
 impl Batch {

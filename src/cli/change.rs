@@ -46,6 +46,7 @@ pub async fn upsert(config: &Config, args: UpsertArgs) -> anyhow::Result<ExitCod
     for mut request in requests {
         for item in &mut request.items {
             item.id = ids.next();
+            item.tags.extend(args.tags.iter().cloned());
         }
         let reply = client.upsert(request).await.map_err(show::refused)?.into_inner();
         for result in &reply.results {
@@ -75,6 +76,14 @@ pub async fn delete(config: &Config, args: DeleteArgs) -> anyhow::Result<ExitCod
         println!("{deleted} deleted, {unknown} were not there");
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// One `--tag`.
+pub fn tag(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
+        _ => Err("is not NAME=VALUE".into()),
+    }
 }
 
 /// The rows of a file as requests, and their number.

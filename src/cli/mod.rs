@@ -9,6 +9,7 @@ mod ask;
 mod bench;
 mod change;
 mod check;
+mod filter;
 mod serve;
 mod show;
 mod target;
@@ -18,6 +19,8 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::Serialize;
+
+use viscache::types::Filter;
 
 use crate::config::{self, Config};
 use crate::telemetry;
@@ -204,6 +207,10 @@ struct EnhanceArgs {
     weight: Option<f32>,
     #[command(flatten)]
     search: SearchOptions,
+    /// Only among the items that match, as in `tag.species = dog and not tag.licence in (nc, unknown) or id in (1, 2)`;
+    /// `has tag.NAME` asks for a tag of whatever value.
+    #[arg(long, value_name = "FILTER", value_parser = filter::parse)]
+    filter: Option<Filter>,
     /// What the result is for.
     #[arg(long, value_enum, default_value_t = VariantArg::Condition)]
     variant: VariantArg,
@@ -237,6 +244,10 @@ struct SearchArgs {
     top_k: Option<u32>,
     #[command(flatten)]
     search: SearchOptions,
+    /// Only among the items that match, as in `tag.species = dog and not tag.licence in (nc, unknown) or id in (1, 2)`;
+    /// `has tag.NAME` asks for a tag of whatever value.
+    #[arg(long, value_name = "FILTER", value_parser = filter::parse)]
+    filter: Option<Filter>,
     /// Print one JSON object per query.
     #[arg(long)]
     json: bool,
@@ -279,6 +290,9 @@ struct UpsertArgs {
     /// Ids of the items: pictures first, then texts; or of the rows. Without them, new ones are given.
     #[arg(long, value_name = "ID,ID,…|FILE.npy")]
     ids: Option<String>,
+    /// Tag of every item; repeat for several.
+    #[arg(long = "tag", value_name = "NAME=VALUE", value_parser = change::tag)]
+    tags: Vec<(String, String)>,
     /// Print one JSON object per item.
     #[arg(long)]
     json: bool,

@@ -14,6 +14,8 @@ pub struct Shown {
     /// What is being counted: queries or inputs.
     item: &'static str,
     json: bool,
+    /// Whether to say how a search went about it.
+    plan: bool,
     count: usize,
     bad: usize,
 }
@@ -27,7 +29,12 @@ pub fn refused(status: tonic::Status) -> anyhow::Error {
 
 impl Shown {
     pub fn new(item: &'static str, json: bool) -> Self {
-        Shown { item, json, count: 0, bad: 0 }
+        Shown { item, json, plan: false, count: 0, bad: 0 }
+    }
+
+    /// Says to people, too, how many items matched a filter and how they were searched.
+    pub fn with_plan(self) -> Self {
+        Shown { plan: true, ..self }
     }
 
     /// Success, or [`SOME_BAD`].
@@ -78,7 +85,7 @@ impl Shown {
             "  cosine between before and after {:.4} · best score {:.4} · entropy {:.3} of at most {most:.3}",
             result.cosine, result.max_score, result.entropy
         )?;
-        Ok(())
+        self.planned(&mut out, result.cost.as_ref())
     }
 
     pub fn searched(
@@ -102,6 +109,15 @@ impl Shown {
         writeln!(out, "  {:>8} {:>9}  uri", "score", "id")?;
         for n in &result.neighbors {
             writeln!(out, "  {:>8.4} {:>9}  {}", n.score, n.id, n.uri)?;
+        }
+        self.planned(&mut out, result.cost.as_ref())
+    }
+
+    fn planned(&self, out: &mut impl Write, cost: Option<&proto::Cost>) -> anyhow::Result<()> {
+        if self.plan
+            && let Some(cost) = cost
+        {
+            writeln!(out, "  matching items {} · plan {}", cost.matching_items, plan(cost.plan()))?;
         }
         Ok(())
     }
@@ -201,6 +217,9 @@ pub fn described(reply: &proto::DescribeResponse, json: bool) -> anyhow::Result<
                 "max_image_pixels": limits.max_image_pixels,
                 "max_text_bytes": limits.max_text_bytes,
                 "max_concurrent_requests": limits.max_concurrent_requests,
+                "max_filter_depth": limits.max_filter_depth,
+                "max_filter_conditions": limits.max_filter_conditions,
+                "max_filter_values": limits.max_filter_values,
             },
             "server_version": reply.server_version,
             "kernels": reply.kernels,
@@ -287,7 +306,21 @@ fn timings(timings: Option<&proto::Timings>) -> Value {
 
 fn cost(cost: Option<&proto::Cost>) -> Value {
     let c = cost.copied().unwrap_or_default();
-    json!({ "visited_nodes": c.visited_nodes, "scored_vectors": c.scored_vectors })
+    json!({
+        "visited_nodes": c.visited_nodes,
+        "scored_vectors": c.scored_vectors,
+        "matching_items": c.matching_items,
+        "plan": plan(c.plan()),
+    })
+}
+
+fn plan(plan: proto::Plan) -> &'static str {
+    match plan {
+        proto::Plan::Unspecified => "unknown",
+        proto::Plan::Graph => "graph",
+        proto::Plan::GraphWithSkip => "graph with skip",
+        proto::Plan::Exact => "exact",
+    }
 }
 
 /// The canonical name of a gRPC code.

@@ -5,8 +5,9 @@ use std::time::{Duration, Instant};
 use super::search::{SnapshotRef, each, embed_parts, embeddings, find};
 use super::{App, Call, Error, Query, Searched};
 use crate::blend::{self, BlendParams};
-use crate::index::{Cost, SearchParams};
-use crate::types::{Embedding, Hit};
+use crate::cache::Filtered;
+use crate::index::{Cost, Plan, SearchParams};
+use crate::types::{Embedding, Filter, Hit};
 
 /// How parts are mixed and what comes back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -29,6 +30,8 @@ pub struct Request {
     pub blend: BlendParams,
     /// How it is searched.
     pub search: SearchParams,
+    /// Which items may be blended, if not all may.
+    pub filter: Option<Filter>,
     /// How parts are mixed.
     pub variant: Variant,
     /// The digest of the weights that the caller relies on; empty for any.
@@ -52,6 +55,10 @@ pub struct Enhanced {
     pub cosine: f32,
     /// The work of the search.
     pub cost: Cost,
+    /// How it went about it.
+    pub plan: Plan,
+    /// Items that could have been found.
+    pub matching: usize,
     /// Time of the search.
     pub search: Duration,
     /// Time of the maths.
@@ -61,8 +68,8 @@ pub struct Enhanced {
 /// Enhances a batch of queries.
 ///
 /// # Errors
-/// For the request as a whole: an unknown cache, a bad parameter, a missing model, another digest than expected,
-/// deadline and cancellation.
+/// For the request as a whole: an unknown cache, a bad parameter, a missing model, another digest than expected, tags that
+/// cannot be read, deadline and cancellation. For every query: [`Error::NoMatch`].
 pub fn enhance(app: &App, request: Request, call: &Call) -> Result<Searched<Enhanced>, Error> {
     let cache = app.cache(&request.cache)?;
     let snapshot = cache.snapshot();
@@ -76,6 +83,7 @@ pub fn enhance(app: &App, request: Request, call: &Call) -> Result<Searched<Enha
     }
     request.blend.validate()?;
     request.search.validate().map_err(crate::cache::Error::from)?;
+    let filtered = request.filter.map(|filter| snapshot.filtered(&filter)).transpose()?;
 
     let variant = request.variant;
     let params = SearchParams { deadline: call.deadline, ..request.search };
@@ -85,8 +93,11 @@ pub fn enhance(app: &App, request: Request, call: &Call) -> Result<Searched<Enha
     })?;
     let results = each(call, queries, |query| {
         let (query, norm) = mix(query, variant)?;
+        if filtered.as_ref().is_some_and(Filtered::is_empty) {
+            return Err(Error::NoMatch);
+        }
         let start = Instant::now();
-        let found = find(app, &snapshot, &query, request.blend.top_k, &params)?;
+        let found = find(app, &snapshot, filtered.as_ref(), &query, request.blend.top_k, &params)?;
         let search = start.elapsed();
 
         let start = Instant::now();
@@ -103,10 +114,13 @@ pub fn enhance(app: &App, request: Request, call: &Call) -> Result<Searched<Enha
             max_score: blended.max_score,
             cosine: blended.cosine,
             cost: found.cost,
+            plan: found.plan,
+            matching: found.matching,
             search,
             blend: start.elapsed(),
         })
     })?;
+    drop(filtered);
     Ok(Searched { snapshot: SnapshotRef(snapshot), results, embed })
 }
 

@@ -92,6 +92,9 @@ pub enum Error {
     /// The cache failed.
     #[error(transparent)]
     Cache(#[from] cache::Error),
+    /// Nothing to blend, because a filter lets nothing through.
+    #[error("no item matches the filter, so there is nothing to blend; loosen the filter, or leave it out")]
+    NoMatch,
     /// The maths has no answer.
     #[error(transparent)]
     Blend(#[from] blend::Error),

@@ -8,10 +8,10 @@ use rayon::prelude::*;
 use super::embed::{MediaInput, embed};
 use super::{App, Call, Content, Error, Part, Query};
 use crate::blend;
-use crate::cache::{self, Found, Snapshot};
+use crate::cache::{self, Filtered, Found, Snapshot};
 use crate::index::{self, SearchParams};
 use crate::models::encoder::Encoded;
-use crate::types::Embedding;
+use crate::types::{Embedding, Filter};
 
 /// Queries of one request that are searched before the work is shared between cores.
 const SHARE_ABOVE: usize = 4;
@@ -27,6 +27,8 @@ pub struct Request {
     pub top_k: usize,
     /// How.
     pub search: SearchParams,
+    /// Which items may be found, if not all may.
+    pub filter: Option<Filter>,
 }
 
 /// What came of a search request.
@@ -52,11 +54,13 @@ impl std::fmt::Debug for SnapshotRef {
 /// Searches a batch of queries.
 ///
 /// # Errors
-/// For the request as a whole: an unknown cache, a bad parameter, a missing model, deadline and cancellation.
+/// For the request as a whole: an unknown cache, a bad parameter, a missing model, tags that cannot be read, deadline and
+/// cancellation.
 pub fn search(app: &App, request: Request, call: &Call) -> Result<Searched<(Found, Duration)>, Error> {
     let snapshot = app.cache(&request.cache)?.snapshot();
     let params = SearchParams { deadline: call.deadline, ..request.search };
     request.search.validate().map_err(crate::cache::Error::from)?;
+    let filtered = request.filter.map(|filter| snapshot.filtered(&filter)).transpose()?;
     let (queries, embed) = embed_parts(app, request.queries, call, |encoded| encoded.embedding)?;
     let results = each(call, queries, |query| {
         let query = match query {
@@ -64,22 +68,29 @@ pub fn search(app: &App, request: Request, call: &Call) -> Result<Searched<(Foun
             Query::Parts(parts) => blend::mix(&embeddings(&parts))?,
         };
         let start = Instant::now();
-        let found = find(app, &snapshot, &query, request.top_k, &params)?;
+        let found = find(app, &snapshot, filtered.as_ref(), &query, request.top_k, &params)?;
         Ok((found, start.elapsed()))
     })?;
+    drop(filtered);
     Ok(Searched { snapshot: SnapshotRef(snapshot), results, embed })
 }
 
 /// The hits of one query.
+///
+/// * `filtered`: what the request's filter leaves of the snapshot, if it has one.
 pub(super) fn find(
     app: &App,
     snapshot: &Snapshot,
+    filtered: Option<&Filtered<'_>>,
     query: &Embedding,
     top_k: usize,
     params: &SearchParams,
 ) -> Result<Found, Error> {
-    app.with_searcher(|searcher| snapshot.search(searcher, query, top_k, params)).map_err(|error| match error
-    {
+    let found = app.with_searcher(|searcher| match filtered {
+        None => snapshot.search(searcher, query, top_k, params),
+        Some(filtered) => filtered.search(searcher, query, top_k, params),
+    });
+    found.map_err(|error| match error {
         cache::Error::Index(index::Error::Deadline) => Error::Deadline,
         other => other.into(),
     })

@@ -111,6 +111,23 @@ pub fn scan(
         .into_sorted()
 }
 
+/// The `k` best of some slots, best first. Up to [`BLOCK`] of them are scored on the caller's thread.
+///
+/// * `score`: as [`scan`] has it.
+pub fn scan_slots(slots: &[u32], k: usize, score: impl Fn(&[u32], &mut Vec<f32>) + Sync) -> Vec<Scored> {
+    let block = |slots: &[u32]| {
+        let (mut scores, mut best) = (Vec::new(), TopK::new(k));
+        score(slots, &mut scores);
+        slots.iter().zip(scores).for_each(|(&slot, score)| best.push(Scored { slot: Slot(slot), score }));
+        best
+    };
+    let best = match slots.len() <= BLOCK {
+        true => block(slots),
+        false => slots.par_chunks(BLOCK).map(block).reduce(|| TopK::new(k), TopK::merge),
+    };
+    best.into_sorted()
+}
+
 /// The `k` best of some candidates by their rows in memory.
 ///
 /// * `candidates`: best first by their score on codes. `slack`: what such a score may lack of the true one

@@ -24,6 +24,7 @@
 //! | `view.rs` | validated reading of those bytes |
 //! | `search.rs` | the beam, of one query or of several in turn |
 //! | `sketch.rs` | a bit a component: rows passed over without reading their codes |
+//! | `filter.rs` | searching among some of the slots: which way, and the walk that steps over the others |
 //! | `visited.rs` | pooled marks of what a search has seen |
 //! | `exact.rs` | brute force: the truth, and the rescoring of candidates |
 //!
@@ -36,6 +37,7 @@
 
 mod build;
 pub mod exact;
+mod filter;
 mod freeze;
 mod layout;
 mod params;
@@ -50,6 +52,7 @@ mod view;
 mod visited;
 
 pub use build::{Stage, build, build_coded};
+pub use filter::{Among, Plan, ScanPrice};
 pub use freeze::{Graph, Reach};
 pub use layout::{FORMAT_VERSION, Parts};
 pub use params::{BuildParams, CodeKind, SearchParams};

@@ -13,6 +13,7 @@
 
 use std::time::Instant;
 
+use super::filter::Stepper;
 use super::quant::{self, Coded, CodedQuery};
 use super::sketch::{Aim, Sketch};
 use super::view::Index;
@@ -62,6 +63,8 @@ pub(super) trait Links {
 #[derive(Debug, Default)]
 pub struct Searcher {
     walks: Vec<(Walker, Scratch)>,
+    stepper: Stepper,
+    integers: Vec<i32>,
 }
 
 /// Queries that a thread of [`Searcher::search_all`] works on in turn: while one waits for memory, the others do not.
@@ -162,10 +165,15 @@ impl Searcher {
         }
         Ok(())
     }
+
+    /// The scratch of [`Searcher::search_among`], and the one for scores.
+    pub(super) fn stepper(&mut self) -> (&mut Stepper, &mut Vec<i32>) {
+        (&mut self.stepper, &mut self.integers)
+    }
 }
 
 /// Looks at the clock once in some nodes: a look costs as much as scoring a row.
-fn check_deadline(params: &SearchParams, cost: Cost) -> Result<(), Error> {
+pub(super) fn check_deadline(params: &SearchParams, cost: Cost) -> Result<(), Error> {
     match params.deadline {
         Some(deadline) if cost.visited_nodes.is_multiple_of(32) && Instant::now() >= deadline => {
             Err(Error::Deadline)
@@ -449,17 +457,17 @@ impl Walker {
 const EXPANDED: u64 = 1 << 31;
 
 /// Score in the upper half, in an order-preserving form; slot in the lower.
-fn key(score: f32, slot: u32) -> u64 {
+pub(super) fn key(score: f32, slot: u32) -> u64 {
     let bits = score.to_bits();
     let ordered = if bits >> 31 == 0 { bits | 1 << 31 } else { !bits };
     u64::from(ordered) << 32 | u64::from(slot)
 }
 
-fn slot_of(key: u64) -> u32 {
+pub(super) fn slot_of(key: u64) -> u32 {
     (key & (EXPANDED - 1)) as u32
 }
 
-fn score_of(key: u64) -> f32 {
+pub(super) fn score_of(key: u64) -> f32 {
     let ordered = (key >> 32) as u32;
     f32::from_bits(if ordered >> 31 == 1 { ordered & !(1 << 31) } else { !ordered })
 }

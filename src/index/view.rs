@@ -166,6 +166,11 @@ impl Index {
         self.codec.dim()
     }
 
+    /// Bytes of a coded row.
+    pub fn code_bytes(&self) -> usize {
+        self.codec.stride()
+    }
+
     /// The item at a slot.
     pub fn id(&self, slot: Slot) -> ItemId {
         ItemId(self.ids()[slot.index()])

@@ -13,7 +13,7 @@ use super::status;
 use super::stream::{Answers, answer_each};
 use crate::cache::{Cache, Snapshot};
 use crate::flow::{self, App, Enhanced, SnapshotRef};
-use crate::index::Cost;
+use crate::index::{Cost, Plan};
 use crate::kernels::Kernels;
 use crate::store::RowType;
 use crate::types::ItemId;
@@ -70,12 +70,14 @@ impl CacheService for Service {
                 queries: convert::queries(app, request.vectors.as_ref(), request.queries, true)?,
                 top_k: convert::top_k(app, request.top_k)?,
                 search: convert::search_params(app, request.search)?,
+                filter: convert::filter(request.filter)?,
                 cache: request.cache,
             };
             let searched = flow::search(app, search, call)?;
             let results = searched.results.into_iter().enumerate().map(|(i, result)| {
                 let found = result.and_then(|(found, took)| {
-                    Ok((convert::neighbors(&searched.snapshot, &found.hits, &[], vectors)?, found.cost, took))
+                    let cost = cost(found.cost, found.plan, found.matching);
+                    Ok((convert::neighbors(&searched.snapshot, &found.hits, &[], vectors)?, cost, took))
                 });
                 let status = Some(status::outcome(&found, &format!("{named}[{i}]")));
                 match found {
@@ -83,7 +85,7 @@ impl CacheService for Service {
                         status,
                         neighbors,
                         timings: Some(timings(Duration::ZERO, searched.embed, took, Duration::ZERO)),
-                        cost: Some(self::cost(cost)),
+                        cost: Some(cost),
                     },
                     Err(_) => proto::SearchResult { status, ..Default::default() },
                 }
@@ -149,6 +151,7 @@ async fn enhance(
             queries: convert::queries(app, request.vectors.as_ref(), request.queries, ready)?,
             blend: convert::blend_params(app, request.blend)?,
             search: convert::search_params(app, request.search)?,
+            filter: convert::filter(request.filter)?,
             variant: convert::variant(request.variant)?,
             cache: request.cache,
             expected_weights: request.expected_weights_fingerprint,
@@ -179,7 +182,8 @@ const LIGHT_EF: usize = 256;
 /// Upserted rows beyond which scanning them is no longer light.
 const LIGHT_DELTA: u64 = 8192;
 
-/// What an Enhance asks of its thread. Neighbours in the reply are looked up on the disk.
+/// What an Enhance asks of its thread. Neighbours in the reply are looked up on the disk; a filter may scan much, and its
+/// first use in an old generation reads every item's record.
 fn load(app: &App, request: &proto::EnhanceRequest) -> Load {
     let few = request.queries.is_empty()
         && request.vectors.as_ref().is_some_and(|tensor| match tensor.shape[..] {
@@ -193,7 +197,8 @@ fn load(app: &App, request: &proto::EnhanceRequest) -> Load {
         let snapshot = app.cache(&request.cache).map(|cache| cache.snapshot());
         snapshot.is_ok_and(|s| s.loaded().rows_in_memory && s.delta().rows <= LIGHT_DELTA)
     };
-    if few && narrow && !request.return_neighbors && in_memory() { Load::Light } else { Load::Heavy }
+    let all = request.filter.is_none();
+    if few && narrow && all && !request.return_neighbors && in_memory() { Load::Light } else { Load::Heavy }
 }
 
 fn enhance_result(
@@ -220,7 +225,7 @@ fn enhance_result(
             max_score: enhanced.max_score,
             cosine: enhanced.cosine,
             timings: Some(timings(Duration::ZERO, embed, enhanced.search, enhanced.blend)),
-            cost: Some(cost(enhanced.cost)),
+            cost: Some(cost(enhanced.cost, enhanced.plan, enhanced.matching)),
         },
         Err(_) => proto::EnhanceResult { status, ..Default::default() },
     }
@@ -293,8 +298,14 @@ fn describe(app: &App, cache: &Cache) -> proto::DescribeResponse {
     }
 }
 
-fn cost(cost: Cost) -> proto::Cost {
-    proto::Cost { visited_nodes: cost.visited_nodes, scored_vectors: cost.scored_vectors }
+fn cost(cost: Cost, plan: Plan, matching: usize) -> proto::Cost {
+    let plan = match plan {
+        Plan::Graph => proto::Plan::Graph,
+        Plan::GraphWithSkip => proto::Plan::GraphWithSkip,
+        Plan::Exact => proto::Plan::Exact,
+    };
+    let Cost { visited_nodes, scored_vectors } = cost;
+    proto::Cost { visited_nodes, scored_vectors, matching_items: matching as u64, plan: plan.into() }
 }
 
 fn timings(queue: Duration, embed: Duration, search: Duration, blend: Duration) -> proto::Timings {

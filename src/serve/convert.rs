@@ -1,13 +1,13 @@
 //! Messages ⇄ domain. Every check of a request is here, and every refusal names the field.
 
-use super::proto::{self, Dtype, media, part, upsert_item};
+use super::proto::{self, Dtype, filter, media, part, upsert_item};
 use super::tensor::{decode_tensor, encode_tensor};
 use crate::blend::BlendParams;
 use crate::cache::Snapshot;
 use crate::flow::{self, App, Content, Error, MediaInput, Part, Query, SnapshotRef, Upsert, Variant};
 use crate::index::SearchParams;
 use crate::models::encoder::Encoder;
-use crate::types::{Embedding, Hit, ItemId, Modality, Origin};
+use crate::types::{Embedding, Filter, Hit, ItemId, Modality, Origin};
 
 /// Bytes of an item's uri.
 const MAX_URI_BYTES: usize = 4096;
@@ -254,6 +254,91 @@ pub(super) fn search_params(app: &App, params: Option<proto::SearchParams>) -> R
     Ok(search)
 }
 
+/// Which items may be found. A condition that names nothing is refused: it is more likely forgotten than meant, and would
+/// let through everything or nothing.
+pub(super) fn filter(filter: Option<proto::Filter>) -> Result<Option<Filter>, Error> {
+    let mut left = FilterRoom { conditions: Filter::MAX_CONDITIONS, values: Filter::MAX_VALUES };
+    filter.map(|filter| condition(filter, "filter", Filter::MAX_DEPTH, &mut left)).transpose()
+}
+
+/// What a filter may still hold.
+struct FilterRoom {
+    conditions: usize,
+    values: usize,
+}
+
+fn condition(
+    condition: proto::Filter,
+    field: &str,
+    depth: usize,
+    left: &mut FilterRoom,
+) -> Result<Filter, Error> {
+    let Some(condition) = condition.condition else {
+        return Err(argument(field, "has no condition; set one of its fields"));
+    };
+    let Some(depth) = depth.checked_sub(1) else {
+        let limit = Filter::MAX_DEPTH;
+        return Err(argument(
+            field,
+            format!("lies deeper than the limit of {limit} conditions in each other"),
+        ));
+    };
+    left.conditions = left.conditions.checked_sub(1).ok_or_else(|| {
+        argument(field, format!("is beyond the limit of {} conditions in a filter", Filter::MAX_CONDITIONS))
+    })?;
+    let mut take = |field: String, count: usize| match left.values.checked_sub(count) {
+        _ if count == 0 => Err(argument(field, "is empty; name at least one, or leave the condition out")),
+        None => {
+            let limit = Filter::MAX_VALUES;
+            Err(argument(field, format!("is beyond the limit of {limit} values and ids in a filter")))
+        }
+        Some(rest) => {
+            left.values = rest;
+            Ok(())
+        }
+    };
+    let named = |field: String, name: String| match name.is_empty() {
+        true => Err(argument(field, "is empty; name a tag")),
+        false => Ok(name),
+    };
+    Ok(match condition {
+        filter::Condition::Tag(proto::TagCondition { key, values }) => {
+            take(format!("{field}.tag.values"), values.len())?;
+            let key = named(format!("{field}.tag.key"), key)?;
+            Filter::Tag { key, values: values.into_iter().collect() }
+        }
+        filter::Condition::HasTag(key) => Filter::HasTag(named(format!("{field}.has_tag"), key)?),
+        filter::Condition::Ids(proto::ItemIds { ids }) => {
+            take(format!("{field}.ids.ids"), ids.len())?;
+            Filter::Ids(ids.into_iter().map(ItemId).collect())
+        }
+        filter::Condition::AllOf(all) => {
+            Filter::All(conditions(all, &format!("{field}.all_of"), depth, left)?)
+        }
+        filter::Condition::AnyOf(any) => {
+            Filter::Any(conditions(any, &format!("{field}.any_of"), depth, left)?)
+        }
+        filter::Condition::NoneOf(none) => {
+            let mut none = conditions(none, &format!("{field}.none_of"), depth, left)?;
+            let one = if none.len() == 1 { none.pop() } else { None };
+            Filter::Not(Box::new(one.unwrap_or(Filter::Any(none))))
+        }
+    })
+}
+
+fn conditions(
+    filters: proto::Filters,
+    field: &str,
+    depth: usize,
+    left: &mut FilterRoom,
+) -> Result<Vec<Filter>, Error> {
+    if filters.filters.is_empty() {
+        return Err(argument(format!("{field}.filters"), "is empty; name at least one condition"));
+    }
+    let each = filters.filters.into_iter().enumerate();
+    each.map(|(i, filter)| condition(filter, &format!("{field}.filters[{i}]"), depth, left)).collect()
+}
+
 /// Hits wanted by a search.
 pub(super) fn top_k(app: &App, top_k: Option<u32>) -> Result<usize, Error> {
     let top_k = top_k.map_or(app.default_blend.top_k, |k| k as usize);
@@ -323,6 +408,9 @@ pub(super) fn limits(limits: &flow::Limits) -> proto::Limits {
         max_image_pixels: limits.media.max_pixels,
         max_text_bytes: limits.max_text_bytes() as u32,
         max_concurrent_requests: limits.max_concurrent as u32,
+        max_filter_depth: Filter::MAX_DEPTH as u32,
+        max_filter_conditions: Filter::MAX_CONDITIONS as u32,
+        max_filter_values: Filter::MAX_VALUES as u32,
     }
 }
 

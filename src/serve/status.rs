@@ -6,6 +6,7 @@
 //! | `DEGENERATE` | INVALID_ARGUMENT | the vectors cancel out; the message says what to change |
 //! | `BAD_MEDIA` | INVALID_ARGUMENT | the file or text cannot be read; send another |
 //! | `CACHE_NOT_FOUND`, `ITEM_NOT_FOUND`, `GENERATION_NOT_FOUND` | NOT_FOUND | name another |
+//! | `NO_MATCH` | NOT_FOUND | no item matches the filter, so an Enhance has nothing to blend; loosen it |
 //! | `CACHE_UNAVAILABLE`, `FINGERPRINT_MISMATCH`, `NOT_INDEXED` | FAILED_PRECONDITION | look after the cache |
 //! | `READ_ONLY` | FAILED_PRECONDITION | ask a server that was started with `--writable` |
 //! | `MODEL_NOT_LOADED` | FAILED_PRECONDITION | send embeddings, or a server with a model |
@@ -122,6 +123,7 @@ fn classify(error: &flow::Error) -> (Code, &'static str) {
         flow::Error::Prepare(_) => (Code::InvalidArgument, "BAD_MEDIA"),
         flow::Error::Model(_) => (Code::Internal, "INTERNAL"),
         flow::Error::Cache(error) => classify_cache(error),
+        flow::Error::NoMatch => (Code::NotFound, "NO_MATCH"),
         flow::Error::Blend(error) => classify_blend(error),
         flow::Error::Deadline => (Code::DeadlineExceeded, "DEADLINE"),
         flow::Error::Cancelled => (Code::Cancelled, "CANCELLED"),

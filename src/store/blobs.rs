@@ -28,6 +28,8 @@ const PREFIX_LEN: usize = 1 + CHECKSUM_LEN;
 pub enum BlobKind {
     /// The frozen index.
     Index = 1,
+    /// Which slots have which tag.
+    Tags = 2,
 }
 
 /// Writes one blob; [`Write::flush`] and drop write nothing, [`BlobWriter::finish`] does.

@@ -6,7 +6,7 @@
 //! | `meta` | `format` · `cache` name · `generation` cache, number | JSON records, small and few |
 //! | `items` | cache · item id | [`ItemRecord`]: modality, uri, digest, tags |
 //! | `vectors` | cache · item id | the row, little-endian f32 or f16: the truth all codes can be rebuilt from |
-//! | `blobs` | cache · generation · kind · part | the frozen index in checksummed parts of at most 4 MiB |
+//! | `blobs` | cache · generation · kind · part | the frozen index, the table of tags; checksummed parts of at most 4 MiB |
 //! | `ledger` | cache · unit, or cache · content digest | what a build has done with each input |
 //! | `changes` | cache · sequence | which item was upserted or deleted, since the oldest kept generation |
 //!
@@ -286,6 +286,16 @@ impl Store {
             .transpose()
     }
 
+    /// Several items' records in one batched read, in the order of `ids`.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`], [`Error::Rocks`].
+    pub fn items(&self, cache: CacheId, ids: &[ItemId]) -> Result<Vec<Option<ItemRecord>>, Error> {
+        let decode =
+            |value: Option<Vec<u8>>| value.map(|value| records::decode("item record", &value)).transpose();
+        self.several(ITEMS, cache, ids)?.into_iter().map(decode).collect()
+    }
+
     /// One item's row, as stored.
     ///
     /// # Errors
@@ -299,7 +309,16 @@ impl Store {
     /// # Errors
     /// [`Error::Rocks`].
     pub fn rows(&self, cache: CacheId, ids: &[ItemId]) -> Result<Vec<Option<Vec<u8>>>, Error> {
-        let family = self.family(VECTORS);
+        self.several(VECTORS, cache, ids)
+    }
+
+    fn several(
+        &self,
+        family: &'static str,
+        cache: CacheId,
+        ids: &[ItemId],
+    ) -> Result<Vec<Option<Vec<u8>>>, Error> {
+        let family = self.family(family);
         let keys: Vec<Vec<u8>> = ids.iter().map(|&id| Key::item(cache, id)).collect();
         self.db
             .batched_multi_get_cf(&family, keys.iter(), false)

@@ -99,6 +99,9 @@ pub struct GenerationRecord {
     pub items: u64,
     /// Length of the index blob.
     pub index_bytes: u64,
+    /// Length of the table of tags; a generation made before there were any has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tags_bytes: Option<u64>,
     /// How the graph was built, for people.
     pub build: serde_json::Value,
     /// Recall@10 against exact for queries like the stored rows, by `ef_search`.

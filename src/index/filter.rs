@@ -1,0 +1,378 @@
+//! Searching among some of the slots: which way, and the walk that steps over the others.
+//!
+//! ```text
+//! allowed slots ─► their number, and what scanning them costs
+//!    │  nearly all   graph            the beam, wider; what is not allowed is dropped from its end
+//!    │  fewer        graph with skip  every node is walked through, only allowed ones take a place among the best
+//!    │                                └─ until its purse is empty: then exact
+//!    └─ few          exact            scanned on codes, and the best of that rescored on the rows
+//! ```
+//!
+//! **The plan is a price.** A scan costs its rows. A walk has to fill its beam with allowed nodes, and a beam of `ef` among a
+//! share `s` of the nodes sees what one of `ef/s` sees, if the allowed ones lie evenly. They need not: where all of them
+//! lie far from the query, the walk finds fewer than it should and would go on to the end of the graph. So it has a purse
+//! ([`ScanPrice::purse`]): walk and scan together cost less than scoring the allowed rows in full, and no answer is a poor
+//! one for want of work. Prices are counts, not times: the same query takes the same way on every machine.
+//!
+//! Source of the walk: hnswlib's `searchBaseLayerST` with a filter. Left out: links of links (ACORN, SIGMOD 2024), which
+//! would walk among rarer nodes; there the scan of codes is cheap.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+
+use super::exact::{self, Scored};
+use super::quant;
+use super::search::{Links, check_deadline, key, score_of, slot_of};
+use super::view::Index;
+use super::visited::Visited;
+use super::{Candidate, Cost, Error, SearchParams, Searcher};
+use crate::kernels::{self, Kernels};
+use crate::types::Slot;
+
+/// What a row scored by a walk costs, in rows scored by a scan: it lies anywhere, and its node has links to read and a place
+/// in the heaps. Measured 2.2 to 3.1 (`benches/filters.rs`; 20k to 100k rows of 1024 components, 4-bit codes).
+const STEP: f64 = 3.0;
+/// Rows that a walk scores for a place of its beam, as a share of the most links a node has: most links lead to nodes
+/// that were seen. Measured 0.25 to 0.4 between beams of 64 and 512.
+const FRESH: f64 = 0.33;
+/// Share of allowed slots from which on they are dropped from the end of a common beam.
+const NEARLY_ALL: f64 = 0.5;
+/// What bringing a query into the codes' form costs, in rows scored by a scan.
+const CODING: f64 = 128.0;
+
+/// How a search went about it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Plan {
+    /// By the graph; what may not be found was dropped at the end.
+    Graph,
+    /// By the graph; what may not be found was walked through and took no place.
+    GraphWithSkip,
+    /// By scoring every item that may be found.
+    Exact,
+}
+
+/// The slots that a search may find.
+pub struct Among<F> {
+    /// Whether a slot is one of them.
+    pub allowed: F,
+    /// How many they are.
+    pub count: usize,
+    /// What a walk may cost, in rows scored by a scan of codes.
+    pub purse: f64,
+}
+
+/// What a scan costs, in rows scored on codes.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct ScanPrice {
+    /// Every row on its code, and the best in full.
+    pub on_codes: f64,
+    /// Every row in full.
+    pub in_full: f64,
+}
+
+impl ScanPrice {
+    /// Of so many rows, of which `wanted` are rescored.
+    ///
+    /// * `row`: what a row costs in full.
+    pub fn of(count: usize, wanted: usize, row: f64) -> Self {
+        let (count, wanted) = (count as f64, wanted as f64);
+        ScanPrice { on_codes: CODING + count + wanted * row, in_full: count * row }
+    }
+
+    /// Whether it begins on codes.
+    pub fn codes_pay(self) -> bool {
+        self.on_codes < self.in_full
+    }
+
+    /// What a walk may cost before the scan, so that both together cost less than the scan in full; where that is the only
+    /// scan there is, a quarter of it.
+    pub fn purse(self) -> f64 {
+        let least = self.on_codes.min(self.in_full);
+        least.min((self.in_full - least).max(least / 4.0))
+    }
+}
+
+impl<F: Fn(Slot) -> bool> Among<F> {
+    /// Which way to begin, for a beam of `ef`.
+    fn plan(&self, index: &Index, ef: usize) -> Plan {
+        let share = self.count as f64 / index.len() as f64;
+        let fresh = FRESH * index.row(0).len() as f64;
+        let walk = STEP * (fresh * ef as f64 / share).min(index.len() as f64);
+        match share {
+            _ if self.count <= ef || self.purse <= walk => Plan::Exact,
+            share if share >= NEARLY_ALL => Plan::Graph,
+            _ => Plan::GraphWithSkip,
+        }
+    }
+}
+
+/// One thread's scratch for the walk that steps over nodes.
+#[derive(Debug, Default)]
+pub(super) struct Stepper {
+    visited: Visited,
+    /// Nodes whose links are not yet read, best first.
+    open: BinaryHeap<u64>,
+    /// The best allowed nodes, worst first.
+    kept: BinaryHeap<Reverse<u64>>,
+    fresh: Vec<u32>,
+    scores: Vec<f32>,
+}
+
+impl Searcher {
+    /// The best candidates of a query among some slots, best first, by their score on codes; the plan says how they were
+    /// found. [`Plan::Exact`] comes without candidates: then a scan of the slots is cheaper, or was found to be.
+    ///
+    /// * `wanted`: as [`Searcher::search`] has it. `cost`: what is done is added to it.
+    ///
+    /// # Errors
+    /// [`Error::Dimension`], [`Error::Parameter`].
+    pub fn search_among(
+        &mut self,
+        index: &Index,
+        query: &[f32],
+        wanted: usize,
+        params: &SearchParams,
+        among: &Among<impl Fn(Slot) -> bool>,
+        cost: &mut Cost,
+    ) -> Result<(Plan, Vec<Candidate>), Error> {
+        params.validate()?;
+        let ef = params.ef_search.max(wanted);
+        let mut spent = Cost::default();
+        let plan = among.plan(index, ef);
+        let mut found = match plan {
+            Plan::Exact => return Ok((Plan::Exact, Vec::new())),
+            Plan::GraphWithSkip => None,
+            Plan::Graph => {
+                let wider = (ef as f64 * index.len() as f64 / among.count as f64).ceil() as usize;
+                let wide = SearchParams { ef_search: wider.min(SearchParams::MAX_EF_SEARCH), ..*params };
+                let (candidates, work) = self.search(index, query, wide.ef_search, &wide)?;
+                spent = work;
+                let kept = candidates.into_iter().filter(|c| (among.allowed)(c.slot)).take(wanted);
+                let kept: Vec<Candidate> = kept.collect();
+                // Half of the beam is more than `wanted` if the slots lie evenly: fewer means that they lie elsewhere.
+                (kept.len() == wanted.min(among.count)).then_some((Plan::Graph, kept))
+            }
+        };
+        if found.is_none() {
+            let purse = ((among.purse / STEP) as u64).saturating_sub(spent.scored_vectors);
+            let (candidates, work) = self.step_over(index, query, ef, params, &among.allowed, purse)?;
+            spent.visited_nodes += work.visited_nodes;
+            spent.scored_vectors += work.scored_vectors;
+            found = candidates.map(|mut best| {
+                best.truncate(wanted);
+                (Plan::GraphWithSkip, best)
+            });
+        }
+        cost.visited_nodes += spent.visited_nodes;
+        cost.scored_vectors += spent.scored_vectors;
+        Ok(found.unwrap_or((Plan::Exact, Vec::new())))
+    }
+
+    /// The best `ef` allowed nodes, best first; nothing when more than `purse` rows would have to be scored for them.
+    fn step_over(
+        &mut self,
+        index: &Index,
+        query: &[f32],
+        ef: usize,
+        params: &SearchParams,
+        allowed: &impl Fn(Slot) -> bool,
+        purse: u64,
+    ) -> Result<(Option<Vec<Candidate>>, Cost), Error> {
+        // A beam of one leads from the entry to the query's whereabouts.
+        let narrow = SearchParams { ef_search: 1, rescore: 1, ..*params };
+        let (start, mut cost) = self.search(index, query, 1, &narrow)?;
+        let coded = index.codec().code_query(query);
+        let (kernels, codes, kind) = (Kernels::get(), index.coded().codes, index.codec().kind());
+        let (Stepper { visited, open, kept, fresh, scores }, integers) = self.stepper();
+        visited.begin(index.len());
+        open.clear();
+        kept.clear();
+        fresh.clear();
+        fresh.extend(start.iter().map(|start| start.slot.0).filter(|&slot| visited.insert(slot)));
+        loop {
+            cost.scored_vectors += fresh.len() as u64;
+            quant::score(kernels, codes, fresh, &[], &coded, kind, integers, scores);
+            for (&slot, &score) in fresh.iter().zip(&*scores) {
+                let key = key(score, slot);
+                let worst = kept.peek().filter(|_| kept.len() == ef);
+                if worst.is_some_and(|&Reverse(worst)| key < worst) {
+                    continue;
+                }
+                open.push(key);
+                if allowed(Slot(slot)) {
+                    if worst.is_some() {
+                        kept.pop();
+                    }
+                    kept.push(Reverse(key));
+                }
+            }
+            let worst = kept.peek().filter(|_| kept.len() == ef);
+            let next = open.pop().filter(|next| worst.is_none_or(|&Reverse(worst)| *next >= worst));
+            let Some(next) = next else { break };
+            if cost.scored_vectors > purse {
+                return Ok((None, cost));
+            }
+            check_deadline(params, cost)?;
+            cost.visited_nodes += 1;
+            fresh.clear();
+            fresh.extend(index.links(slot_of(next)).iter().copied().filter(|&to| visited.insert(to)));
+            if let Some(&after) = open.peek() {
+                kernels::prefetch(index.row(slot_of(after)));
+            }
+        }
+        let best = kept.drain().map(|Reverse(key)| key);
+        let mut best: Vec<u64> = best.collect();
+        best.sort_unstable_by_key(|&key| Reverse(key));
+        let candidate = |key| Candidate { slot: Slot(slot_of(key)), score: score_of(key) };
+        Ok((Some(best.into_iter().map(candidate).collect()), cost))
+    }
+}
+
+impl Index {
+    /// The `wanted` best of some slots by their score on codes, best first: every one is scored.
+    ///
+    /// * `query`: length D.
+    pub fn scan(&self, query: &[f32], slots: &[u32], wanted: usize) -> Vec<Candidate> {
+        let coded = self.codec().code_query(query);
+        let score = |slots: &[u32], scores: &mut Vec<f32>| {
+            let (kernels, kind) = (Kernels::get(), self.codec().kind());
+            quant::score(kernels, self.coded().codes, slots, &[], &coded, kind, &mut Vec::new(), scores);
+        };
+        let best = exact::scan_slots(slots, wanted, score).into_iter();
+        best.map(|Scored { slot, score }| Candidate { slot, score }).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::index::exact::recall;
+    use crate::index::{AlignedBytes, BuildParams, CodeKind, Codec, Parts, build};
+    use crate::types::ItemId;
+    use proptest::prelude::*;
+
+    const DIM: usize = 24;
+    const NODES: usize = 3000;
+
+    /// Rows around thirty centres, in the order of the centres; the last ones are queries.
+    fn rows() -> Vec<f32> {
+        let mut state = 0x9E37_79B9u32;
+        let mut next = || {
+            state ^= state << 13;
+            state ^= state >> 17;
+            state ^= state << 5;
+            state as f32 / u32::MAX as f32 - 0.5
+        };
+        let centres: Vec<f32> = (0..30 * DIM).map(|_| next()).collect();
+        let mut rows: Vec<f32> = Vec::new();
+        for i in 0..NODES + 30 {
+            let centre = if i < NODES { i / 100 } else { i - NODES };
+            rows.extend(centres[centre * DIM..][..DIM].iter().map(|c| c + 0.5 * next()));
+        }
+        for row in rows.chunks_exact_mut(DIM) {
+            let norm = crate::types::norm(row) as f32;
+            row.iter_mut().for_each(|v| *v /= norm);
+        }
+        rows
+    }
+
+    fn index(rows: &[f32]) -> Index {
+        // f32 codes: scores are the rows' own, so that only the walk is on trial.
+        let codec = Codec::train(CodeKind::F32, rows, DIM);
+        let params = BuildParams {
+            m: 8,
+            ef_construction: 48,
+            threads: 1,
+            deterministic: true,
+            ..BuildParams::default()
+        };
+        let params = BuildParams { codes: CodeKind::F32, ..params };
+        let graph = build(&params, &codec, rows, &[], |_, _| ()).unwrap();
+        let ids: Vec<ItemId> = (0..NODES as u64).map(ItemId).collect();
+        let codes = codec.encode(rows);
+        let mut bytes = Vec::new();
+        Parts { graph: &graph, codec: &codec, ids: &ids, codes: &codes }.write(&mut bytes).unwrap();
+        Index::open(AlignedBytes::copy_of(&bytes).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn every_way_finds_the_best_of_the_allowed_and_a_poor_purse_gives_up() {
+        let all = rows();
+        let (rows, queries) = all.split_at(NODES * DIM);
+        let (index, mut searcher) = (index(rows), Searcher::default());
+        let params = SearchParams { ef_search: 48, rescore: 10, ..Default::default() };
+        // Anywhere; and all that lie in the last centres: far from most queries.
+        let ways: [(&str, Box<dyn Fn(u32) -> bool>, Plan); 4] = [
+            ("most", Box::new(|slot| slot % 10 != 0), Plan::Graph),
+            ("a fourth", Box::new(|slot| slot % 4 == 0), Plan::GraphWithSkip),
+            ("the last tenth", Box::new(|slot| slot >= NODES as u32 / 10 * 9), Plan::GraphWithSkip),
+            ("few", Box::new(|slot| slot % 100 == 0), Plan::Exact),
+        ];
+        for (what, allowed, plan) in &ways {
+            let slots: Vec<u32> = (0..NODES as u32).filter(|&slot| allowed(slot)).collect();
+            let rich = Among { allowed: |slot: Slot| allowed(slot.0), count: slots.len(), purse: 1e9 };
+            let mut found_share = 0.0;
+            for query in queries.chunks_exact(DIM) {
+                let (mut cost, truth) = (Cost::default(), index.scan(query, &slots, 10));
+                let found = searcher.search_among(&index, query, 10, &params, &rich, &mut cost).unwrap();
+                assert!(
+                    found.0 == *plan || (*plan == Plan::Graph && found.0 == Plan::GraphWithSkip),
+                    "{what}"
+                );
+                if *plan == Plan::Exact {
+                    assert_eq!((found.1.len(), cost), (0, Cost::default()), "{what}");
+                    continue;
+                }
+                assert!(found.1.iter().all(|c| allowed(c.slot.0)), "{what}");
+                assert!(found.1.windows(2).all(|pair| pair[0].score >= pair[1].score), "{what}");
+                let slots = |found: &[Candidate]| found.iter().map(|c| c.slot).collect::<Vec<_>>();
+                found_share += recall(&slots(&truth), &slots(&found.1)) / 30.0;
+
+                // With little in the purse it is given up in time.
+                let (purse, mut cost) = (1500.0, Cost::default());
+                let poor = Among { allowed: |slot: Slot| allowed(slot.0), purse, count: rich.count };
+                let found = searcher.search_among(&index, query, 10, &params, &poor, &mut cost).unwrap();
+                let most_links = index.row(0).len() as u64;
+                if found.0 != Plan::Graph {
+                    assert!(
+                        cost.scored_vectors <= (purse / STEP) as u64 + 2 * most_links,
+                        "{what}: {cost:?}"
+                    );
+                }
+            }
+            assert!(*plan == Plan::Exact || found_share >= 0.97, "{what}: {found_share}");
+        }
+    }
+
+    #[test]
+    fn a_scan_finds_what_sorting_finds() {
+        let all = rows();
+        let (rows, query) = (&all[..NODES * DIM], &all[NODES * DIM..][..DIM]);
+        let index = index(rows);
+        let slots: Vec<u32> = (0..NODES as u32).filter(|slot| slot % 7 == 3).collect();
+        let mut truth: Vec<(f32, u32)> = slots
+            .iter()
+            .map(|&slot| (Kernels::get().dot(query, &rows[slot as usize * DIM..][..DIM]), slot))
+            .collect();
+        truth.sort_by(|a, b| b.0.total_cmp(&a.0));
+        let found: Vec<u32> = index.scan(query, &slots, 20).iter().map(|c| c.slot.0).collect();
+        assert_eq!(found, truth[..20].iter().map(|&(_, slot)| slot).collect::<Vec<_>>());
+        assert_eq!(index.scan(query, &[], 5), []);
+    }
+
+    proptest! {
+        #[test]
+        fn walk_and_scan_together_cost_less_than_the_scan_in_full_or_a_quarter_more(
+            count in 0usize..1 << 24, wanted in 1usize..2000, row in 0.25f64..64.0
+        ) {
+            let price = ScanPrice::of(count, wanted, row);
+            let scan = if price.codes_pay() { price.on_codes } else { price.in_full };
+            prop_assert!(price.purse() >= 0.0 && scan <= price.in_full);
+            prop_assert!(price.purse() + scan <= price.in_full * 1.25 + 1e-6);
+            // Where codes are small, there is no quarter.
+            if row >= 4.0 && count > 4 * wanted + 1000 {
+                prop_assert!(price.purse() + scan <= price.in_full);
+            }
+        }
+    }
+}
