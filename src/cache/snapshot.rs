@@ -202,9 +202,12 @@ impl Snapshot {
         };
         let items = matching.map_or(self.delta.live(), |matching| matching.delta.len());
         if items > 0 {
+            // What does not come among the hits of the generation need not be looked at.
+            let floor = hits.get(top_k.saturating_sub(1)).map_or(f32::NEG_INFINITY, |worst| worst.score);
+            let (query, signs) = (query.as_slice(), self.frozen.index.signs());
             let (found, scored) = match matching {
-                None => (self.delta.search(query.as_slice(), top_k), self.delta.rows()),
-                Some(matching) => self.delta.search_kept(query.as_slice(), top_k, &matching.delta),
+                None => (self.delta.search(query, top_k, floor, &signs), self.delta.rows()),
+                Some(matching) => self.delta.search_kept(query, top_k, floor, &signs, &matching.delta),
             };
             cost.scored_vectors += scored as u64;
             for Scored { slot, score } in found {

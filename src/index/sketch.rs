@@ -109,7 +109,7 @@ impl Sketch {
 /// Signs of rows that no index holds yet, by the mean and the rotation of one. Each row's length is kept beside them, and what
 /// is said of its score is a bound.
 pub struct Signs<'a> {
-    pub(super) codec: &'a Codec,
+    codec: &'a Codec,
 }
 
 /// A query against such signs.
@@ -123,7 +123,12 @@ pub struct SignQuery {
     dim: f32,
 }
 
-impl Signs<'_> {
+impl<'a> Signs<'a> {
+    /// By the mean of a codec.
+    pub fn new(codec: &'a Codec) -> Self {
+        Signs { codec }
+    }
+
     /// Components from which on a sum over signs is near enough to normal for [`BOUND`] deviations to bound it.
     pub const LEAST_DIM: usize = 256;
 
@@ -254,7 +259,7 @@ mod tests {
         };
         let (stored, queries) = (rows(2000, 0.7), rows(20, 0.3));
         let codec = Codec::train(CodeKind::U8, &stored, dim);
-        let signs = Signs { codec: &codec };
+        let signs = Signs::new(&codec);
         let mut bits = Vec::new();
         let lengths: Vec<f32> = stored.chunks_exact(dim).map(|row| signs.of_row(row, &mut bits)).collect();
         assert_eq!(bits.len(), 2000 * Signs::bytes(dim));

@@ -231,7 +231,7 @@ impl Index {
 
     /// Signs of rows that are not in it, by its mean.
     pub fn signs(&self) -> Signs<'_> {
-        Signs { codec: &self.codec }
+        Signs::new(&self.codec)
     }
 
     /// The bytes it was opened from.
