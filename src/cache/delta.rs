@@ -245,9 +245,9 @@ impl Kept {
     }
 }
 
-/// Bytes a row takes in a delta, its tags aside.
+/// Bytes a row takes in a delta, the texts of its tags aside.
 fn bytes_per_row(dim: usize) -> usize {
-    dim * 5 + size_of::<ItemId>() + size_of::<Coded>()
+    dim * 5 + size_of::<ItemId>() + size_of::<Tags>() + size_of::<Coded>()
 }
 
 impl Block {
