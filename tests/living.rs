@@ -297,6 +297,7 @@ async fn no_search_fails_or_waits_for_long_while_everything_changes() {
                     top_k: Some(10),
                     search: Some(search),
                     return_vectors: true,
+                    filter: None,
                 };
                 tokio::spawn(async move {
                     let (mut asked, mut generations) = (0, std::collections::BTreeSet::new());

@@ -303,9 +303,10 @@ impl Kept {
     }
 }
 
-/// Bytes a row takes in a delta, its tags aside.
+/// Bytes a row takes in a delta, the texts of its tags aside.
 fn bytes_per_row(dim: usize) -> usize {
-    dim * 5 + Signs::bytes(dim) + size_of::<ItemId>() + size_of::<Coded>() + size_of::<f32>()
+    let beside = size_of::<ItemId>() + size_of::<Tags>() + size_of::<Coded>() + size_of::<f32>();
+    dim * 5 + Signs::bytes(dim) + beside
 }
 
 impl Block {

@@ -25,7 +25,7 @@ use crate::kernels::Kernels;
 use crate::store::{self, CacheRecord, GenerationRecord, Store};
 use crate::types::{CacheName, Embedding, Generation, Hit, ItemId, Slot};
 
-/// What a row read from the disk costs, in rows scored on codes.
+/// What a row read from the disk costs, in rows scored on codes: roughly, and less than on a disk that is slow.
 const DISK_ROW: f64 = 64.0;
 /// Rows read from the disk at a time.
 const DISK_ROWS: usize = 1024;

@@ -111,7 +111,7 @@ pub fn scan(
         .into_sorted()
 }
 
-/// The `k` best of some slots, best first. Up to [`BLOCK`] of them are scored on the caller's thread.
+/// The `k` best of some slots, best first. Few of them are scored on the caller's thread.
 ///
 /// * `score`: as [`scan`] has it.
 pub fn scan_slots(slots: &[u32], k: usize, score: impl Fn(&[u32], &mut Vec<f32>) + Sync) -> Vec<Scored> {

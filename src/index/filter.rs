@@ -30,15 +30,16 @@ use crate::kernels::{self, Kernels};
 use crate::types::Slot;
 
 /// What a row scored by a walk costs, in rows scored by a scan: it lies anywhere, and its node has links to read and a place
-/// in the heaps. Measured 2.2 to 3.1 (`benches/filters.rs`; 20k to 100k rows of 1024 components, 4-bit codes).
+/// in the heaps. `benches/filters.rs` (1024 components, 4-bit codes) gives 2.4 beside a scan of 10 000 rows and 4.4 beside one
+/// of 2000, which stay in the cache.
 const STEP: f64 = 3.0;
-/// Rows that a walk scores for a place of its beam, as a share of the most links a node has: most links lead to nodes
-/// that were seen. Measured 0.25 to 0.4 between beams of 64 and 512.
+/// Rows that a walk scores for a place of its beam, as a share of a node's row of links: most links lead to nodes that were
+/// seen. The same bench gives 0.35 for a beam of 96; wider ones take less.
 const FRESH: f64 = 0.33;
 /// Share of allowed slots from which on they are dropped from the end of a common beam.
 const NEARLY_ALL: f64 = 0.5;
-/// What bringing a query into the codes' form costs, in rows scored by a scan.
-const CODING: f64 = 128.0;
+/// What bringing a query into the codes' form costs, in rows scored by a scan. The same bench has both scans equal at 200 rows.
+const CODING: f64 = 1024.0;
 
 /// How a search went about it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
