@@ -6,31 +6,17 @@ use std::str::FromStr;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::{Context, anyhow, bail};
-use rand::{RngExt, SeedableRng};
-use rand_pcg::Pcg64;
-use rayon::prelude::*;
-use viscache::cache::{IndexReport, IndexStep, Writer};
-use viscache::index::exact;
-use viscache::index::{BuildParams, Index, SearchParams, Searcher};
-use viscache::kernels::Kernels;
+use viscache::cache::{IndexReport, IndexStep, RECALL_SAMPLE, RowMatrix, Writer, calibrate};
+use viscache::index::BuildParams;
 use viscache::media::npy;
+use viscache::types::QueryKind;
 
 use crate::progress::Progress;
 
-/// Queries of a recall measurement.
-pub const SAMPLE: usize = 200;
-/// Neighbours of each.
-const K: usize = 10;
-/// Beam widths that are measured.
-pub const EF_SEARCH: [usize; 6] = [16, 32, 64, 96, 128, 256];
-/// Length of the noise added to a stored unit row to make a query that is not stored.
-const NOISE: f32 = 0.35;
-const SEED: u64 = 0x7669_7363;
-
 /// One query in so many of a given sample is held out from the repair, to measure by.
 const HELD_OUT: usize = 10;
-/// Most of them.
-const MAX_HELD_OUT: usize = 1000;
+/// Most queries of a sample that are measured.
+const MAX_MEASURED: usize = 1000;
 
 /// The kind of a sample that was given without a name.
 const UNNAMED: &str = "queries";
@@ -38,7 +24,7 @@ const UNNAMED: &str = "queries";
 /// A file of queries and the name of their kind.
 #[derive(Debug, Clone)]
 pub struct Sample {
-    kind: String,
+    kind: QueryKind,
     path: PathBuf,
 }
 
@@ -46,15 +32,50 @@ impl FromStr for Sample {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let named = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
-        match text.split_once('=') {
-            Some((kind, path)) if !kind.is_empty() && kind.chars().all(named) => {
-                Ok(Sample { kind: kind.into(), path: path.into() })
-            }
-            // An equals sign behind anything else is part of a path.
-            _ => Ok(Sample { kind: UNNAMED.into(), path: text.into() }),
-        }
+        let named = text.split_once('=').and_then(|(kind, path)| Some((QueryKind::new(kind).ok()?, path)));
+        // An equals sign behind anything that is no kind is part of a path.
+        let (kind, path) = match named {
+            Some(named) => named,
+            None => (QueryKind::new(UNNAMED).map_err(|e| e.to_string())?, text),
+        };
+        Ok(Sample { kind, path: path.into() })
     }
+}
+
+impl Sample {
+    /// All rows, `[q, dim]`.
+    fn read(&self, dim: usize) -> anyhow::Result<Vec<f32>> {
+        let path = self.path.display();
+        let bytes = std::fs::read(&self.path).with_context(|| format!("cannot read {path}"))?;
+        let matrix = npy::read(&bytes).map_err(|e| anyhow!("{path}: {e}"))?;
+        let rows = matrix.values.len() / matrix.dim.max(1);
+        if matrix.dim != dim {
+            bail!("{path} has rows of {} components, the cache {dim}", matrix.dim);
+        }
+        if rows < HELD_OUT {
+            bail!("{path} has {rows} rows; a sample of queries needs at least {HELD_OUT}");
+        }
+        let not_finite = |row: &[f32]| row.iter().any(|v| !v.is_finite());
+        if let Some(bad) = matrix.values.chunks_exact(dim).position(not_finite) {
+            bail!("row {bad} of {path} is not finite");
+        }
+        Ok(matrix.values)
+    }
+}
+
+/// Queries of every kind to measure by, evenly spread over each file.
+///
+/// # Errors
+/// As [`Queries::read`].
+pub fn measured(samples: &[Sample], dim: usize) -> anyhow::Result<BTreeMap<String, Vec<Vec<f32>>>> {
+    let mut queries: BTreeMap<String, Vec<Vec<f32>>> = BTreeMap::new();
+    for sample in samples {
+        let values = sample.read(dim)?;
+        let every = (values.len() / dim).div_ceil(MAX_MEASURED);
+        let rows = values.chunks_exact(dim).step_by(every).map(<[f32]>::to_vec);
+        queries.entry(sample.kind.to_string()).or_default().extend(rows);
+    }
+    Ok(queries)
 }
 
 /// Samples of queries of other kinds than the stored rows.
@@ -72,24 +93,12 @@ impl Queries {
     /// A file that cannot be read, rows of another length than `dim`, fewer rows than [`HELD_OUT`].
     pub fn read(samples: &[Sample], dim: usize) -> anyhow::Result<Self> {
         let mut queries = Queries { repair: Vec::new(), held_out: BTreeMap::new() };
-        for Sample { kind, path } in samples {
-            let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-            let matrix = npy::read(&bytes).map_err(|e| anyhow!("{}: {e}", path.display()))?;
-            let rows = matrix.values.len() / matrix.dim.max(1);
-            if matrix.dim != dim {
-                bail!("{} has rows of {} components, the cache {dim}", path.display(), matrix.dim);
-            }
-            if rows < HELD_OUT {
-                bail!("{} has {rows} rows; a sample of queries needs at least {HELD_OUT}", path.display());
-            }
-            let not_finite = |row: &[f32]| row.iter().any(|v| !v.is_finite());
-            if let Some(bad) = matrix.values.chunks_exact(dim).position(not_finite) {
-                bail!("row {bad} of {} is not finite", path.display());
-            }
+        for sample in samples {
+            let values = sample.read(dim)?;
             // Evenly spread, so that a file sorted by some property is held out in all of it.
-            let every = HELD_OUT.max(rows.div_ceil(MAX_HELD_OUT));
-            let held_out = queries.held_out.entry(kind.clone()).or_default();
-            for (i, row) in matrix.values.chunks_exact(dim).enumerate() {
+            let every = HELD_OUT.max((values.len() / dim).div_ceil(MAX_MEASURED));
+            let held_out = queries.held_out.entry(sample.kind.to_string()).or_default();
+            for (i, row) in values.chunks_exact(dim).enumerate() {
                 if i % every == 0 {
                     held_out.push(row.to_vec());
                 } else {
@@ -104,7 +113,7 @@ impl Queries {
 /// Indexes a cache and publishes the new generation, unless its recall is too low.
 ///
 /// * `queries`: what the graph is repaired for and measured by, beside the stored rows.
-/// * `floor`: recall@10 that the widest beam must reach.
+/// * `floor`: recall@10 that the widest measured beam must reach, for queries like the stored rows.
 ///
 /// # Errors
 /// An empty cache, too low a recall (the current generation then stays), a store that fails.
@@ -128,16 +137,16 @@ pub fn run(
     };
     let mut lowest = None;
     let report = writer.index(params, &queries.repair, step, |index, rows| {
-        let recall = measure(index, rows, SAMPLE);
-        let widest = recall.last().map_or(0.0, |&(_, recall)| recall);
+        let rows = RowMatrix { rows, dim: index.dim() };
+        let recalls = calibrate(index, &rows, RECALL_SAMPLE, &queries.held_out)?;
+        let widest = recalls.0.last().map_or(0.0, |&(_, recall)| recall);
         if widest < floor {
             lowest = Some(widest);
             let what =
                 format!("recall@10 {widest:.4} is below the floor of {floor}; raise m or ef_construction");
             return Err(viscache::index::Error::Format(what).into());
         }
-        let by_kind = queries.held_out.iter();
-        Ok((recall, by_kind.map(|(kind, held_out)| (kind.clone(), curve(index, rows, held_out))).collect()))
+        Ok(recalls)
     });
     progress.finish();
     if let Some(widest) = lowest {
@@ -147,58 +156,4 @@ pub fn run(
         );
     }
     Ok(report?)
-}
-
-/// Recall@10 of an index against exact search, by beam width.
-///
-/// Queries are `sample` stored rows, each moved by noise of a third of its length, so that none is itself stored.
-///
-/// * `rows`: row-major `[n, dim]`, by slot.
-pub fn measure(index: &Index, rows: &[f32], sample: usize) -> Vec<(usize, f64)> {
-    curve(index, rows, &near_rows(rows, index.dim(), sample))
-}
-
-/// Recall@10 of some queries by beam width; nothing without queries.
-fn curve(index: &Index, rows: &[f32], queries: &[Vec<f32>]) -> Vec<(usize, f64)> {
-    if queries.is_empty() {
-        return Vec::new();
-    }
-    let truths: Vec<Vec<u32>> =
-        queries.iter().map(|q| exact::search(rows, q, K).into_iter().map(|s| s.slot.0).collect()).collect();
-    let at = |ef: usize| -> f64 {
-        let params = SearchParams { ef_search: ef, ..SearchParams::default() };
-        let found =
-            queries.par_iter().zip(&truths).map_init(Searcher::default, |searcher, (query, truth)| {
-                exact::recall(truth, &search(searcher, index, rows, query, &params))
-            });
-        found.sum::<f64>() / queries.len().max(1) as f64
-    };
-    EF_SEARCH.into_iter().map(|ef| (ef, at(ef))).collect()
-}
-
-fn search(
-    searcher: &mut Searcher,
-    index: &Index,
-    rows: &[f32],
-    query: &[f32],
-    params: &SearchParams,
-) -> Vec<u32> {
-    let Ok((candidates, _)) = searcher.search(index, query, params.rescore.max(K), params) else {
-        return Vec::new();
-    };
-    let score = |slots: &[u32], out: &mut Vec<f32>| Kernels::get().score_f32(rows, slots, query, out);
-    let (best, _) = exact::rescore(&candidates, K, index.score_error(query), score);
-    best.into_iter().map(|scored| scored.slot.0).collect()
-}
-
-fn near_rows(rows: &[f32], dim: usize, sample: usize) -> Vec<Vec<f32>> {
-    let n = rows.len() / dim;
-    let mut random = Pcg64::seed_from_u64(SEED);
-    let mut query = || {
-        let row = &rows[random.random_range(0..n) * dim..][..dim];
-        let noise: Vec<f32> = (0..dim).map(|_| random.random_range(-1.0f32..1.0)).collect();
-        let scale = NOISE / viscache::types::norm(&noise).max(1e-12) as f32;
-        row.iter().zip(noise).map(|(v, n)| v + n * scale).collect()
-    };
-    (0..sample.min(n)).map(|_| query()).collect()
 }

@@ -1,7 +1,7 @@
 //! The delta becomes a generation, and generations are switched, while the cache goes on being read and changed.
 //!
 //! ```text
-//! watermark ─► read rows ─► build ─► blob of g+1 ─► load it ─► replay the log beyond the watermark      no lock
+//! watermark ─► read rows ─► build ─► blob of g+1 ─► load it ─► measure recall ─► replay the log          no lock
 //! lock ─► replay the rest ─► flip ─► show ─► unlock                                                     writers wait, ms
 //! ```
 //!
@@ -12,18 +12,20 @@
 //! cache may ([`LoadOptions::memory_budget`]) for building, is refused beyond that, and the new generation is loaded beside
 //! the old one until the last reader leaves that.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use tracing::{error, info};
 
+use super::calibrate::{RECALL_SAMPLE, calibrate};
 use super::delta::Overlay;
 use super::generation::{Frozen, find_generation};
 use super::writer::{self, Measure, flip, write_generation};
 use super::{Cache, Error, Snapshot, publish_existing};
 use crate::index::{self, BuildParams};
-use crate::store::CacheRecord;
+use crate::store::{CacheRecord, GenerationRecord};
 use crate::types::Generation;
 
 #[cfg(doc)]
@@ -98,7 +100,7 @@ impl Drop for Underway {
 
 impl Cache {
     /// Builds a generation over everything stored, on bounded threads, and serves it. Searches and changes go on meanwhile.
-    /// Recall is not measured: [`crate::store::GenerationRecord::recall`] is empty.
+    /// Recall is measured for queries like the rows, a bounded number of them.
     ///
     /// # Errors
     /// [`Error::NotWritable`], [`Error::Compacting`], [`Error::CompactMemory`], [`Error::Overtaken`],
@@ -210,8 +212,15 @@ impl Cache {
             let generation = write_generation(&self.store, record.id, &built)?;
             fail::fail_point!("compact::after_blob", |_| std::process::abort());
             drop(built);
-            let loaded = Snapshot::open(&self.store, record.clone(), generation.clone(), self.options)?;
-            Ok::<_, Error>((loaded.0.frozen, loaded.1, generation))
+            let (mut loaded, overlay) =
+                Snapshot::open(&self.store, record.clone(), generation.clone(), self.options)?;
+            // On the generation as it will be served, and before anybody reads it: its record is still ours alone.
+            let recalls = calibrate(loaded.index(), &loaded, RECALL_SAMPLE, &BTreeMap::new())?;
+            let generation = GenerationRecord { recall: recalls.0, recall_by: recalls.1, ..generation };
+            if let Some(frozen) = Arc::get_mut(&mut loaded.frozen) {
+                frozen.generation.clone_from(&generation);
+            }
+            Ok::<_, Error>((loaded.frozen, overlay, generation))
         })?;
         let (number, items) = (generation.generation, generation.items);
         self.switch(&frozen, overlay, |now| match now.current {

@@ -13,6 +13,8 @@
 //! | `delta.rs` | what has changed since the generation |
 //! | `mask.rs` | a set of positions that is cheap to copy |
 //! | `snapshot.rs` | generation and delta as of one moment, searched |
+//! | `scan.rs` | all rows in order, wherever they lie; the truth of one query |
+//! | `calibrate.rs` | recall measured, by width of the beam and kind of query |
 //! | `change.rs` | upsert and delete, visible at once |
 //! | `compact.rs` | the delta becomes a generation, in the background; generations are switched |
 //! | `writer.rs` | the single writer: put items in bulk, index them, publish |
@@ -23,12 +25,14 @@
 //! Left out: changes to a cache that has no generation yet (index it first), and a cache whose last item was deleted is
 //! not compacted.
 
+mod calibrate;
 mod change;
 mod compact;
 mod delta;
 mod generation;
 mod mask;
 mod rows;
+mod scan;
 mod snapshot;
 mod writer;
 
@@ -44,9 +48,11 @@ use crate::{blend, index};
 use delta::Overlay;
 use generation::{Frozen, find_generation};
 
+pub use calibrate::{RECALL_K, RECALL_SAMPLE, calibrate};
 pub use compact::{CompactOptions, Compacted};
 pub use generation::{LoadOptions, Loaded, MemoryPlan};
 pub use rows::{RowsMode, decode_row, encode_row};
+pub use scan::{RowAccess, RowMatrix};
 pub use snapshot::{DeltaSummary, Found, Snapshot};
 pub use writer::{IndexReport, IndexStep, NewCache, NewItem, Writer, publish_existing};
 

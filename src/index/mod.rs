@@ -48,7 +48,7 @@ mod visited;
 pub use build::build;
 pub use freeze::{Graph, Reach};
 pub use layout::{FORMAT_VERSION, Parts};
-pub use params::{BuildParams, CodeKind, SearchParams};
+pub use params::{BuildParams, CodeKind, SearchParams, TargetRecall};
 pub use quant::Codec;
 pub use search::{Candidate, Cost, Searcher};
 pub use view::{AlignedBytes, Index, Summary};
