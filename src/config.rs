@@ -3,6 +3,7 @@
 //! A setting has one name everywhere: `limits.max_batch` in the file is `VISCACHE_LIMITS__MAX_BATCH` in the environment.
 //! `viscache config` prints the effective settings with their origin; what it prints is a valid file.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
@@ -65,8 +66,18 @@ pub struct Config {
     /// When and how what was upserted and deleted is compacted into a new generation: `automatic`, `after_changes` and
     /// `after_share` (both have to be reached), `threads` (0 means half of the cores).
     pub compact: CompactOptions,
+    /// What a server tells of itself in numbers.
+    pub metrics: MetricSettings,
     /// What is refused beyond.
     pub limits: LimitSettings,
+}
+
+/// Where numbers can be read.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct MetricSettings {
+    /// Address that serves them to Prometheus, over HTTP and without authentication; empty for nowhere.
+    pub listen: String,
 }
 
 /// Defaults of the blend.
@@ -121,6 +132,7 @@ impl Default for Config {
             blend: Blend::default(),
             search: SearchParams::default(),
             compact: CompactOptions::default(),
+            metrics: MetricSettings::default(),
             limits: LimitSettings::default(),
         }
     }
@@ -175,6 +187,7 @@ impl Config {
     fn validate(&self) -> anyhow::Result<()> {
         self.blend_params().validate()?;
         self.search.validate()?;
+        self.metrics_address()?;
         let limits = &self.limits;
         for (name, value) in [
             ("max_message_mib", limits.max_message_mib),
@@ -209,6 +222,24 @@ impl Config {
     pub fn blend_params(&self) -> BlendParams {
         let Blend { top_k, temperature, weight } = self.blend;
         BlendParams { top_k, temperature, weight }
+    }
+
+    /// Where numbers can be read, if anywhere.
+    ///
+    /// # Errors
+    /// What is not an address.
+    pub fn metrics_address(&self) -> anyhow::Result<Option<SocketAddr>> {
+        match self.metrics.listen.as_str() {
+            "" => Ok(None),
+            listen => {
+                let address = listen.parse();
+                address.map(Some).with_context(|| {
+                    format!(
+                        "metrics.listen is `{listen}`; it must be an address and a port, as in 127.0.0.1:9091"
+                    )
+                })
+            }
+        }
     }
 
     /// How caches are loaded.
@@ -299,5 +330,6 @@ mod tests {
         assert!(read(serde_json::json!({"unknown": 1})).is_err());
         assert!(read(serde_json::json!({"blend": {"weight": 2.0}})).is_err());
         assert!(read(serde_json::json!({"limits": {"max_batch": 0}})).is_err());
+        assert!(read(serde_json::json!({"metrics": {"listen": "9091"}})).is_err());
     }
 }

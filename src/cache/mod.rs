@@ -43,7 +43,7 @@ use arc_swap::ArcSwap;
 
 use crate::store::{self, Access, CacheRecord, Store};
 use crate::types::{CacheName, Generation, Origin};
-use crate::{blend, index};
+use crate::{blend, index, metrics};
 
 use delta::Overlay;
 use generation::{Frozen, find_generation};
@@ -189,6 +189,20 @@ pub struct Cache {
     problem: Mutex<Option<String>>,
 }
 
+impl Snapshot {
+    /// Tells the metrics what readers are about to see.
+    fn observe(&self) {
+        let DeltaSummary { items, masked, .. } = self.delta();
+        metrics::observe_cache(
+            self.record().name.as_str(),
+            self.generation().0,
+            self.live() as u64,
+            items,
+            masked,
+        );
+    }
+}
+
 /// The newest state, as the writer knows it.
 struct State {
     /// As of the last commit.
@@ -217,6 +231,7 @@ impl Cache {
         let current = record.current.ok_or_else(|| Error::NotIndexed(name.clone()))?;
         let generation = find_generation(store, &record, current)?;
         let (snapshot, overlay) = Snapshot::open(store, record.clone(), generation, options)?;
+        snapshot.observe();
         Ok(Cache {
             name: name.clone(),
             options,
@@ -270,6 +285,7 @@ impl Cache {
         }
         let generation = find_generation(&self.store, &record, current)?;
         let (snapshot, overlay) = Snapshot::open(&self.store, record.clone(), generation, self.options)?;
+        snapshot.observe();
         self.current.store(Arc::new(snapshot));
         *state = State { record, overlay };
         Ok(true)
@@ -277,7 +293,9 @@ impl Cache {
 
     /// Lets readers see a generation with the changes of an overlay.
     fn show(&self, frozen: &Arc<Frozen>, overlay: &Overlay) {
-        self.current.store(Arc::new(Snapshot { frozen: frozen.clone(), delta: overlay.delta().clone() }));
+        let snapshot = Snapshot { frozen: frozen.clone(), delta: overlay.delta().clone() };
+        snapshot.observe();
+        self.current.store(Arc::new(snapshot));
     }
 
     fn state(&self) -> Result<MutexGuard<'_, State>, Error> {

@@ -9,11 +9,14 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing::info;
 use viscache::serve;
 
-use crate::app;
 use crate::config::Config;
+use crate::{app, telemetry};
 
 /// Serves until SIGINT or SIGTERM, then answers what has begun.
 pub async fn run(config: &Config) -> anyhow::Result<ExitCode> {
+    if let Some(listen) = config.metrics_address()? {
+        telemetry::serve_metrics(listen)?;
+    }
     let app = app::open(config, true)?;
     if app.caches.is_empty() {
         bail!(

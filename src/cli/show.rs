@@ -4,8 +4,9 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use serde_json::{Value, json};
+use tonic::Code;
 use tonic_types::{RpcStatusExt, StatusExt, pb};
-use viscache::serve::proto;
+use viscache::serve::{code_name, proto};
 
 use super::SOME_BAD;
 
@@ -22,7 +23,7 @@ pub struct Shown {
 pub fn refused(status: tonic::Status) -> anyhow::Error {
     let reason =
         status.get_details_error_info().map(|info| format!(" [{}]", info.reason)).unwrap_or_default();
-    anyhow::anyhow!("{}{reason}: {}", code_name(status.code() as i32), status.message())
+    anyhow::anyhow!("{}{reason}: {}", code_name(status.code()), status.message())
 }
 
 impl Shown {
@@ -134,14 +135,14 @@ impl Shown {
         let Some(status) = status.filter(|s| s.code != 0) else { return Ok(Some(number)) };
         self.bad += 1;
         let reason = status.get_details_error_info().map(|info| info.reason).unwrap_or_default();
+        let code = code_name(Code::from_i32(status.code));
         if self.json {
-            let error =
-                json!({ "code": code_name(status.code), "reason": reason, "message": status.message });
+            let error = json!({ "code": code, "reason": reason, "message": status.message });
             let mut line = json!({ "error": error });
             line[self.item] = json!(number);
             print_line(&line)?;
         } else {
-            eprintln!("{} {number}: {} [{reason}]: {}", self.item, code_name(status.code), status.message);
+            eprintln!("{} {number}: {code} [{reason}]: {}", self.item, status.message);
         }
         Ok(None)
     }
@@ -288,27 +289,4 @@ fn timings(timings: Option<&proto::Timings>) -> Value {
 fn cost(cost: Option<&proto::Cost>) -> Value {
     let c = cost.copied().unwrap_or_default();
     json!({ "visited_nodes": c.visited_nodes, "scored_vectors": c.scored_vectors })
-}
-
-/// The canonical name of a gRPC code.
-pub fn code_name(code: i32) -> &'static str {
-    match tonic::Code::from_i32(code) {
-        tonic::Code::Ok => "OK",
-        tonic::Code::Cancelled => "CANCELLED",
-        tonic::Code::Unknown => "UNKNOWN",
-        tonic::Code::InvalidArgument => "INVALID_ARGUMENT",
-        tonic::Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
-        tonic::Code::NotFound => "NOT_FOUND",
-        tonic::Code::AlreadyExists => "ALREADY_EXISTS",
-        tonic::Code::PermissionDenied => "PERMISSION_DENIED",
-        tonic::Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
-        tonic::Code::FailedPrecondition => "FAILED_PRECONDITION",
-        tonic::Code::Aborted => "ABORTED",
-        tonic::Code::OutOfRange => "OUT_OF_RANGE",
-        tonic::Code::Unimplemented => "UNIMPLEMENTED",
-        tonic::Code::Internal => "INTERNAL",
-        tonic::Code::Unavailable => "UNAVAILABLE",
-        tonic::Code::DataLoss => "DATA_LOSS",
-        tonic::Code::Unauthenticated => "UNAUTHENTICATED",
-    }
 }

@@ -7,11 +7,11 @@ use rayon::prelude::*;
 
 use super::embed::{MediaInput, embed};
 use super::{App, Call, Content, Error, Part, Query};
-use crate::blend;
 use crate::cache::{Found, Snapshot};
 use crate::index::SearchParams;
 use crate::models::encoder::Encoded;
 use crate::types::Embedding;
+use crate::{blend, metrics};
 
 /// Queries of one request that are searched before the work is shared between cores.
 const SHARE_ABOVE: usize = 4;
@@ -77,7 +77,10 @@ pub(super) fn find(
     top_k: usize,
     params: &SearchParams,
 ) -> Result<Found, Error> {
-    Ok(app.with_searcher(|searcher| snapshot.search(searcher, query, top_k, params))?)
+    let start = Instant::now();
+    let found = app.with_searcher(|searcher| snapshot.search(searcher, query, top_k, params))?;
+    metrics::observe_search(snapshot.record().name.as_str(), start.elapsed());
+    Ok(found)
 }
 
 /// Replaces every media part by its embedding, all of them in one batch. A part that fails fails its query.

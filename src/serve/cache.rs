@@ -91,7 +91,7 @@ impl CacheService for Service {
             let results = results.collect();
             Ok(proto::SearchResponse { results, source: Some(convert::source(&searched.snapshot.0)) })
         };
-        let (mut reply, waited) = self.door.work(&self.app, &metadata, Load::Heavy, work).await?;
+        let (mut reply, waited) = self.door.work(&mut pass, &self.app, &metadata, Load::Heavy, work).await?;
         reply.results.iter_mut().filter_map(|r| r.timings.as_mut()).for_each(|t| t.queue_us = micros(waited));
         pass.count(reply.results.len(), failures(reply.results.iter().map(|r| &r.status)));
         Ok(Response::new(reply))
@@ -114,7 +114,7 @@ impl CacheService for Service {
             let items = request.ids.iter().map(item).collect::<Result<_, _>>()?;
             Ok(proto::GetItemsResponse { items, source: Some(convert::source(&snapshot)) })
         };
-        let (reply, _) = self.door.work(&self.app, &metadata, Load::Heavy, work).await?;
+        let (reply, _) = self.door.work(&mut pass, &self.app, &metadata, Load::Heavy, work).await?;
         pass.count(reply.items.len(), failures(reply.items.iter().map(|i| &i.status)));
         Ok(Response::new(reply))
     }
@@ -126,7 +126,7 @@ impl CacheService for Service {
         let mut pass = self.door.enter("viscache.v1.CacheService/Describe")?;
         let (metadata, _, request) = request.into_parts();
         let work = move |app: &App, _: &flow::Call| Ok(describe(app, app.cache(&request.cache)?));
-        let (reply, _) = self.door.work(&self.app, &metadata, Load::Heavy, work).await?;
+        let (reply, _) = self.door.work(&mut pass, &self.app, &metadata, Load::Heavy, work).await?;
         pass.count(1, 0);
         Ok(Response::new(reply))
     }
@@ -166,7 +166,7 @@ async fn enhance(
             results: enhanced.results.into_iter().enumerate().map(result).collect(),
         })
     };
-    let (mut reply, waited) = door.work(app, metadata, load, work).await?;
+    let (mut reply, waited) = door.work(&mut pass, app, metadata, load, work).await?;
     reply.results.iter_mut().filter_map(|r| r.timings.as_mut()).for_each(|t| t.queue_us = micros(waited));
     pass.count(reply.results.len(), failures(reply.results.iter().map(|r| &r.status)));
     Ok(reply)
