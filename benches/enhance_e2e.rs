@@ -110,6 +110,7 @@ fn flow_request(queries: &[Vec<f32>]) -> EnhanceRequest {
         queries: queries.iter().map(query).collect(),
         blend: BlendParams::default(),
         search: SearchParams::default(),
+        aim: Default::default(),
         variant: Variant::Condition,
         expected_weights: String::new(),
     }

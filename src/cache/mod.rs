@@ -15,6 +15,7 @@
 //! | `snapshot.rs` | generation and delta as of one moment, searched |
 //! | `scan.rs` | all rows in order, wherever they lie; the truth of one query |
 //! | `calibrate.rs` | recall measured, by width of the beam and kind of query |
+//! | `beam.rs` | a wished recall becomes the width of a beam |
 //! | `change.rs` | upsert and delete, visible at once |
 //! | `compact.rs` | the delta becomes a generation, in the background; generations are switched |
 //! | `writer.rs` | the single writer: put items in bulk, index them, publish |
@@ -25,6 +26,7 @@
 //! Left out: changes to a cache that has no generation yet (index it first), and a cache whose last item was deleted is
 //! not compacted.
 
+mod beam;
 mod calibrate;
 mod change;
 mod compact;
@@ -89,6 +91,11 @@ pub enum Error {
     /// Nothing has been indexed yet.
     #[error("cache `{0}` has no generation yet; run `index-builder index --cache {0}`")]
     NotIndexed(CacheName),
+    /// A target recall, and nothing to tell by which beam reaches it.
+    #[error(
+        "the recall of cache `{0}` was not measured, so no beam is known to reach a target; run `index-builder index --cache {0}`, or give `ef_search`"
+    )]
+    NotCalibrated(CacheName),
     /// A generation that is not stored.
     #[error("cache `{cache}` has no generation {generation}; it has: {known}")]
     NoGeneration {

@@ -18,6 +18,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::Serialize;
+use viscache::types::QueryKind;
 
 use crate::config::{self, Config};
 use crate::telemetry;
@@ -185,6 +186,12 @@ struct SearchOptions {
     /// Scan every row.
     #[arg(long)]
     exact: bool,
+    /// Recall@10 to be reached, in place of a beam.
+    #[arg(long, value_name = "R", conflicts_with_all = ["ef_search", "rescore", "exact"])]
+    target_recall: Option<f64>,
+    /// What the queries are, as in `text`; without it, pictures and texts speak for themselves.
+    #[arg(long, value_name = "KIND")]
+    query_kind: Option<QueryKind>,
 }
 
 #[derive(Args)]

@@ -7,6 +7,7 @@ use anyhow::{Context, bail};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::info;
+use viscache::flow::Sampler;
 use viscache::serve;
 
 use crate::config::Config;
@@ -17,7 +18,8 @@ pub async fn run(config: &Config) -> anyhow::Result<ExitCode> {
     if let Some(listen) = config.metrics_address()? {
         telemetry::serve_metrics(listen)?;
     }
-    let app = app::open(config, true)?;
+    let mut app = app::open(config, true)?;
+    app.sampler = Sampler::start(config.recall_sampling).context("the thread that measures live recall")?;
     if app.caches.is_empty() {
         bail!(
             "the store at {} has no cache; make one with `index-builder build` or `index-builder import`",

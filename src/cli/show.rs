@@ -152,11 +152,20 @@ impl Shown {
 pub fn described(reply: &proto::DescribeResponse, json: bool) -> anyhow::Result<()> {
     let source = reply.source.clone().unwrap_or_default();
     let limits = reply.limits.unwrap_or_default();
-    let recall: Vec<Value> = reply
-        .recall
-        .iter()
-        .map(|r| json!({ "ef_search": r.ef_search, "recall_at_10": r.recall_at_10 }))
-        .collect();
+    let points = |points: &[proto::Recall]| -> Vec<Value> {
+        let point = |r: &proto::Recall| json!({ "ef_search": r.ef_search, "recall_at_10": r.recall_at_10 });
+        points.iter().map(point).collect()
+    };
+    let curve = |c: &proto::RecallCurve| json!({ "kind": c.kind, "points": points(&c.points) });
+    let live = |l: &proto::LiveRecall| {
+        json!({
+            "kind": l.kind,
+            "recall_at_10": l.recall_at_10,
+            "samples": l.samples,
+            "oldest_ms": l.oldest_ms,
+            "newest_ms": l.newest_ms,
+        })
+    };
     if json {
         return print_line(&json!({
             "cache": source.cache,
@@ -167,7 +176,11 @@ pub fn described(reply: &proto::DescribeResponse, json: bool) -> anyhow::Result<
             "codes": reply.codes,
             "rows_in_memory": reply.rows_in_memory,
             "memory_bytes": reply.memory_bytes,
-            "recall": recall,
+            "recall": points(&reply.recall),
+            "recall_curves": reply.recall_curves.iter().map(curve).collect::<Vec<_>>(),
+            "live_recall": reply.live_recall.iter().map(live).collect::<Vec<_>>(),
+            "recall_sampling_rate": reply.recall_sampling_rate,
+            "recall_samples_dropped": reply.recall_samples_dropped,
             "live_items": reply.live_items,
             "writable": reply.writable,
             "delta": reply.delta.as_ref().map(|d| json!({
@@ -188,8 +201,8 @@ pub fn described(reply: &proto::DescribeResponse, json: bool) -> anyhow::Result<
             "default_blend": reply.default_blend.map(|b| json!({
                 "top_k": b.top_k, "temperature": b.temperature, "weight": b.weight,
             })),
-            "default_search": reply.default_search.map(|s| json!({
-                "ef_search": s.ef_search, "rescore": s.rescore, "exact": s.exact,
+            "default_search": reply.default_search.as_ref().map(|s| json!({
+                "ef_search": s.ef_search, "rescore": s.rescore, "exact": s.exact, "target_recall": s.target_recall,
             })),
             "limits": {
                 "max_message_bytes": limits.max_message_bytes,
@@ -231,8 +244,17 @@ pub fn described(reply: &proto::DescribeResponse, json: bool) -> anyhow::Result<
             writeln!(out, "the last compaction failed: {}", delta.compaction_problem)?;
         }
     }
-    for r in &reply.recall {
-        writeln!(out, "recall@10 {:.4} at ef_search {}", r.recall_at_10, r.ef_search)?;
+    for proto::RecallCurve { kind, points } in &reply.recall_curves {
+        for r in points {
+            writeln!(out, "recall@10 {:.4} at ef_search {} for {kind} queries", r.recall_at_10, r.ef_search)?;
+        }
+    }
+    for l in &reply.live_recall {
+        writeln!(
+            out,
+            "live recall@10 {:.4} for {} queries: the last {} of those sampled",
+            l.recall_at_10, l.kind, l.samples
+        )?;
     }
     writeln!(
         out,
@@ -288,5 +310,10 @@ fn timings(timings: Option<&proto::Timings>) -> Value {
 
 fn cost(cost: Option<&proto::Cost>) -> Value {
     let c = cost.copied().unwrap_or_default();
-    json!({ "visited_nodes": c.visited_nodes, "scored_vectors": c.scored_vectors })
+    json!({
+        "visited_nodes": c.visited_nodes,
+        "scored_vectors": c.scored_vectors,
+        "ef_search": c.ef_search,
+        "exact": c.exact,
+    })
 }

@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 use rayon::prelude::*;
 
 use super::embed::{MediaInput, embed};
-use super::{App, Call, Content, Error, Part, Query};
+use super::{Aim, App, Call, Content, Error, Part, Query};
 use crate::cache::{Found, Snapshot};
 use crate::index::SearchParams;
 use crate::models::encoder::Encoded;
-use crate::types::Embedding;
+use crate::types::{Embedding, QueryKind};
 use crate::{blend, metrics};
 
 /// Queries of one request that are searched before the work is shared between cores.
@@ -25,8 +25,21 @@ pub struct Request {
     pub queries: Vec<Result<Query, Error>>,
     /// Hits per query.
     pub top_k: usize,
-    /// How.
+    /// How, unless `aim` has a target.
     pub search: SearchParams,
+    /// What recall is wanted.
+    pub aim: Aim,
+}
+
+/// What came of one query.
+#[derive(Debug)]
+pub struct Answer {
+    /// The hits and the work.
+    pub found: Found,
+    /// How it was searched.
+    pub params: SearchParams,
+    /// Time it took.
+    pub took: Duration,
 }
 
 /// What came of a search request.
@@ -53,34 +66,91 @@ impl std::fmt::Debug for SnapshotRef {
 ///
 /// # Errors
 /// For the request as a whole: an unknown cache, a bad parameter, a missing model, deadline and cancellation.
-pub fn search(app: &App, request: Request, call: &Call) -> Result<Searched<(Found, Duration)>, Error> {
+pub fn search(app: &App, request: Request, call: &Call) -> Result<Searched<Answer>, Error> {
     let snapshot = app.cache(&request.cache)?.snapshot();
     request.search.validate().map_err(crate::cache::Error::from)?;
+    let way = Way { app, snapshot: &snapshot, search: request.search, aim: request.aim };
+    way.check()?;
+    let kinds = way.kinds(&request.queries);
     let (queries, embed) = embed_parts(app, request.queries, call, |encoded| encoded.embedding)?;
-    let results = each(call, queries, |query| {
+    let results = each(call, with(queries, kinds), |(query, kind)| {
         let query = match query {
             Query::Ready(embedding) => embedding,
             Query::Parts(parts) => blend::mix(&embeddings(&parts))?,
         };
-        let start = Instant::now();
-        let found = find(app, &snapshot, &query, request.top_k, &request.search)?;
-        Ok((found, start.elapsed()))
+        way.find(&query, kind.as_ref(), request.top_k)
     })?;
     Ok(Searched { snapshot: SnapshotRef(snapshot), results, embed })
 }
 
-/// The hits of one query.
-pub(super) fn find(
-    app: &App,
-    snapshot: &Snapshot,
-    query: &Embedding,
-    top_k: usize,
-    params: &SearchParams,
-) -> Result<Found, Error> {
-    let start = Instant::now();
-    let found = app.with_searcher(|searcher| snapshot.search(searcher, query, top_k, params))?;
-    metrics::observe_search(snapshot.record().name.as_str(), start.elapsed());
-    Ok(found)
+/// How the queries of one request are searched, and where.
+pub(super) struct Way<'a> {
+    pub(super) app: &'a App,
+    pub(super) snapshot: &'a Arc<Snapshot>,
+    pub(super) search: SearchParams,
+    pub(super) aim: Aim,
+}
+
+impl Way<'_> {
+    /// Whether the target can be aimed at: a matter of the request and not of one query.
+    ///
+    /// # Errors
+    /// [`crate::cache::Error::NotCalibrated`].
+    pub(super) fn check(&self) -> Result<(), Error> {
+        self.params(self.aim.kind.as_ref()).map(drop)
+    }
+
+    /// What each query is: as the request says, else what its media are, when they are all of one modality.
+    pub(super) fn kinds(&self, queries: &[Result<Query, Error>]) -> Vec<Option<QueryKind>> {
+        let of_parts = |parts: &[Part]| {
+            let modality = |part: &Part| match &part.content {
+                Content::Media(media) => Some(media.modality),
+                Content::Embedding(_) => None,
+            };
+            let first = parts.first().and_then(modality)?;
+            parts.iter().all(|part| modality(part) == Some(first)).then(|| first.into())
+        };
+        let kind = |query: &Result<Query, Error>| match (&self.aim.kind, query) {
+            (Some(kind), _) => Some(kind.clone()),
+            (None, Ok(Query::Parts(parts))) => of_parts(parts),
+            (None, _) => None,
+        };
+        queries.iter().map(kind).collect()
+    }
+
+    /// The hits of one query.
+    pub(super) fn find(
+        &self,
+        query: &Embedding,
+        kind: Option<&QueryKind>,
+        top_k: usize,
+    ) -> Result<Answer, Error> {
+        let params = self.params(kind)?;
+        let start = Instant::now();
+        let found =
+            self.app.with_searcher(|searcher| self.snapshot.search(searcher, query, top_k, &params))?;
+        let took = start.elapsed();
+        metrics::observe_search(self.snapshot.record().name.as_str(), took);
+        if !params.exact {
+            self.app.sampler.offer(self.snapshot, query, kind, top_k, &found.hits);
+        }
+        Ok(Answer { found, params, took })
+    }
+
+    fn params(&self, kind: Option<&QueryKind>) -> Result<SearchParams, Error> {
+        Ok(match self.aim.target {
+            Some(target) => self.snapshot.params_for(target, kind)?,
+            None => self.search,
+        })
+    }
+}
+
+/// Every good query with its kind.
+pub(super) fn with(
+    queries: Vec<Result<Query, Error>>,
+    kinds: Vec<Option<QueryKind>>,
+) -> Vec<Result<(Query, Option<QueryKind>), Error>> {
+    queries.into_iter().zip(kinds).map(|(query, kind)| Ok((query?, kind))).collect()
 }
 
 /// Replaces every media part by its embedding, all of them in one batch. A part that fails fails its query.
@@ -146,12 +216,12 @@ pub(super) fn embeddings(parts: &[Part]) -> Vec<(&Embedding, f64)> {
 ///
 /// # Errors
 /// [`Error::Deadline`] and [`Error::Cancelled`]: then nobody waits for any of the results.
-pub(super) fn each<T: Send>(
+pub(super) fn each<Q: Send, T: Send>(
     call: &Call,
-    queries: Vec<Result<Query, Error>>,
-    work: impl Fn(Query) -> Result<T, Error> + Sync,
+    queries: Vec<Result<Q, Error>>,
+    work: impl Fn(Q) -> Result<T, Error> + Sync,
 ) -> Result<Vec<Result<T, Error>>, Error> {
-    let one = |query: Result<Query, Error>| {
+    let one = |query: Result<Q, Error>| {
         call.check()?;
         Ok(query.and_then(&work))
     };

@@ -12,8 +12,8 @@ use super::proto::{self, Dtype, cache_service_server::CacheService};
 use super::status;
 use super::stream::{Answers, answer_each};
 use crate::cache::{Cache, Snapshot};
-use crate::flow::{self, App, Enhanced, SnapshotRef};
-use crate::index::Cost;
+use crate::flow::{self, Answer, App, Enhanced, SnapshotRef};
+use crate::index::{Cost, SearchParams};
 use crate::kernels::Kernels;
 use crate::store::RowType;
 use crate::types::ItemId;
@@ -69,13 +69,15 @@ impl CacheService for Service {
             let search = flow::SearchRequest {
                 queries: convert::queries(app, request.vectors.as_ref(), request.queries, true)?,
                 top_k: convert::top_k(app, request.top_k)?,
-                search: convert::search_params(app, request.search)?,
+                search: convert::search_params(app, request.search.as_ref())?,
+                aim: convert::aim(app, request.search.as_ref())?,
                 cache: request.cache,
             };
             let searched = flow::search(app, search, call)?;
             let results = searched.results.into_iter().enumerate().map(|(i, result)| {
-                let found = result.and_then(|(found, took)| {
-                    Ok((convert::neighbors(&searched.snapshot, &found.hits, &[], vectors)?, found.cost, took))
+                let found = result.and_then(|Answer { found, params, took }| {
+                    let neighbors = convert::neighbors(&searched.snapshot, &found.hits, &[], vectors)?;
+                    Ok((neighbors, self::cost(found.cost, &params), took))
                 });
                 let status = Some(status::outcome(&found, &format!("{named}[{i}]")));
                 match found {
@@ -83,7 +85,7 @@ impl CacheService for Service {
                         status,
                         neighbors,
                         timings: Some(timings(Duration::ZERO, searched.embed, took, Duration::ZERO)),
-                        cost: Some(self::cost(cost)),
+                        cost: Some(cost),
                     },
                     Err(_) => proto::SearchResult { status, ..Default::default() },
                 }
@@ -148,7 +150,8 @@ async fn enhance(
         let enhance = flow::EnhanceRequest {
             queries: convert::queries(app, request.vectors.as_ref(), request.queries, ready)?,
             blend: convert::blend_params(app, request.blend)?,
-            search: convert::search_params(app, request.search)?,
+            search: convert::search_params(app, request.search.as_ref())?,
+            aim: convert::aim(app, request.search.as_ref())?,
             variant: convert::variant(request.variant)?,
             cache: request.cache,
             expected_weights: request.expected_weights_fingerprint,
@@ -186,14 +189,17 @@ fn load(app: &App, request: &proto::EnhanceRequest) -> Load {
             [rows, _] => rows <= LIGHT_QUERIES,
             _ => true,
         });
-    let narrow = convert::search_params(app, request.search)
+    let Ok(snapshot) = app.cache(&request.cache).map(|cache| cache.snapshot()) else { return Load::Heavy };
+    let params = |aim: flow::Aim| match aim.target {
+        Some(target) => Ok(snapshot.params_for(target, aim.kind.as_ref())?),
+        None => convert::search_params(app, request.search.as_ref()),
+    };
+    let narrow = convert::aim(app, request.search.as_ref())
+        .and_then(params)
         .is_ok_and(|search| !search.exact && search.ef_search.max(search.rescore) <= LIGHT_EF)
         && convert::blend_params(app, request.blend).is_ok_and(|blend| blend.top_k <= LIGHT_EF);
-    let in_memory = || {
-        let snapshot = app.cache(&request.cache).map(|cache| cache.snapshot());
-        snapshot.is_ok_and(|s| s.loaded().rows_in_memory && s.delta().rows <= LIGHT_DELTA)
-    };
-    if few && narrow && !request.return_neighbors && in_memory() { Load::Light } else { Load::Heavy }
+    let in_memory = snapshot.loaded().rows_in_memory && snapshot.delta().rows <= LIGHT_DELTA;
+    if few && narrow && !request.return_neighbors && in_memory { Load::Light } else { Load::Heavy }
 }
 
 fn enhance_result(
@@ -220,7 +226,7 @@ fn enhance_result(
             max_score: enhanced.max_score,
             cosine: enhanced.cosine,
             timings: Some(timings(Duration::ZERO, embed, enhanced.search, enhanced.blend)),
-            cost: Some(cost(enhanced.cost)),
+            cost: Some(cost(enhanced.cost, &enhanced.params)),
         },
         Err(_) => proto::EnhanceResult { status, ..Default::default() },
     }
@@ -252,7 +258,7 @@ fn describe(app: &App, cache: &Cache) -> proto::DescribeResponse {
     let snapshot = &*cache.snapshot();
     let delta = snapshot.delta();
     let (record, generation) = (snapshot.record(), snapshot.generation_record());
-    let recall = generation.recall.iter();
+    let live = app.sampler.live(cache.name(), generation.generation);
     proto::DescribeResponse {
         source: Some(convert::source(snapshot)),
         dim: record.dim as u32,
@@ -264,7 +270,7 @@ fn describe(app: &App, cache: &Cache) -> proto::DescribeResponse {
         codes: snapshot.index().summary().codes.word().into(),
         rows_in_memory: snapshot.loaded().rows_in_memory,
         memory_bytes: snapshot.loaded().plan.total(),
-        recall: recall.map(|&(ef, r)| proto::Recall { ef_search: ef as u32, recall_at_10: r }).collect(),
+        recall: convert::recall(&generation.recall),
         default_blend: Some(proto::BlendParams {
             top_k: Some(app.default_blend.top_k as u32),
             temperature: Some(app.default_blend.temperature),
@@ -274,6 +280,8 @@ fn describe(app: &App, cache: &Cache) -> proto::DescribeResponse {
             ef_search: Some(app.default_search.ef_search as u32),
             rescore: Some(app.default_search.rescore as u32),
             exact: app.default_search.exact,
+            target_recall: app.default_target.map(f64::from),
+            query_kind: String::new(),
         }),
         limits: Some(convert::limits(&app.limits)),
         model: app.encoder.as_ref().map(convert::model),
@@ -290,11 +298,20 @@ fn describe(app: &App, cache: &Cache) -> proto::DescribeResponse {
             compaction_problem: cache.compaction_problem().unwrap_or_default(),
         }),
         writable: cache.writable(),
+        recall_curves: convert::recall_curves(generation),
+        live_recall: live.into_iter().map(convert::live_recall).collect(),
+        recall_sampling_rate: app.sampler.rate(),
+        recall_samples_dropped: app.sampler.dropped(),
     }
 }
 
-fn cost(cost: Cost) -> proto::Cost {
-    proto::Cost { visited_nodes: cost.visited_nodes, scored_vectors: cost.scored_vectors }
+fn cost(cost: Cost, params: &SearchParams) -> proto::Cost {
+    proto::Cost {
+        visited_nodes: cost.visited_nodes,
+        scored_vectors: cost.scored_vectors,
+        ef_search: if params.exact { 0 } else { params.ef_search as u32 },
+        exact: params.exact,
+    }
 }
 
 fn timings(queue: Duration, embed: Duration, search: Duration, blend: Duration) -> proto::Timings {

@@ -7,6 +7,7 @@
 //! | `BAD_MEDIA` | INVALID_ARGUMENT | the file or text cannot be read; send another |
 //! | `CACHE_NOT_FOUND`, `ITEM_NOT_FOUND`, `GENERATION_NOT_FOUND` | NOT_FOUND | name another |
 //! | `CACHE_UNAVAILABLE`, `FINGERPRINT_MISMATCH`, `NOT_INDEXED` | FAILED_PRECONDITION | look after the cache |
+//! | `NOT_CALIBRATED` | FAILED_PRECONDITION | run `index-builder index`, or give `ef_search` in place of a target |
 //! | `READ_ONLY` | FAILED_PRECONDITION | ask a server that was started with `--writable` |
 //! | `MODEL_NOT_LOADED` | FAILED_PRECONDITION | send embeddings, or a server with a model |
 //! | `TOO_MANY_REQUESTS`, `MEMORY_BUDGET` | RESOURCE_EXHAUSTED | try again after the stated delay; raise the budget |
@@ -136,6 +137,7 @@ fn classify_cache(error: &cache::Error) -> (Code, &'static str) {
         cache::Error::Dimension { .. } => (Code::InvalidArgument, "INVALID_ARGUMENT"),
         cache::Error::Origin { .. } => (Code::FailedPrecondition, "FINGERPRINT_MISMATCH"),
         cache::Error::NotIndexed(_) => (Code::FailedPrecondition, "NOT_INDEXED"),
+        cache::Error::NotCalibrated(_) => (Code::FailedPrecondition, "NOT_CALIBRATED"),
         cache::Error::NoGeneration { .. } => (Code::NotFound, "GENERATION_NOT_FOUND"),
         cache::Error::Memory { .. } => (Code::ResourceExhausted, "MEMORY_BUDGET"),
         cache::Error::NotWritable(_) => (Code::FailedPrecondition, "READ_ONLY"),
