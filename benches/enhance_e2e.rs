@@ -111,6 +111,7 @@ fn flow_request(queries: &[Vec<f32>]) -> EnhanceRequest {
         blend: BlendParams::default(),
         search: SearchParams::default(),
         filter: None,
+        aim: Default::default(),
         variant: Variant::Condition,
         expected_weights: String::new(),
     }

@@ -63,7 +63,8 @@ pub fn open(config: &Config, wants_model: bool) -> anyhow::Result<App> {
     }
     let mut app = App::new(store, caches, config.default_cache.clone(), encoder, config.limits());
     app.default_blend = config.blend_params();
-    app.default_search = config.search;
+    app.default_search = config.search_params();
+    app.default_target = config.search.target_recall;
     app.compact = config.compact.clone();
     Ok(app)
 }

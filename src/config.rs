@@ -3,6 +3,7 @@
 //! A setting has one name everywhere: `limits.max_batch` in the file is `VISCACHE_LIMITS__MAX_BATCH` in the environment.
 //! `viscache config` prints the effective settings with their origin; what it prints is a valid file.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
@@ -11,8 +12,8 @@ use figment::providers::{Env, Format, Serialized, Toml};
 use serde::{Deserialize, Serialize};
 use viscache::blend::BlendParams;
 use viscache::cache::{CompactOptions, LoadOptions, RowsMode};
-use viscache::flow::Limits;
-use viscache::index::SearchParams;
+use viscache::flow::{Limits, SamplingOptions};
+use viscache::index::{SearchParams, TargetRecall};
 use viscache::media::{self, Orientation};
 use viscache::models::DeviceKind;
 use viscache::types::CacheName;
@@ -60,13 +61,40 @@ pub struct Config {
     pub log_json: bool,
     /// What the cache does to a query when the request does not say.
     pub blend: Blend,
-    /// How a cache is searched when the request does not say.
-    pub search: SearchParams,
+    /// How a cache is searched when the request does not say. `target_recall`, when it is set, takes the place of the others.
+    pub search: Search,
     /// When and how what was upserted and deleted is compacted into a new generation: `automatic`, `after_changes` and
     /// `after_share` (both have to be reached), `threads` (0 means half of the cores).
     pub compact: CompactOptions,
+    /// How many searches a server measures the recall of, by an exact search beside: `rate` (share of them, 0 for none) and
+    /// `max_per_second`.
+    pub recall_sampling: SamplingOptions,
+    /// What a server tells of itself in numbers.
+    pub metrics: MetricSettings,
     /// What is refused beyond.
     pub limits: LimitSettings,
+}
+
+/// Defaults of the search.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Search {
+    /// Width of the beam.
+    pub ef_search: usize,
+    /// Candidates scored again on the stored rows.
+    pub rescore: usize,
+    /// Scan every row.
+    pub exact: bool,
+    /// Recall@10 to be reached.
+    pub target_recall: Option<TargetRecall>,
+}
+
+/// Where numbers can be read.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct MetricSettings {
+    /// Address that serves them to Prometheus, over HTTP and without authentication; empty for nowhere.
+    pub listen: String,
 }
 
 /// Defaults of the blend.
@@ -119,8 +147,10 @@ impl Default for Config {
             log: "info".into(),
             log_json: false,
             blend: Blend::default(),
-            search: SearchParams::default(),
+            search: Search::default(),
             compact: CompactOptions::default(),
+            recall_sampling: SamplingOptions::default(),
+            metrics: MetricSettings::default(),
             limits: LimitSettings::default(),
         }
     }
@@ -130,6 +160,13 @@ impl Default for Blend {
     fn default() -> Self {
         let BlendParams { top_k, temperature, weight } = BlendParams::default();
         Blend { top_k, temperature, weight }
+    }
+}
+
+impl Default for Search {
+    fn default() -> Self {
+        let SearchParams { ef_search, rescore, exact, .. } = SearchParams::default();
+        Search { ef_search, rescore, exact, target_recall: None }
     }
 }
 
@@ -174,7 +211,12 @@ impl Config {
 
     fn validate(&self) -> anyhow::Result<()> {
         self.blend_params().validate()?;
-        self.search.validate()?;
+        self.search_params().validate()?;
+        self.metrics_address()?;
+        let rate = self.recall_sampling.rate;
+        if !(0.0..=1.0).contains(&rate) {
+            bail!("recall_sampling.rate is {rate}; it must be from 0 to 1");
+        }
         let limits = &self.limits;
         for (name, value) in [
             ("max_message_mib", limits.max_message_mib),
@@ -209,6 +251,30 @@ impl Config {
     pub fn blend_params(&self) -> BlendParams {
         let Blend { top_k, temperature, weight } = self.blend;
         BlendParams { top_k, temperature, weight }
+    }
+
+    /// Defaults of the search, the target aside.
+    pub fn search_params(&self) -> SearchParams {
+        let Search { ef_search, rescore, exact, .. } = self.search;
+        SearchParams { ef_search, rescore, exact, deadline: None }
+    }
+
+    /// Where numbers can be read, if anywhere.
+    ///
+    /// # Errors
+    /// What is not an address.
+    pub fn metrics_address(&self) -> anyhow::Result<Option<SocketAddr>> {
+        match self.metrics.listen.as_str() {
+            "" => Ok(None),
+            listen => {
+                let address = listen.parse();
+                address.map(Some).with_context(|| {
+                    format!(
+                        "metrics.listen is `{listen}`; it must be an address and a port, as in 127.0.0.1:9091"
+                    )
+                })
+            }
+        }
     }
 
     /// How caches are loaded.
@@ -286,7 +352,8 @@ mod tests {
 
     #[test]
     fn what_is_printed_is_a_valid_file_with_the_same_meaning() {
-        let (config, figment) = Config::read(None, serde_json::json!({"threads": 3})).unwrap();
+        let (config, figment) =
+            Config::read(None, serde_json::json!({"threads": 3, "search": {"target_recall": 0.95}})).unwrap();
         let text = print(&config, &figment).unwrap();
         let read: Config = Figment::new().merge(Toml::string(&text)).extract().unwrap();
         assert_eq!(read, config);
@@ -299,5 +366,8 @@ mod tests {
         assert!(read(serde_json::json!({"unknown": 1})).is_err());
         assert!(read(serde_json::json!({"blend": {"weight": 2.0}})).is_err());
         assert!(read(serde_json::json!({"limits": {"max_batch": 0}})).is_err());
+        assert!(read(serde_json::json!({"search": {"target_recall": 1.0}})).is_err());
+        assert!(read(serde_json::json!({"recall_sampling": {"rate": 1.5}})).is_err());
+        assert!(read(serde_json::json!({"metrics": {"listen": "9091"}})).is_err());
     }
 }

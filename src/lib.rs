@@ -15,7 +15,7 @@
 //! 3 joins    cache          index + store: generations, changes, the single writer
 //! 2 parts    models · index · store
 //! 1 pure     media · text · kernels · blend
-//! 0 ground   types
+//! 0 ground   types · metrics
 //! ```
 //!
 //! # The two straight ways
@@ -31,6 +31,7 @@ pub mod flow;
 pub mod index;
 pub mod kernels;
 pub mod media;
+pub mod metrics;
 pub mod models;
 pub mod serve;
 pub mod store;

@@ -6,6 +6,7 @@
 mod filter;
 
 use std::fmt;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -42,6 +43,12 @@ pub enum Error {
     /// A modality nobody knows.
     #[error("`{0}` is not a modality this version can embed; it knows `image` and `text`")]
     Modality(String),
+    /// A word that could not be the kind of a query.
+    #[error("`{word}` is not a kind of query: use 1 to {max} of a-z, 0-9, `_`, as in `text` or `audio`", max = QueryKind::MAX_LEN)]
+    QueryKind {
+        /// What was given.
+        word: String,
+    },
 }
 
 /// The stable name by which a user knows a reference.
@@ -111,6 +118,67 @@ impl std::str::FromStr for Modality {
 
     fn from_str(word: &str) -> Result<Self, Error> {
         Modality::ALL.into_iter().find(|m| m.word() == word).ok_or_else(|| Error::Modality(word.into()))
+    }
+}
+
+/// What kind of query something is asked by or measured for: a modality, or any other word that its user chose. Recall
+/// differs between them at the same beam, so it is kept and promised for each.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct QueryKind(Arc<str>);
+
+impl QueryKind {
+    /// Longest accepted word, in bytes.
+    pub const MAX_LEN: usize = 32;
+
+    /// Checks a word.
+    ///
+    /// # Errors
+    /// [`Error::QueryKind`] with the rule.
+    pub fn new(word: impl AsRef<str>) -> Result<Self, Error> {
+        let word = word.as_ref();
+        let well_formed = (1..=Self::MAX_LEN).contains(&word.len())
+            && word.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_');
+        if well_formed { Ok(QueryKind(word.into())) } else { Err(Error::QueryKind { word: word.into() }) }
+    }
+
+    /// The word.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for QueryKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::str::FromStr for QueryKind {
+    type Err = Error;
+
+    fn from_str(word: &str) -> Result<Self, Error> {
+        QueryKind::new(word)
+    }
+}
+
+impl TryFrom<String> for QueryKind {
+    type Error = Error;
+
+    fn try_from(word: String) -> Result<Self, Error> {
+        QueryKind::new(word)
+    }
+}
+
+impl From<QueryKind> for String {
+    fn from(kind: QueryKind) -> String {
+        kind.as_str().to_owned()
+    }
+}
+
+impl From<Modality> for QueryKind {
+    fn from(modality: Modality) -> Self {
+        QueryKind(modality.word().into())
     }
 }
 

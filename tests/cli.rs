@@ -5,7 +5,8 @@
 #[path = "common/store.rs"]
 mod store;
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
@@ -85,8 +86,14 @@ struct Served {
 }
 
 impl Served {
+    /// One that samples no recall: what it describes is what the store says.
     fn start(world: &World, arguments: &[&str]) -> Self {
+        Served::with(world, arguments, &[("VISCACHE_RECALL_SAMPLING__RATE", "0")])
+    }
+
+    fn with(world: &World, arguments: &[&str], settings: &[(&str, &str)]) -> Self {
         let mut command = viscache(world.folder.path());
+        command.envs(settings.iter().copied());
         command.args(["serve", "--listen", "127.0.0.1:0", "--store"]).arg(&world.store).args(arguments);
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
         let mut line = String::new();
@@ -635,4 +642,86 @@ fn a_server_that_goes_away_is_counted() {
         line["failed_requests"].as_u64() > Some(0) && line["requests_per_second"].as_f64() > Some(0.0),
         "{line}"
     );
+}
+
+/// A page of an HTTP server, or nothing when it does not answer.
+fn page(address: &str, path: &str) -> Option<String> {
+    let mut stream = TcpStream::connect(address).ok()?;
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").ok()?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text).ok()?;
+    Some(text)
+}
+
+#[test]
+fn a_target_is_asked_for_and_what_was_found_is_counted() {
+    let world = World::new();
+    let kinds = [("text".to_owned(), vec![(16, 0.8), (64, 0.95)])].into();
+    store::publish(&world.store, ROWS, (vec![(16, 0.9), (64, 0.99)], kinds));
+    // A port that was free a moment ago.
+    let metrics = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let settings = [
+        ("VISCACHE_METRICS__LISTEN", metrics.as_str()),
+        ("VISCACHE_RECALL_SAMPLING__RATE", "1"),
+        ("VISCACHE_RECALL_SAMPLING__MAX_PER_SECOND", "1000000"),
+    ];
+    let server = Served::with(&world, &[], &settings);
+    let ask = ["search", "--connect", &server.address, "--json", "--cache", ROWS, "--vectors", "q.npy"];
+    let search = |code: i32, more: &[&str]| {
+        let arguments = [&ask, more].concat();
+        expect(code, &arguments, world.run(&arguments))
+    };
+    let used = |more: &[&str]| {
+        let line = lines(&search(0, more)).remove(0);
+        (line["cost"]["ef_search"].as_u64().unwrap(), line["cost"]["exact"].as_bool().unwrap())
+    };
+    assert_eq!(used(&["--target-recall", "0.99", "--query-kind", "image"]), (64, false));
+    assert_eq!(used(&["--target-recall", "0.9", "--query-kind", "text"]), (32, false));
+    assert_eq!(used(&["--target-recall", "0.99", "--query-kind", "text"]), (0, true));
+    assert_eq!(used(&[]), (96, false));
+    search(2, &["--target-recall", "0.9", "--ef-search", "10"]);
+    search(2, &["--query-kind", "No Kind"]);
+    let refused = search(1, &["--target-recall", "1"]);
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("target_recall"));
+
+    let describe = ["describe", "--json", "--cache", ROWS, "--connect", &server.address];
+    let described = || lines(&expect(0, &describe, world.run(&describe))).remove(0);
+    let sampled = |described: &Value| {
+        let live = described["live_recall"].as_array().unwrap().clone();
+        live.into_iter().find(|l| l["kind"] == "audio")
+    };
+    let live = (0..200).find_map(|_| {
+        search(0, &["--query-kind", "audio"]);
+        sampled(&described())
+    });
+    let live = live.expect("a search is sampled");
+    let recall = live["recall_at_10"].as_f64().unwrap();
+    assert!((0.5..=1.0).contains(&recall) && live["samples"].as_u64() > Some(0), "{live}");
+    let told = described();
+    assert_eq!(told["recall_sampling_rate"], 1.0);
+    let curves = told["recall_curves"].as_array().unwrap();
+    assert_eq!(curves.iter().map(|c| c["kind"].as_str().unwrap()).collect::<Vec<_>>(), ["image", "text"]);
+    assert_eq!(curves[1]["points"][1]["ef_search"], 64);
+    let words = ["describe", "--cache", ROWS, "--connect", &server.address];
+    let text = String::from_utf8(expect(0, &words, world.run(&words)).stdout).unwrap();
+    assert!(text.contains("for audio queries") && text.contains("0.9500 at ef_search 64 for text"), "{text}");
+
+    let numbers = page(&metrics, "/metrics").unwrap();
+    let number = |name: &str| -> f64 {
+        let line = numbers.lines().find(|line| line.starts_with(name));
+        line.and_then(|line| line.rsplit(' ').next()?.parse().ok())
+            .unwrap_or_else(|| panic!("{name}: {numbers}"))
+    };
+    assert!((number("viscache_recall_at_10{cache=\"rows\",kind=\"audio\"}") - recall).abs() <= 0.5);
+    assert!(number("viscache_recall_samples_total{cache=\"rows\",kind=\"audio\"}") >= 1.0);
+    assert_eq!(number("viscache_items{cache=\"rows\"}"), 200.0);
+    assert_eq!(number("viscache_generation{cache=\"rows\"}"), 2.0);
+    assert_eq!(number("viscache_tombstones{cache=\"rows\"}"), 0.0);
+    assert_eq!(number("viscache_delta_items{cache=\"rows\"}"), 0.0);
+    assert!(number("viscache_search_seconds_count{cache=\"rows\"}") >= 12.0);
+    let requests = "viscache_requests_total{rpc=\"viscache.v1.CacheService/Search\",code=";
+    assert!(number(&format!("{requests}\"OK\"}}")) >= 5.0);
+    assert_eq!(number(&format!("{requests}\"INVALID_ARGUMENT\"}}")), 1.0);
+    assert_eq!(server.end("TERM"), Some(0), "it ends while it samples");
+    assert!(page(&metrics, "/metrics").is_none());
 }

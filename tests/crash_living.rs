@@ -106,7 +106,7 @@ fn make(path: &Path) {
     let mut writer = Writer::open(&store, &name(), &new).unwrap();
     writer.put((0..20).map(|id| item(id, 0)).collect(), |_, _, _| {}).unwrap();
     let params = BuildParams { m: 6, ef_construction: 24, threads: 1, ..BuildParams::default() };
-    writer.index(&params, &[], |_| {}, |_, _| Ok(Default::default())).unwrap();
+    writer.index(&params, &Default::default(), |_| {}, |_, _| Ok(Default::default())).unwrap();
 }
 
 fn open(path: &Path, access: Access) -> Arc<Cache> {

@@ -94,7 +94,7 @@ fn large(codes: CodeKind) -> (TempDir, Clusters) {
     }
     writer.put(items, |_, _, _| {}).unwrap();
     let params = BuildParams { m: 16, ef_construction: 100, codes, ..BuildParams::default() };
-    writer.index(&params, &[], |_| {}, |_, _| Ok(Default::default())).unwrap();
+    writer.index(&params, &Default::default(), |_| {}, |_, _| Ok(Default::default())).unwrap();
     drop(store);
     (folder, clusters)
 }

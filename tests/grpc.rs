@@ -407,7 +407,7 @@ async fn a_bad_request_is_refused_as_a_whole() {
     let world = World::new().await;
     let queries = store::random_rows(2, ROWS_DIM, 17);
     let good = || to_rows(&queries);
-    let search = |ef, rescore| Some(SearchParams { ef_search: ef, rescore, exact: false });
+    let search = |ef, rescore| Some(SearchParams { ef_search: ef, rescore, ..SearchParams::default() });
     let broken =
         |shape: Vec<i64>, bytes| Some(Tensor { shape, data: vec![1u8; bytes].into(), ..Tensor::default() });
     let both = Tensor { values: vec![1.0], ..tensor(&queries) };
@@ -568,11 +568,14 @@ async fn describe_tells_what_there_is_and_every_limit() {
     assert!(
         told.memory_bytes > 0 && !told.kernels.is_empty() && told.server_version == env!("CARGO_PKG_VERSION")
     );
-    assert_eq!(told.recall, [proto::Recall { ef_search: 96, recall_at_10: 1.0 }]);
+    let points = vec![proto::Recall { ef_search: 96, recall_at_10: 1.0 }];
+    assert_eq!(told.recall, points);
+    assert_eq!(told.recall_curves, [proto::RecallCurve { kind: "image".into(), points }]);
+    assert_eq!((told.live_recall, told.recall_sampling_rate), (vec![], 0.0));
     assert_eq!(told.default_blend, blend(10, 20.0, 0.5));
     assert_eq!(
         told.default_search,
-        Some(SearchParams { ef_search: Some(96), rescore: Some(40), exact: false })
+        Some(SearchParams { ef_search: Some(96), rescore: Some(40), ..SearchParams::default() })
     );
     let configured = proto::Limits {
         max_message_bytes: 3 << 20,
@@ -879,7 +882,7 @@ async fn a_result_does_not_depend_on_its_batch() {
     let world = World::new().await;
     let queries = store::random_rows(9, ROWS_DIM, 40);
     for search in [None, exact()] {
-        let request = |rows: &[Vec<f32>]| EnhanceRequest { search, ..to_rows(rows) };
+        let request = |rows: &[Vec<f32>]| EnhanceRequest { search: search.clone(), ..to_rows(rows) };
         let together = world.enhance(request(&queries)).await;
         let all = rows(&together.vectors);
         for i in 0..queries.len() {

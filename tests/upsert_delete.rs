@@ -116,7 +116,7 @@ impl World {
         let new = NewCache { dim: DIM, rows: kind, origin, model: None };
         let mut writer = Writer::open(&store, &name(), &new).unwrap();
         writer.put((0..FIRST).map(|i| item(None, 1000 + i)).collect(), |_, _, _| {}).unwrap();
-        writer.index(&params(), &[], |_| {}, |_, _| Ok(Default::default())).unwrap();
+        writer.index(&params(), &Default::default(), |_| {}, |_, _| Ok(Default::default())).unwrap();
         drop(store);
         let mut world =
             World { folder, mode, kind, cache: None, follower: None, model: BTreeMap::new(), next: FIRST };
@@ -193,7 +193,7 @@ impl World {
                 self.close();
                 let store = Store::open(self.folder.path(), Access::Write).unwrap();
                 let mut writer = Writer::existing(&store, &name()).unwrap();
-                writer.index(&params(), &[], |_| {}, |_, _| Ok(Default::default())).unwrap();
+                writer.index(&params(), &Default::default(), |_| {}, |_, _| Ok(Default::default())).unwrap();
                 drop(store);
                 self.open();
                 assert_eq!(self.cache().snapshot().delta().rows, 0);

@@ -191,6 +191,8 @@ pub fn make_tagged_cache(
         });
         writer.put(rows.collect(), |_, _, _| ()).expect("rows can be put");
     }
-    writer.index(params, &[], |_| (), |_, _| Ok(Default::default())).expect("rows can be indexed");
+    writer
+        .index(params, &Default::default(), |_| (), |_, _| Ok(Default::default()))
+        .expect("rows can be indexed");
     store.compact().expect("a store can be compacted");
 }

@@ -2,6 +2,7 @@
 //!
 //! Exit codes: 0 done, 1 failed, 2 the command line is wrong, 3 some items were bad, 130 interrupted (run again to go on).
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -10,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::{Context, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde_json::json;
-use viscache::cache::{NewCache, Writer};
+use viscache::cache::{NewCache, QuerySample, RECALL_SAMPLE, Writer};
 use viscache::index::{BuildParams, CodeKind};
 use viscache::media::{Limits, Orientation};
 use viscache::models::DeviceKind;
@@ -19,7 +20,6 @@ use viscache::store::{Access, CacheId, GenerationRecord, ModelSource, RowType, S
 use viscache::types::{CacheName, Modality, Origin};
 
 use crate::import::Import;
-use crate::index::Queries;
 use crate::ledger::Standing;
 use crate::pipeline::{Options, Outcomes};
 use crate::plan::{Facts, Plan};
@@ -243,9 +243,16 @@ struct VerifyArgs {
     /// Name of the cache; without it, every cache.
     #[arg(long, value_name = "NAME")]
     cache: Option<CacheName>,
-    /// Queries of the recall measurement.
-    #[arg(long, value_name = "N", default_value_t = index::SAMPLE)]
+    /// Stored rows that recall is measured by, each moved a little.
+    #[arg(long, value_name = "N", default_value_t = RECALL_SAMPLE)]
     sample: usize,
+    /// Print recall@10 against exact search as a table: a line for every width of the beam, a column for every kind of query.
+    #[arg(long)]
+    recall: bool,
+    /// Measure recall by these queries as well (numpy file, a row each), once for every kind. Give others than the index was
+    /// repaired by: those are found more easily.
+    #[arg(long, value_name = "[KIND=]FILE", requires_all = ["recall", "cache"])]
+    queries: Vec<index::Sample>,
     /// Print one JSON object per cache.
     #[arg(long)]
     json: bool,
@@ -465,22 +472,40 @@ fn indexed(store: &Store, writer: &Writer<'_>) -> anyhow::Result<bool> {
 }
 
 fn index_line(index: &viscache::cache::IndexReport) -> String {
-    let curve = |curve: &[(usize, f64)]| {
-        curve.iter().map(|(ef, r)| format!("{r:.4} at {ef}")).collect::<Vec<_>>().join(", ")
-    };
     let mut line = format!(
         "generation {} of {} items; recall@10 by ef_search: {}",
         index.generation,
         index.items,
-        curve(&index.recall)
+        curve_line(&index.recall)
     );
     for (kind, recall) in &index.recall_by {
-        line += &format!("; of the {kind} sample: {}", curve(recall));
+        line += &format!("; of the {kind} sample: {}", curve_line(recall));
     }
     if index.reach.repaired > 0 {
         line += &format!(" ({} links added)", index.reach.repaired);
     }
     line
+}
+
+fn curve_line(curve: &[(usize, f64)]) -> String {
+    curve.iter().map(|(ef, r)| format!("{r:.4} at {ef}")).collect::<Vec<_>>().join(", ")
+}
+
+/// Recall by width and kind. A kind ends where a wider beam was no longer tried.
+fn recall_table(verdict: &verify::Verdict) -> String {
+    let given = verdict.recall_by.iter().map(|(kind, curve)| (kind.as_str(), curve));
+    let columns: Vec<_> = std::iter::once(("rows", &verdict.recall)).chain(given).collect();
+    let widths: BTreeSet<usize> = columns.iter().flat_map(|(_, curve)| curve.iter().map(|p| p.0)).collect();
+    let mut table = format!("  {:>9}", "ef_search");
+    columns.iter().for_each(|(kind, _)| table += &format!(" {kind:>8}"));
+    for width in widths {
+        table += &format!("\n  {width:>9}");
+        for (kind, curve) in &columns {
+            let recall = curve.iter().find(|p| p.0 == width).map(|p| format!("{:.4}", p.1));
+            table += &format!(" {:>1$}", recall.unwrap_or_default(), kind.len().max(8));
+        }
+    }
+    table + "\n"
 }
 
 fn reindex(args: IndexArgs) -> anyhow::Result<ExitCode> {
@@ -507,20 +532,21 @@ fn verify_all(args: VerifyArgs) -> anyhow::Result<ExitCode> {
     }
     let mut sound = true;
     for record in records {
-        let verdict = verify::verify(&store, &record, args.sample)?;
+        let verdict = verify::verify(&store, &record, args.sample, &args.queries)?;
         sound &= verdict.problems.is_empty();
         if args.json {
             println!("{}", json!(verdict));
             continue;
         }
-        let recall: Vec<String> = verdict.recall.iter().map(|(ef, r)| format!("{r:.4} at {ef}")).collect();
         let state = if verdict.problems.is_empty() { "sound" } else { "NOT SOUND" };
         println!(
             "{}: {state}; {} items, generations {:?}",
             verdict.cache, verdict.items, verdict.generations
         );
-        if !recall.is_empty() {
-            println!("  recall@10 by ef_search: {}", recall.join(", "));
+        match args.recall {
+            true => print!("{}", recall_table(&verdict)),
+            false if verdict.recall.is_empty() => {}
+            false => println!("  recall@10 by ef_search: {}", curve_line(&verdict.recall)),
         }
         verdict.problems.iter().for_each(|problem| println!("  {problem}"));
     }
@@ -664,8 +690,8 @@ fn build_params(graph: &Graph, threads: usize) -> anyhow::Result<BuildParams> {
 }
 
 /// The samples of queries that were named.
-fn sample_queries(graph: &Graph, dim: usize) -> anyhow::Result<Queries> {
-    Queries::read(&graph.queries, dim)
+fn sample_queries(graph: &Graph, dim: usize) -> anyhow::Result<QuerySample> {
+    index::sampled(&graph.queries, dim)
 }
 
 fn threads(asked: usize) -> usize {

@@ -1,14 +1,14 @@
 //! `verify`: whether what is stored is whole, agrees with itself, and is found.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use serde::Serialize;
-use viscache::cache::{LoadOptions, RowsMode, Snapshot, decode_row};
-use viscache::store::{CacheRecord, LedgerRecord, Outcome, Store};
+use viscache::cache::{LoadOptions, RowsMode, Snapshot, calibrate, decode_row};
+use viscache::store::{CacheRecord, LedgerRecord, Outcome, RecallCurve, Store};
 use viscache::types::{ItemId, norm};
 
-use crate::index::measure;
+use crate::index::{self, Sample};
 
 /// Farthest that a stored row's norm may be from 1 (f16 rows keep three digits).
 const UNIT_TOLERANCE: f64 = 2e-3;
@@ -26,17 +26,27 @@ pub struct Verdict {
     pub generations: Vec<u64>,
     /// Rows that the current index cannot reach.
     pub unreachable: usize,
-    /// Recall@10 of the current generation against exact, by `ef_search`.
-    pub recall: Vec<(usize, f64)>,
+    /// Recall@10 of the current generation against exact, by `ef_search`, for queries like the stored rows.
+    pub recall: RecallCurve,
+    /// The same for the given queries of other kinds, by the kind's word.
+    pub recall_by: BTreeMap<String, RecallCurve>,
     /// Everything that is wrong.
     pub problems: Vec<String>,
 }
 
 /// Checks one cache from end to end.
 ///
+/// * `sample`: stored rows that recall is measured by. `given`: queries of other kinds to measure it by.
+///
 /// # Errors
-/// When the store cannot be read at all; damage is a problem in the verdict.
-pub fn verify(store: &Arc<Store>, record: &CacheRecord, sample: usize) -> anyhow::Result<Verdict> {
+/// When the store cannot be read at all, or given queries cannot; damage is a problem in the verdict.
+pub fn verify(
+    store: &Arc<Store>,
+    record: &CacheRecord,
+    sample: usize,
+    given: &[Sample],
+) -> anyhow::Result<Verdict> {
+    let queries = index::measured(given, record.dim)?;
     let mut problems = Problems::default();
     if let Err(e) = store.verify_files() {
         problems.add("file", format!("{:#}", anyhow::Error::from(e)));
@@ -50,7 +60,8 @@ pub fn verify(store: &Arc<Store>, record: &CacheRecord, sample: usize) -> anyhow
         items: items.len() as u64,
         generations: Vec::new(),
         unreachable: 0,
-        recall: Vec::new(),
+        recall: RecallCurve::new(),
+        recall_by: BTreeMap::new(),
         problems: Vec::new(),
     };
     if items.len() as u64 != record.items {
@@ -64,24 +75,36 @@ pub fn verify(store: &Arc<Store>, record: &CacheRecord, sample: usize) -> anyhow
     }
     match record.current {
         None => problems.add("index", "the cache has not been indexed; run `index-builder index`".into()),
-        Some(_) => current(store, record, &items, sample, &mut verdict, &mut problems),
+        Some(_) => {
+            if let Some(snapshot) = current(store, record, &items, &mut verdict, &mut problems)
+                && problems.none()
+            {
+                match calibrate(snapshot.index(), &snapshot, sample, &queries) {
+                    Ok(recalls) => (verdict.recall, verdict.recall_by) = recalls,
+                    Err(e) => problems.add("row", format!("{:#}", anyhow::Error::from(e))),
+                }
+            }
+        }
     }
     verdict.problems = problems.finish();
     Ok(verdict)
 }
 
+/// The generation that is served, with its rows left on disk.
 fn current(
     store: &Arc<Store>,
     record: &CacheRecord,
     items: &HashSet<u64>,
-    sample: usize,
     verdict: &mut Verdict,
     problems: &mut Problems,
-) {
+) -> Option<Snapshot> {
     let options = LoadOptions { rows: RowsMode::Disk, memory_budget: u64::MAX };
     let snapshot = match Snapshot::load(store, &record.name, options) {
         Ok(snapshot) => snapshot,
-        Err(e) => return problems.add("index", format!("{:#}", anyhow::Error::from(e))),
+        Err(e) => {
+            problems.add("index", format!("{:#}", anyhow::Error::from(e)));
+            return None;
+        }
     };
     let index = snapshot.index();
     verdict.unreachable = index.unreachable().len();
@@ -100,18 +123,7 @@ fn current(
         problems
             .add("index", format!("{missing} stored items are not in the index; run `index-builder index`"));
     }
-    if problems.none() {
-        let mut rows = Vec::with_capacity(index.len() * index.dim());
-        // Recall is the graph's: a row that was replaced since is measured as it is now, one that was deleted as zeros.
-        for &id in index.ids() {
-            match store.row(record.id, ItemId(id)) {
-                Ok(None) if snapshot.replaced(ItemId(id)) => rows.resize(rows.len() + index.dim(), 0.0),
-                Ok(Some(bytes)) => rows.extend(decode_row(&bytes, record.rows)),
-                _ => return problems.add("row", format!("the row of item {id} cannot be read")),
-            }
-        }
-        verdict.recall = measure(index, &rows, sample);
-    }
+    Some(snapshot)
 }
 
 fn rows(store: &Store, record: &CacheRecord, problems: &mut Problems) -> anyhow::Result<HashSet<u64>> {

@@ -69,7 +69,7 @@ fn captioned_pictures_and_a_report() {
         assert!(report["outcomes"][stage].as_f64().unwrap() > 0.0, "{stage}");
     }
     let recall = report["index"]["recall"].as_array().unwrap();
-    assert!(recall.len() >= 4, "{recall:?}");
+    assert!(!recall.is_empty(), "{recall:?}");
     for pair in recall {
         assert!(pair[0].as_u64().is_some() && pair[1].as_f64().unwrap() > 0.9, "{pair}");
     }
@@ -386,13 +386,33 @@ fn a_sample_of_queries_repairs_the_graph_and_measures_it() {
     let ran = bench.run("index --cache a --json --deterministic --m 4 --queries", &[&good]).expect(0);
     let report = json_lines(&ran.out).pop().unwrap()["index"].clone();
     let curve = report["recall_by"]["queries"].as_array().unwrap();
-    assert_eq!(curve.len(), report["recall"].as_array().unwrap().len());
     assert!(curve.last().unwrap()[1].as_f64().unwrap() > 0.9, "{report}");
     assert!(report["reach"]["repaired"].as_u64().is_some());
     bench.assert_sound();
 
     let told = bench.run("index --cache a --queries", &[&good]).expect(0);
     assert!(told.out.contains("of the queries sample"), "{}", told.out);
+
+    // A generation keeps what a kind found, and `verify` measures it again, on queries of its own.
+    let given = format!("text={}", good.display());
+    bench.run(&format!("index --cache a --deterministic --m 4 --queries {given}"), &[]).expect(0);
+    let store = bench.open();
+    let (record, kept) = (bench.record("a"), store.generations(bench.record("a").id).unwrap());
+    let kept = kept.into_iter().find(|g| Some(g.generation) == record.current).unwrap();
+    assert_eq!(kept.recall_by.keys().collect::<Vec<_>>(), ["text"]);
+    drop(store);
+    let words = format!("verify --cache a --recall --queries {given}");
+    let table = bench.run(&words, &[]).expect(0).out;
+    let head: Vec<&str> = table.lines().nth(1).unwrap().split_whitespace().collect();
+    assert_eq!(head, ["ef_search", "rows", "text"], "{table}");
+    let verdict = json_lines(&bench.run(&format!("{words} --json"), &[]).expect(0).out).remove(0);
+    for curve in [&verdict["recall"], &verdict["recall_by"]["text"]] {
+        let last = curve.as_array().unwrap().last().unwrap();
+        assert!(last[1].as_f64().unwrap() > 0.9, "{verdict}");
+        assert!(table.contains(&format!("{:.4}", last[1].as_f64().unwrap())), "{verdict} {table}");
+    }
+    assert_eq!(verdict["problems"], serde_json::json!([]));
+    bench.run(&format!("verify --recall --queries {given}"), &[]).expect(2);
 
     let generation = bench.record("a").current;
     let few = file("few.npy", &queries[..5], dim);

@@ -1,7 +1,7 @@
 //! The delta becomes a generation, and generations are switched, while the cache goes on being read and changed.
 //!
 //! ```text
-//! watermark ─► read rows ─► build ─► blob of g+1 ─► load it ─► replay the log beyond the watermark      no lock
+//! watermark ─► read rows ─► build ─► blob of g+1 ─► load it ─► measure recall ─► replay the log          no lock
 //! lock ─► replay the rest ─► flip ─► show ─► unlock                                                     writers wait, ms
 //! ```
 //!
@@ -18,12 +18,13 @@ use std::time::{Duration, Instant};
 
 use tracing::{error, info};
 
+use super::calibrate::{RECALL_SAMPLE, calibrate};
 use super::delta::Overlay;
 use super::generation::{Frozen, find_generation};
 use super::writer::{self, Measure, flip, write_generation};
 use super::{Cache, Error, Snapshot, publish_existing};
 use crate::index::{self, BuildParams};
-use crate::store::CacheRecord;
+use crate::store::{CacheRecord, GenerationRecord};
 use crate::types::Generation;
 
 #[cfg(doc)]
@@ -102,7 +103,7 @@ impl Drop for Underway {
 
 impl Cache {
     /// Builds a generation over everything stored, on bounded threads, and serves it. Searches and changes go on meanwhile.
-    /// Recall is not measured: [`crate::store::GenerationRecord::recall`] is empty.
+    /// The graph is repaired for the sample of queries that the generation before was given, and recall measured as then.
     ///
     /// # Errors
     /// [`Error::NotWritable`], [`Error::Compacting`], [`Error::CompactMemory`], [`Error::Overtaken`],
@@ -195,7 +196,8 @@ impl Cache {
         let record = self.state()?.record.clone();
         let threads = options.threads();
         // As the generation before was built.
-        let build = self.snapshot().generation_record().build.clone();
+        let before = self.snapshot();
+        let build = before.generation_record().build.clone();
         let params = serde_json::from_value::<BuildParams>(build).unwrap_or_default();
         let params = BuildParams { threads, ..params };
         let tags = self.snapshot().generation_record().tags_bytes.unwrap_or(0);
@@ -212,12 +214,20 @@ impl Cache {
             .map_err(|source| index::Error::Threads { threads, source })?;
         let (frozen, overlay, generation) = pool.install(|| {
             fail::fail_point!("compact::before_blob", |_| std::process::abort());
-            let built = writer::build(&self.store, &record, &params, &[], |_| {}, None::<Measure>)?;
+            let queries = before.queries()?;
+            let built = writer::build(&self.store, &record, &params, &queries, |_| {}, None::<Measure>)?;
             let generation = write_generation(&self.store, record.id, &built)?;
             fail::fail_point!("compact::after_blob", |_| std::process::abort());
             drop(built);
-            let loaded = Snapshot::open(&self.store, record.clone(), generation.clone(), self.options)?;
-            Ok::<_, Error>((loaded.0.frozen, loaded.1, generation))
+            let (mut loaded, overlay) =
+                Snapshot::open(&self.store, record.clone(), generation.clone(), self.options)?;
+            // On the generation as it will be served, and before anybody reads it: its record is still ours alone.
+            let recalls = calibrate(loaded.index(), &loaded, RECALL_SAMPLE, &queries.held_out)?;
+            let generation = GenerationRecord { recall: recalls.0, recall_by: recalls.1, ..generation };
+            if let Some(frozen) = Arc::get_mut(&mut loaded.frozen) {
+                frozen.generation.clone_from(&generation);
+            }
+            Ok::<_, Error>((loaded.frozen, overlay, generation))
         })?;
         let (number, items) = (generation.generation, generation.items);
         self.switch(&frozen, overlay, |now| match now.current {

@@ -13,8 +13,12 @@
 //! | `delta.rs` | what has changed since the generation |
 //! | `mask.rs` | a set of positions that is cheap to copy |
 //! | `snapshot.rs` | generation and delta as of one moment, searched |
+//! | `queries.rs` | the sample of queries that a graph is repaired for and measured by |
 //! | `tags.rs` | which slots have which tag |
 //! | `filtered.rs` | a snapshot as a filter leaves it |
+//! | `scan.rs` | all rows in order, wherever they lie; the truth of one query |
+//! | `calibrate.rs` | recall measured, by width of the beam and kind of query |
+//! | `beam.rs` | a wished recall becomes the width of a beam |
 //! | `change.rs` | upsert and delete, visible at once |
 //! | `compact.rs` | the delta becomes a generation, in the background; generations are switched |
 //! | `writer.rs` | the single writer: put items in bulk, index them, publish |
@@ -25,13 +29,17 @@
 //! Left out: changes to a cache that has no generation yet (index it first), and a cache whose last item was deleted is
 //! not compacted.
 
+mod beam;
+mod calibrate;
 mod change;
 mod compact;
 mod delta;
 mod filtered;
 mod generation;
 mod mask;
+mod queries;
 mod rows;
+mod scan;
 mod snapshot;
 mod tags;
 mod writer;
@@ -43,17 +51,20 @@ use arc_swap::ArcSwap;
 
 use crate::store::{self, Access, CacheRecord, Store};
 use crate::types::{CacheName, Generation, Origin};
-use crate::{blend, index};
+use crate::{blend, index, metrics};
 
 use delta::Overlay;
 use generation::{Frozen, find_generation};
 
+pub use calibrate::{RECALL_K, RECALL_SAMPLE, calibrate};
 pub use compact::{CompactOptions, Compacted};
 pub use filtered::Filtered;
 pub use generation::{LoadOptions, Loaded, MemoryPlan};
+pub use queries::QuerySample;
 pub use rows::{RowsMode, decode_row, encode_row};
+pub use scan::{RowAccess, RowMatrix};
 pub use snapshot::{DeltaSummary, Found, Snapshot};
-pub use writer::{IndexReport, IndexStep, NewCache, NewItem, Writer, publish_existing};
+pub use writer::{IndexReport, IndexStep, NewCache, NewItem, StoredRows, Writer, publish_existing};
 
 /// Why a cache cannot be opened, searched or written.
 #[derive(Debug, thiserror::Error)]
@@ -88,6 +99,11 @@ pub enum Error {
     /// Nothing has been indexed yet.
     #[error("cache `{0}` has no generation yet; run `index-builder index --cache {0}`")]
     NotIndexed(CacheName),
+    /// A target recall, and nothing to tell by which beam reaches it.
+    #[error(
+        "the recall of cache `{0}` was not measured, so no beam is known to reach a target; run `index-builder index --cache {0}`, or give `ef_search`"
+    )]
+    NotCalibrated(CacheName),
     /// A generation that is not stored.
     #[error("cache `{cache}` has no generation {generation}; it has: {known}")]
     NoGeneration {
@@ -188,6 +204,20 @@ pub struct Cache {
     problem: Mutex<Option<String>>,
 }
 
+impl Snapshot {
+    /// Tells the metrics what readers are about to see.
+    fn observe(&self) {
+        let DeltaSummary { items, masked, .. } = self.delta();
+        metrics::observe_cache(
+            self.record().name.as_str(),
+            self.generation().0,
+            self.live() as u64,
+            items,
+            masked,
+        );
+    }
+}
+
 /// The newest state, as the writer knows it.
 struct State {
     /// As of the last commit.
@@ -216,6 +246,7 @@ impl Cache {
         let current = record.current.ok_or_else(|| Error::NotIndexed(name.clone()))?;
         let generation = find_generation(store, &record, current)?;
         let (snapshot, overlay) = Snapshot::open(store, record.clone(), generation, options)?;
+        snapshot.observe();
         Ok(Cache {
             name: name.clone(),
             options,
@@ -269,6 +300,7 @@ impl Cache {
         }
         let generation = find_generation(&self.store, &record, current)?;
         let (snapshot, overlay) = Snapshot::open(&self.store, record.clone(), generation, self.options)?;
+        snapshot.observe();
         self.current.store(Arc::new(snapshot));
         *state = State { record, overlay };
         Ok(true)
@@ -276,7 +308,9 @@ impl Cache {
 
     /// Lets readers see a generation with the changes of an overlay.
     fn show(&self, frozen: &Arc<Frozen>, overlay: &Overlay) {
-        self.current.store(Arc::new(Snapshot { frozen: frozen.clone(), delta: overlay.delta().clone() }));
+        let snapshot = Snapshot { frozen: frozen.clone(), delta: overlay.delta().clone() };
+        snapshot.observe();
+        self.current.store(Arc::new(snapshot));
     }
 
     fn state(&self) -> Result<MutexGuard<'_, State>, Error> {

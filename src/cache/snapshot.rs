@@ -18,11 +18,12 @@ use super::Error;
 use super::delta::{Delta, Overlay};
 use super::filtered::Matching;
 use super::generation::{Frozen, LoadOptions, Loaded, find_generation};
+use super::queries::QuerySample;
 use super::rows::check_row;
 use crate::index::exact::{self, Scored, TopK};
 use crate::index::{Among, Candidate, Cost, Index, Plan, ScanPrice, SearchParams, Searcher};
 use crate::kernels::Kernels;
-use crate::store::{self, CacheRecord, GenerationRecord, Store};
+use crate::store::{self, BlobKind, CacheRecord, GenerationRecord, Store};
 use crate::types::{CacheName, Embedding, Generation, Hit, ItemId, Slot};
 
 /// What a row read from the disk costs, in rows scored on codes: roughly, and less than on a disk that is slow.
@@ -125,6 +126,19 @@ impl Snapshot {
     /// What loading the generation did.
     pub fn loaded(&self) -> Loaded {
         self.frozen.loaded
+    }
+
+    /// The sample of queries that came with the generation; an empty one when it came without.
+    ///
+    /// # Errors
+    /// [`store::Error::Damaged`].
+    pub(super) fn queries(&self) -> Result<QuerySample, Error> {
+        let (frozen, generation) = (&self.frozen, &self.frozen.generation);
+        let Some(len) = generation.queries_bytes else { return Ok(QuerySample::default()) };
+        let mut bytes = crate::index::AlignedBytes::zeroed(usize::try_from(len).unwrap_or(usize::MAX))?;
+        let number = generation.generation;
+        frozen.store.read_blob(frozen.record.id, number, BlobKind::Queries, bytes.as_mut_slice())?;
+        Ok(QuerySample::decode(bytes.as_slice(), frozen.record.dim)?)
     }
 
     /// The store it came from.

@@ -3,9 +3,9 @@
 //! ```text
 //! put(items + ledger) ─── one synced batch each ───► items, vectors, ledger, cache record
 //! index():
-//!   read rows ─► train ─► build ─► freeze ─► encode        memory only
+//!   read rows ─► train ─► encode ─► build ─► freeze        memory only, rows in passes
 //!   drop orphan blobs of generations after the newest       ①
-//!   write the blobs of g+1: index, tags                     ②   a crash up to here: g is current, orphans stay
+//!   write the blobs of g+1: index, tags, queries            ②   a crash up to here: g is current, orphans stay
 //!   one batch: record of g+1, current = g+1, drop g−1,      ③   the flip
 //!              drop the changes that g and g+1 contain
 //! ```
@@ -21,14 +21,16 @@ use std::time::Instant;
 
 use super::Error;
 use super::generation::find_generation;
+use super::queries::QuerySample;
 use super::rows::{check_row, encode_row};
+use super::scan::RowAccess;
 use super::tags;
-use crate::index::{self, BuildParams, Codec, Parts, Reach};
+use crate::index::{self, AlignedBytes, BuildParams, CodeKind, Codec, Coded, Parts, Reach, Rows as _};
 use crate::store::{
-    Access, Batch, BlobKind, CacheId, CacheRecord, GenerationRecord, ItemRecord, ModelSource, RecallCurve,
-    Recalls, RowType, Store,
+    Access, Batch, BlobKind, CacheId, CacheRecord, GenerationRecord, ItemRecord, ModelSource, Moment,
+    RecallCurve, Recalls, RowType, Store,
 };
-use crate::types::{CacheName, Embedding, Generation, ItemId, Origin};
+use crate::types::{CacheName, Embedding, Generation, ItemId, Origin, Slot};
 
 /// Farthest from 1 that a norm may be to count as 1: what f32 leaves of a unit vector of a thousand components.
 const UNIT_TOLERANCE: f64 = 1e-6;
@@ -66,11 +68,13 @@ pub struct NewItem {
 /// A moment of [`Writer::index`], for progress display.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum IndexStep {
-    /// Rows are being read.
+    /// Ids and a sample of rows are being read.
     Read,
-    /// So many rows (added to those before) have been inserted into the graph.
-    Inserted(usize),
-    /// The graph is being frozen and written.
+    /// So many more rows have been coded.
+    Coded(usize),
+    /// A stage of the graph is done with so many more rows or queries.
+    Built(index::Stage, usize),
+    /// The index is being written down, measured and published.
     Publish,
 }
 
@@ -182,8 +186,7 @@ impl<'a> Writer<'a> {
 
     /// Builds a graph over everything stored and publishes it as the next generation.
     ///
-    /// * `queries`: row-major `[q, dim]`, a sample of queries of another modality that the graph is repaired by; may be
-    ///   empty.
+    /// * `queries`: of other kinds than the rows, that the graph is repaired by; kept with the generation. May be empty.
     /// * `measure`: recall@10 of the finished index against exact, by `ef_search`: for queries like the rows, and for
     ///   queries of another modality, if there are any. Called before publishing, and a failure there leaves the current
     ///   generation in place.
@@ -193,9 +196,9 @@ impl<'a> Writer<'a> {
     pub fn index(
         &mut self,
         params: &BuildParams,
-        queries: &[f32],
+        queries: &QuerySample,
         progress: impl Fn(IndexStep) + Sync,
-        measure: impl FnOnce(&index::Index, &[f32]) -> Result<Recalls, Error>,
+        measure: impl FnOnce(&index::Index, &StoredRows<'_>) -> Result<Recalls, Error>,
     ) -> Result<IndexReport, Error> {
         let built = build(self.store, &self.record, params, queries, progress, Some(measure))?;
         let clock = Instant::now();
@@ -224,8 +227,9 @@ pub(super) fn unit_row(embedding: Embedding, record: &CacheRecord, id: ItemId) -
 
 /// An index that is not stored yet.
 pub(super) struct Built {
-    bytes: Vec<u8>,
+    index: index::Index,
     tags: Vec<u8>,
+    queries: Vec<u8>,
     items: u64,
     /// Every change up to this one is in it.
     sequence: u64,
@@ -237,12 +241,14 @@ pub(super) struct Built {
 }
 
 /// What recall is measured with: the index and its rows.
-pub(super) type Measure = fn(&index::Index, &[f32]) -> Result<Recalls, Error>;
+pub(super) type Measure = fn(&index::Index, &StoredRows<'_>) -> Result<Recalls, Error>;
 
 /// Builds an index over everything stored.
 ///
+/// Rows are read three times and never all in memory: ids and a sample to train codecs, codes to build on, codes to search.
+///
 /// * `record`: the cache's, committed before the call: what was changed since may be in the index or not.
-/// * `queries`, `measure`: as [`Writer::index`] has them; no `measure` saves a copy of the index.
+/// * `queries`, `measure`: as [`Writer::index`] has them.
 ///
 /// # Errors
 /// As [`Writer::index`].
@@ -250,56 +256,124 @@ pub(super) fn build<M>(
     store: &Store,
     record: &CacheRecord,
     params: &BuildParams,
-    queries: &[f32],
+    queries: &QuerySample,
     progress: impl Fn(IndexStep) + Sync,
     measure: Option<M>,
 ) -> Result<Built, Error>
 where
-    M: FnOnce(&index::Index, &[f32]) -> Result<Recalls, Error>,
+    M: FnOnce(&index::Index, &StoredRows<'_>) -> Result<Recalls, Error>,
 {
     let mut clock = Instant::now();
     let mut lap = || std::mem::replace(&mut clock, Instant::now()).elapsed().as_secs_f64();
     progress(IndexStep::Read);
-    let (ids, rows) = read_rows(store, record)?;
-    if ids.is_empty() {
+    let rows = StoredRows::now(store, record)?;
+    if rows.is_empty() {
         return Err(index::Error::Empty.into());
     }
-    let tags = tags::of_items(store, record, ids.iter().copied())?;
+    let tags = tags::of_items(store, record, rows.ids.iter().copied())?;
+    let sample = index::rows::sample(&rows)?;
+    let codec = Codec::train(params.codes, &sample, record.dim);
+    let (wide, narrow) = (codec.as_u8(&sample), codec.as_u4(&sample));
+    drop(sample);
+    let [wide_codes, narrow_codes] =
+        index::rows::encode(&rows, [&wide, &narrow], &|n| progress(IndexStep::Coded(n)))?;
     let read = lap();
-    let codec = Codec::train(params.codes, &rows, record.dim);
-    let graph = index::build(params, &codec, &rows, queries, |stage, n| {
-        if stage == index::Stage::Insert {
-            progress(IndexStep::Inserted(n));
-        }
-    })?;
+    let graph = index::build_coded(
+        params,
+        Coded { codec: &wide, codes: &wide_codes },
+        Coded { codec: &narrow, codes: &narrow_codes },
+        &queries.repair,
+        |stage, n| progress(IndexStep::Built(stage, n)),
+    )?;
     progress(IndexStep::Publish);
-    let codes = codec.encode(&rows);
-    let parts = Parts { graph: &graph, codec: &codec, ids: &ids, codes: &codes };
+    let codes = match params.codes {
+        CodeKind::U8 => wide_codes,
+        CodeKind::U4 => narrow_codes,
+        CodeKind::F16 | CodeKind::F32 => {
+            drop((wide_codes, narrow_codes));
+            let [codes] = index::rows::encode(&rows, [&codec], &|_| ())?;
+            codes
+        }
+    };
+    let reach = graph.reach();
+    let parts = Parts { graph: &graph, codec: &codec, ids: &rows.ids, codes: &codes };
+    let mut bytes = AlignedBytes::zeroed(parts.len() as usize)?;
+    parts.write(&mut bytes.as_mut_slice())?;
+    drop((graph, codes));
+    // Checked and measured on the very bytes that will be published, as a server reads them.
+    let index = index::Index::open(bytes)?;
     let built = lap();
 
-    let mut bytes = Vec::with_capacity(parts.len() as usize);
-    parts.write(&mut bytes)?;
     let recall = match measure {
-        // Measured on the very bytes that will be published, read back as a server reads them.
-        Some(measure) => measure(&index::Index::open(index::AlignedBytes::copy_of(&bytes)?)?, &rows)?,
+        Some(measure) => measure(&index, &rows)?,
         None => Default::default(),
     };
     let seconds = [read, built, lap()];
-    let (items, reach, sequence) = (ids.len() as u64, graph.reach(), record.sequence);
+    let (items, sequence) = (rows.ids.len() as u64, record.sequence);
     let build = serde_json::to_value(params).unwrap_or_default();
-    Ok(Built { bytes, tags, items, sequence, build, reach, recall, seconds })
+    let queries = if queries.is_empty() { Vec::new() } else { queries.encode(record.dim) };
+    Ok(Built { index, tags, queries, items, sequence, build, reach, recall, seconds })
 }
 
-/// Every row of the cache in id order, as f32, as of one moment.
-fn read_rows(store: &Store, record: &CacheRecord) -> Result<(Vec<ItemId>, Vec<f32>), Error> {
-    let mut ids = Vec::with_capacity(record.items as usize);
-    let mut rows = Vec::with_capacity(record.items as usize * record.dim);
-    store.scan_rows(record.id, ItemId(0), |id, bytes| {
-        rows.extend(check_row(&record.name, id, Some(bytes), record.rows, record.dim)?);
-        ids.push(id);
-        Ok::<bool, Error>(true)
-    })?;
-    Ok((ids, rows))
+/// The rows of a cache in the order of their ids, as of one moment, read as often as a build needs.
+pub struct StoredRows<'a> {
+    moment: Moment<'a>,
+    record: &'a CacheRecord,
+    ids: Vec<ItemId>,
+}
+
+impl<'a> StoredRows<'a> {
+    /// As they are now.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub fn now(store: &'a Store, record: &'a CacheRecord) -> Result<Self, Error> {
+        let moment = store.moment();
+        let mut ids = Vec::with_capacity(record.items as usize);
+        moment.scan_rows(record.id, |id, _| {
+            ids.push(id);
+            Ok::<bool, Error>(true)
+        })?;
+        Ok(StoredRows { moment, record, ids })
+    }
+}
+
+impl RowAccess for StoredRows<'_> {
+    fn row(&self, slot: Slot) -> Result<Option<Vec<f32>>, Error> {
+        let (record, id) = (self.record, self.ids[slot.index()]);
+        let found = self.moment.rows(record.id, &[id])?.pop().flatten();
+        check_row(&record.name, id, found.as_deref(), record.rows, record.dim).map(Some)
+    }
+
+    fn scan(&self, visit: &mut dyn FnMut(Slot, &[f32]) -> bool) -> Result<(), Error> {
+        let mut go_on = true;
+        index::Rows::each(self, &mut |first, rows| {
+            go_on = go_on && visit(Slot(first as u32), rows);
+        })
+    }
+}
+
+impl index::Rows for StoredRows<'_> {
+    type Error = Error;
+
+    fn dim(&self) -> usize {
+        self.record.dim
+    }
+
+    fn len(&self) -> usize {
+        self.ids.len()
+    }
+
+    fn each(&self, visit: &mut dyn FnMut(usize, &[f32])) -> Result<(), Error> {
+        let CacheRecord { name, rows, dim, .. } = self.record;
+        let mut chunks = index::rows::Chunks::new(*dim, visit);
+        self.moment.scan_rows(self.record.id, |id, bytes| {
+            chunks.push(check_row(name, id, Some(bytes), *rows, *dim)?);
+            Ok::<bool, Error>(true)
+        })?;
+        chunks.finish();
+        Ok(())
+    }
 }
 
 /// Writes an index and its tags as the blobs of the next generation. They count once [`flip`] says so.
@@ -320,17 +394,21 @@ pub(super) fn write_generation(
     fail::fail_point!("publish::before_blob", |_| std::process::abort());
 
     let mut blob = store.write_blob(cache, generation, BlobKind::Index);
-    std::io::Write::write_all(&mut blob, &built.bytes).map_err(index::Error::Write)?;
+    std::io::Write::write_all(&mut blob, built.index.bytes()).map_err(index::Error::Write)?;
     let index_bytes = blob.finish()?;
     let mut blob = store.write_blob(cache, generation, BlobKind::Tags);
     std::io::Write::write_all(&mut blob, &built.tags).map_err(index::Error::Write)?;
     let tags_bytes = Some(blob.finish()?);
+    let mut blob = store.write_blob(cache, generation, BlobKind::Queries);
+    std::io::Write::write_all(&mut blob, &built.queries).map_err(index::Error::Write)?;
+    let queries_bytes = Some(blob.finish()?).filter(|&len| len > 0);
     let (recall, recall_by) = built.recall.clone();
     Ok(GenerationRecord {
         generation,
         items: built.items,
         index_bytes,
         tags_bytes,
+        queries_bytes,
         build: built.build.clone(),
         recall,
         recall_by,

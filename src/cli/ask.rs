@@ -170,7 +170,13 @@ pub(super) fn media_inputs(images: &[PathBuf], texts: &[String]) -> anyhow::Resu
 }
 
 pub(super) fn search_params(options: &SearchOptions) -> proto::SearchParams {
-    proto::SearchParams { ef_search: options.ef_search, rescore: options.rescore, exact: options.exact }
+    proto::SearchParams {
+        ef_search: options.ef_search,
+        rescore: options.rescore,
+        exact: options.exact,
+        target_recall: options.target_recall,
+        query_kind: options.query_kind.as_ref().map(ToString::to_string).unwrap_or_default(),
+    }
 }
 
 pub(super) fn read(path: &Path) -> anyhow::Result<Vec<u8>> {

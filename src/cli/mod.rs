@@ -19,6 +19,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::Serialize;
+use viscache::types::QueryKind;
 
 use viscache::types::Filter;
 
@@ -188,6 +189,12 @@ struct SearchOptions {
     /// Scan every row.
     #[arg(long)]
     exact: bool,
+    /// Recall@10 to be reached, in place of a beam.
+    #[arg(long, value_name = "R", conflicts_with_all = ["ef_search", "rescore", "exact"])]
+    target_recall: Option<f64>,
+    /// What the queries are, as in `text`; without it, pictures and texts speak for themselves.
+    #[arg(long, value_name = "KIND")]
+    query_kind: Option<QueryKind>,
 }
 
 #[derive(Args)]

@@ -7,14 +7,19 @@ use anyhow::{Context, bail};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::info;
+use viscache::flow::Sampler;
 use viscache::serve;
 
-use crate::app;
 use crate::config::Config;
+use crate::{app, telemetry};
 
 /// Serves until SIGINT or SIGTERM, then answers what has begun.
 pub async fn run(config: &Config) -> anyhow::Result<ExitCode> {
-    let app = app::open(config, true)?;
+    if let Some(listen) = config.metrics_address()? {
+        telemetry::serve_metrics(listen)?;
+    }
+    let mut app = app::open(config, true)?;
+    app.sampler = Sampler::start(config.recall_sampling).context("the thread that measures live recall")?;
     if app.caches.is_empty() {
         bail!(
             "the store at {} has no cache; make one with `index-builder build` or `index-builder import`",

@@ -4,8 +4,9 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use serde_json::{Value, json};
+use tonic::Code;
 use tonic_types::{RpcStatusExt, StatusExt, pb};
-use viscache::serve::proto;
+use viscache::serve::{code_name, proto};
 
 use super::SOME_BAD;
 
@@ -24,7 +25,7 @@ pub struct Shown {
 pub fn refused(status: tonic::Status) -> anyhow::Error {
     let reason =
         status.get_details_error_info().map(|info| format!(" [{}]", info.reason)).unwrap_or_default();
-    anyhow::anyhow!("{}{reason}: {}", code_name(status.code() as i32), status.message())
+    anyhow::anyhow!("{}{reason}: {}", code_name(status.code()), status.message())
 }
 
 impl Shown {
@@ -150,14 +151,14 @@ impl Shown {
         let Some(status) = status.filter(|s| s.code != 0) else { return Ok(Some(number)) };
         self.bad += 1;
         let reason = status.get_details_error_info().map(|info| info.reason).unwrap_or_default();
+        let code = code_name(Code::from_i32(status.code));
         if self.json {
-            let error =
-                json!({ "code": code_name(status.code), "reason": reason, "message": status.message });
+            let error = json!({ "code": code, "reason": reason, "message": status.message });
             let mut line = json!({ "error": error });
             line[self.item] = json!(number);
             print_line(&line)?;
         } else {
-            eprintln!("{} {number}: {} [{reason}]: {}", self.item, code_name(status.code), status.message);
+            eprintln!("{} {number}: {code} [{reason}]: {}", self.item, status.message);
         }
         Ok(None)
     }
@@ -167,11 +168,20 @@ impl Shown {
 pub fn described(reply: &proto::DescribeResponse, json: bool) -> anyhow::Result<()> {
     let source = reply.source.clone().unwrap_or_default();
     let limits = reply.limits.unwrap_or_default();
-    let recall: Vec<Value> = reply
-        .recall
-        .iter()
-        .map(|r| json!({ "ef_search": r.ef_search, "recall_at_10": r.recall_at_10 }))
-        .collect();
+    let points = |points: &[proto::Recall]| -> Vec<Value> {
+        let point = |r: &proto::Recall| json!({ "ef_search": r.ef_search, "recall_at_10": r.recall_at_10 });
+        points.iter().map(point).collect()
+    };
+    let curve = |c: &proto::RecallCurve| json!({ "kind": c.kind, "points": points(&c.points) });
+    let live = |l: &proto::LiveRecall| {
+        json!({
+            "kind": l.kind,
+            "recall_at_10": l.recall_at_10,
+            "samples": l.samples,
+            "oldest_ms": l.oldest_ms,
+            "newest_ms": l.newest_ms,
+        })
+    };
     if json {
         return print_line(&json!({
             "cache": source.cache,
@@ -182,7 +192,11 @@ pub fn described(reply: &proto::DescribeResponse, json: bool) -> anyhow::Result<
             "codes": reply.codes,
             "rows_in_memory": reply.rows_in_memory,
             "memory_bytes": reply.memory_bytes,
-            "recall": recall,
+            "recall": points(&reply.recall),
+            "recall_curves": reply.recall_curves.iter().map(curve).collect::<Vec<_>>(),
+            "live_recall": reply.live_recall.iter().map(live).collect::<Vec<_>>(),
+            "recall_sampling_rate": reply.recall_sampling_rate,
+            "recall_samples_dropped": reply.recall_samples_dropped,
             "live_items": reply.live_items,
             "writable": reply.writable,
             "delta": reply.delta.as_ref().map(|d| json!({
@@ -203,8 +217,8 @@ pub fn described(reply: &proto::DescribeResponse, json: bool) -> anyhow::Result<
             "default_blend": reply.default_blend.map(|b| json!({
                 "top_k": b.top_k, "temperature": b.temperature, "weight": b.weight,
             })),
-            "default_search": reply.default_search.map(|s| json!({
-                "ef_search": s.ef_search, "rescore": s.rescore, "exact": s.exact,
+            "default_search": reply.default_search.as_ref().map(|s| json!({
+                "ef_search": s.ef_search, "rescore": s.rescore, "exact": s.exact, "target_recall": s.target_recall,
             })),
             "limits": {
                 "max_message_bytes": limits.max_message_bytes,
@@ -249,8 +263,17 @@ pub fn described(reply: &proto::DescribeResponse, json: bool) -> anyhow::Result<
             writeln!(out, "the last compaction failed: {}", delta.compaction_problem)?;
         }
     }
-    for r in &reply.recall {
-        writeln!(out, "recall@10 {:.4} at ef_search {}", r.recall_at_10, r.ef_search)?;
+    for proto::RecallCurve { kind, points } in &reply.recall_curves {
+        for r in points {
+            writeln!(out, "recall@10 {:.4} at ef_search {} for {kind} queries", r.recall_at_10, r.ef_search)?;
+        }
+    }
+    for l in &reply.live_recall {
+        writeln!(
+            out,
+            "live recall@10 {:.4} for {} queries: the last {} of those sampled",
+            l.recall_at_10, l.kind, l.samples
+        )?;
     }
     writeln!(
         out,
@@ -311,6 +334,7 @@ fn cost(cost: Option<&proto::Cost>) -> Value {
         "scored_vectors": c.scored_vectors,
         "matching_items": c.matching_items,
         "plan": plan(c.plan()),
+        "ef_search": c.ef_search,
     })
 }
 
@@ -320,28 +344,5 @@ fn plan(plan: proto::Plan) -> &'static str {
         proto::Plan::Graph => "graph",
         proto::Plan::GraphWithSkip => "graph with skip",
         proto::Plan::Exact => "exact",
-    }
-}
-
-/// The canonical name of a gRPC code.
-pub fn code_name(code: i32) -> &'static str {
-    match tonic::Code::from_i32(code) {
-        tonic::Code::Ok => "OK",
-        tonic::Code::Cancelled => "CANCELLED",
-        tonic::Code::Unknown => "UNKNOWN",
-        tonic::Code::InvalidArgument => "INVALID_ARGUMENT",
-        tonic::Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
-        tonic::Code::NotFound => "NOT_FOUND",
-        tonic::Code::AlreadyExists => "ALREADY_EXISTS",
-        tonic::Code::PermissionDenied => "PERMISSION_DENIED",
-        tonic::Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
-        tonic::Code::FailedPrecondition => "FAILED_PRECONDITION",
-        tonic::Code::Aborted => "ABORTED",
-        tonic::Code::OutOfRange => "OUT_OF_RANGE",
-        tonic::Code::Unimplemented => "UNIMPLEMENTED",
-        tonic::Code::Internal => "INTERNAL",
-        tonic::Code::Unavailable => "UNAVAILABLE",
-        tonic::Code::DataLoss => "DATA_LOSS",
-        tonic::Code::Unauthenticated => "UNAUTHENTICATED",
     }
 }

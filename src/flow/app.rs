@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::Error;
+use super::{Error, Sampler};
 use crate::blend::BlendParams;
 use crate::cache::{Cache, CompactOptions};
-use crate::index::{SearchParams, Searcher};
+use crate::index::{SearchParams, Searcher, TargetRecall};
 use crate::media;
 use crate::models::encoder::Encoder;
 use crate::store::Store;
@@ -73,6 +73,10 @@ pub struct App {
     pub default_blend: BlendParams,
     /// Likewise.
     pub default_search: SearchParams,
+    /// The recall that such a search is for, in place of its beam.
+    pub default_target: Option<TargetRecall>,
+    /// What measures the recall of live searches.
+    pub sampler: Sampler,
     /// When and how changes are compacted.
     pub compact: CompactOptions,
     /// What is refused beyond.
@@ -97,6 +101,8 @@ impl App {
             encoder,
             default_blend: BlendParams::default(),
             default_search: SearchParams::default(),
+            default_target: None,
+            sampler: Sampler::off(),
             compact: CompactOptions::default(),
             limits,
             searchers: Mutex::new(Vec::new()),

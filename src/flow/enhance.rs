@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use super::search::{SnapshotRef, each, embed_parts, embeddings, find};
-use super::{App, Call, Error, Query, Searched};
+use super::search::{Answer, SnapshotRef, Way, each, embed_parts, embeddings, with};
+use super::{Aim, App, Call, Error, Query, Searched};
 use crate::blend::{self, BlendParams};
 use crate::cache::Filtered;
 use crate::index::{Cost, Plan, SearchParams};
@@ -28,10 +28,12 @@ pub struct Request {
     pub queries: Vec<Result<Query, Error>>,
     /// What the cache does to them.
     pub blend: BlendParams,
-    /// How it is searched.
+    /// How it is searched, unless `aim` has a target.
     pub search: SearchParams,
     /// Which items may be blended, if not all may.
     pub filter: Option<Filter>,
+    /// What recall is wanted.
+    pub aim: Aim,
     /// How parts are mixed.
     pub variant: Variant,
     /// The digest of the weights that the caller relies on; empty for any.
@@ -53,6 +55,8 @@ pub struct Enhanced {
     pub max_score: f32,
     /// Cosine between query and result.
     pub cosine: f32,
+    /// How it was searched.
+    pub params: SearchParams,
     /// The work of the search.
     pub cost: Cost,
     /// How it went about it.
@@ -85,20 +89,27 @@ pub fn enhance(app: &App, request: Request, call: &Call) -> Result<Searched<Enha
     request.search.validate().map_err(crate::cache::Error::from)?;
     let filtered = request.filter.map(|filter| snapshot.filtered(&filter)).transpose()?;
 
+    let way = Way {
+        app,
+        snapshot: &snapshot,
+        filtered: filtered.as_ref(),
+        search: request.search,
+        aim: request.aim,
+        deadline: call.deadline,
+    };
+    way.check()?;
+    let kinds = way.kinds(&request.queries);
     let variant = request.variant;
-    let params = SearchParams { deadline: call.deadline, ..request.search };
     let (queries, embed) = embed_parts(app, request.queries, call, |encoded| match variant {
         Variant::Condition => encoded.embedding,
         Variant::ImageGeneration => encoded.prenorm,
     })?;
-    let results = each(call, queries, |query| {
+    let results = each(call, with(queries, kinds), |(query, kind)| {
         let (query, norm) = mix(query, variant)?;
         if filtered.as_ref().is_some_and(Filtered::is_empty) {
             return Err(Error::NoMatch);
         }
-        let start = Instant::now();
-        let found = find(app, &snapshot, filtered.as_ref(), &query, request.blend.top_k, &params)?;
-        let search = start.elapsed();
+        let Answer { found, params, took: search } = way.find(&query, kind.as_ref(), request.blend.top_k)?;
 
         let start = Instant::now();
         let blended = blend::blend(&query, &found.hits, &request.blend)?;
@@ -113,6 +124,7 @@ pub fn enhance(app: &App, request: Request, call: &Call) -> Result<Searched<Enha
             entropy: blended.entropy,
             max_score: blended.max_score,
             cosine: blended.cosine,
+            params,
             cost: found.cost,
             plan: found.plan,
             matching: found.matching,

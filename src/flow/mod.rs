@@ -14,20 +14,23 @@ mod app;
 mod change;
 mod embed;
 mod enhance;
+mod sample;
 mod search;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use crate::types::{CacheName, Embedding, Modality};
+use crate::index::TargetRecall;
+use crate::types::{CacheName, Embedding, Modality, QueryKind};
 use crate::{blend, cache, models};
 
 pub use app::{App, Limits, ServedCache};
 pub use change::{Changed, Upsert, compact, delete, upsert};
 pub use embed::{MediaInput, embed};
 pub use enhance::{Enhanced, Request as EnhanceRequest, Variant, enhance};
-pub use search::{Request as SearchRequest, Searched, SnapshotRef, search};
+pub use sample::{LiveRecall, Sampler, SamplingOptions};
+pub use search::{Answer, Request as SearchRequest, Searched, SnapshotRef, search};
 
 /// Why a use-case has no answer.
 #[derive(Debug, thiserror::Error)]
@@ -156,6 +159,15 @@ pub enum Query {
     Parts(Vec<Part>),
     /// A vector that the caller has mixed: used as it is.
     Ready(Embedding),
+}
+
+/// The recall that a request wants, and what its queries are.
+#[derive(Debug, Clone, Default)]
+pub struct Aim {
+    /// In place of the width of the beam.
+    pub target: Option<TargetRecall>,
+    /// Of every query in the request; without it, media speak for themselves.
+    pub kind: Option<QueryKind>,
 }
 
 impl Modality {

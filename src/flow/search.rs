@@ -6,12 +6,12 @@ use std::time::{Duration, Instant};
 use rayon::prelude::*;
 
 use super::embed::{MediaInput, embed};
-use super::{App, Call, Content, Error, Part, Query};
-use crate::blend;
+use super::{Aim, App, Call, Content, Error, Part, Query};
 use crate::cache::{self, Filtered, Found, Snapshot};
 use crate::index::{self, SearchParams};
 use crate::models::encoder::Encoded;
-use crate::types::{Embedding, Filter};
+use crate::types::{Embedding, Filter, QueryKind};
+use crate::{blend, metrics};
 
 /// Queries of one request that are searched before the work is shared between cores.
 const SHARE_ABOVE: usize = 4;
@@ -25,10 +25,23 @@ pub struct Request {
     pub queries: Vec<Result<Query, Error>>,
     /// Hits per query.
     pub top_k: usize,
-    /// How.
+    /// How, unless `aim` has a target.
     pub search: SearchParams,
     /// Which items may be found, if not all may.
     pub filter: Option<Filter>,
+    /// What recall is wanted.
+    pub aim: Aim,
+}
+
+/// What came of one query.
+#[derive(Debug)]
+pub struct Answer {
+    /// The hits and the work.
+    pub found: Found,
+    /// How it was searched.
+    pub params: SearchParams,
+    /// Time it took.
+    pub took: Duration,
 }
 
 /// What came of a search request.
@@ -56,44 +69,110 @@ impl std::fmt::Debug for SnapshotRef {
 /// # Errors
 /// For the request as a whole: an unknown cache, a bad parameter, a missing model, tags that cannot be read, deadline and
 /// cancellation.
-pub fn search(app: &App, request: Request, call: &Call) -> Result<Searched<(Found, Duration)>, Error> {
+pub fn search(app: &App, request: Request, call: &Call) -> Result<Searched<Answer>, Error> {
     let snapshot = app.cache(&request.cache)?.snapshot();
-    let params = SearchParams { deadline: call.deadline, ..request.search };
     request.search.validate().map_err(crate::cache::Error::from)?;
     let filtered = request.filter.map(|filter| snapshot.filtered(&filter)).transpose()?;
+    let way = Way {
+        app,
+        snapshot: &snapshot,
+        filtered: filtered.as_ref(),
+        search: request.search,
+        aim: request.aim,
+        deadline: call.deadline,
+    };
+    way.check()?;
+    let kinds = way.kinds(&request.queries);
     let (queries, embed) = embed_parts(app, request.queries, call, |encoded| encoded.embedding)?;
-    let results = each(call, queries, |query| {
+    let results = each(call, with(queries, kinds), |(query, kind)| {
         let query = match query {
             Query::Ready(embedding) => embedding,
             Query::Parts(parts) => blend::mix(&embeddings(&parts))?,
         };
-        let start = Instant::now();
-        let found = find(app, &snapshot, filtered.as_ref(), &query, request.top_k, &params)?;
-        Ok((found, start.elapsed()))
+        way.find(&query, kind.as_ref(), request.top_k)
     })?;
     drop(filtered);
     Ok(Searched { snapshot: SnapshotRef(snapshot), results, embed })
 }
 
-/// The hits of one query.
-///
-/// * `filtered`: what the request's filter leaves of the snapshot, if it has one.
-pub(super) fn find(
-    app: &App,
-    snapshot: &Snapshot,
-    filtered: Option<&Filtered<'_>>,
-    query: &Embedding,
-    top_k: usize,
-    params: &SearchParams,
-) -> Result<Found, Error> {
-    let found = app.with_searcher(|searcher| match filtered {
-        None => snapshot.search(searcher, query, top_k, params),
-        Some(filtered) => filtered.search(searcher, query, top_k, params),
-    });
-    found.map_err(|error| match error {
-        cache::Error::Index(index::Error::Deadline) => Error::Deadline,
-        other => other.into(),
-    })
+/// How the queries of one request are searched, and where.
+pub(super) struct Way<'a> {
+    pub(super) app: &'a App,
+    pub(super) snapshot: &'a Arc<Snapshot>,
+    /// What the request's filter leaves of the snapshot, if it has one.
+    pub(super) filtered: Option<&'a Filtered<'a>>,
+    pub(super) search: SearchParams,
+    pub(super) aim: Aim,
+    pub(super) deadline: Option<Instant>,
+}
+
+impl Way<'_> {
+    /// Whether the target can be aimed at: a matter of the request and not of one query.
+    ///
+    /// # Errors
+    /// [`crate::cache::Error::NotCalibrated`].
+    pub(super) fn check(&self) -> Result<(), Error> {
+        self.params(self.aim.kind.as_ref()).map(drop)
+    }
+
+    /// What each query is: as the request says, else what its media are, when they are all of one modality.
+    pub(super) fn kinds(&self, queries: &[Result<Query, Error>]) -> Vec<Option<QueryKind>> {
+        let of_parts = |parts: &[Part]| {
+            let modality = |part: &Part| match &part.content {
+                Content::Media(media) => Some(media.modality),
+                Content::Embedding(_) => None,
+            };
+            let first = parts.first().and_then(modality)?;
+            parts.iter().all(|part| modality(part) == Some(first)).then(|| first.into())
+        };
+        let kind = |query: &Result<Query, Error>| match (&self.aim.kind, query) {
+            (Some(kind), _) => Some(kind.clone()),
+            (None, Ok(Query::Parts(parts))) => of_parts(parts),
+            (None, _) => None,
+        };
+        queries.iter().map(kind).collect()
+    }
+
+    /// The hits of one query.
+    pub(super) fn find(
+        &self,
+        query: &Embedding,
+        kind: Option<&QueryKind>,
+        top_k: usize,
+    ) -> Result<Answer, Error> {
+        let params = SearchParams { deadline: self.deadline, ..self.params(kind)? };
+        let start = Instant::now();
+        let found = self.app.with_searcher(|searcher| match self.filtered {
+            None => self.snapshot.search(searcher, query, top_k, &params),
+            Some(filtered) => filtered.search(searcher, query, top_k, &params),
+        });
+        let found = found.map_err(|error| match error {
+            cache::Error::Index(index::Error::Deadline) => Error::Deadline,
+            other => other.into(),
+        })?;
+        let took = start.elapsed();
+        metrics::observe_search(self.snapshot.record().name.as_str(), took);
+        // What a filter leaves out is in nobody's truth.
+        if !params.exact && self.filtered.is_none() {
+            self.app.sampler.offer(self.snapshot, query, kind, top_k, &found.hits);
+        }
+        Ok(Answer { found, params, took })
+    }
+
+    fn params(&self, kind: Option<&QueryKind>) -> Result<SearchParams, Error> {
+        Ok(match self.aim.target {
+            Some(target) => self.snapshot.params_for(target, kind)?,
+            None => self.search,
+        })
+    }
+}
+
+/// Every good query with its kind.
+pub(super) fn with(
+    queries: Vec<Result<Query, Error>>,
+    kinds: Vec<Option<QueryKind>>,
+) -> Vec<Result<(Query, Option<QueryKind>), Error>> {
+    queries.into_iter().zip(kinds).map(|(query, kind)| Ok((query?, kind))).collect()
 }
 
 /// Replaces every media part by its embedding, all of them in one batch. A part that fails fails its query.
@@ -159,12 +238,12 @@ pub(super) fn embeddings(parts: &[Part]) -> Vec<(&Embedding, f64)> {
 ///
 /// # Errors
 /// [`Error::Deadline`] and [`Error::Cancelled`]: then nobody waits for any of the results.
-pub(super) fn each<T: Send>(
+pub(super) fn each<Q: Send, T: Send>(
     call: &Call,
-    queries: Vec<Result<Query, Error>>,
-    work: impl Fn(Query) -> Result<T, Error> + Sync,
+    queries: Vec<Result<Q, Error>>,
+    work: impl Fn(Q) -> Result<T, Error> + Sync,
 ) -> Result<Vec<Result<T, Error>>, Error> {
-    let one = |query: Result<Query, Error>| {
+    let one = |query: Result<Q, Error>| {
         call.check()?;
         Ok(query.and_then(&work))
     };

@@ -303,7 +303,8 @@ mod tests {
         let (index, mut searcher) = (index(rows), Searcher::default());
         let params = SearchParams { ef_search: 48, rescore: 10, ..Default::default() };
         // Anywhere; and all that lie in the last centres: far from most queries.
-        let ways: [(&str, Box<dyn Fn(u32) -> bool>, Plan); 4] = [
+        type Allowed = Box<dyn Fn(u32) -> bool>;
+        let ways: [(&str, Allowed, Plan); 4] = [
             ("most", Box::new(|slot| slot % 10 != 0), Plan::Graph),
             ("a fourth", Box::new(|slot| slot % 4 == 0), Plan::GraphWithSkip),
             ("the last tenth", Box::new(|slot| slot >= NODES as u32 / 10 * 9), Plan::GraphWithSkip),

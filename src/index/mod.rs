@@ -55,7 +55,7 @@ pub use build::{Stage, build, build_coded};
 pub use filter::{Among, Plan, ScanPrice};
 pub use freeze::{Graph, Reach};
 pub use layout::{FORMAT_VERSION, Parts};
-pub use params::{BuildParams, CodeKind, SearchParams};
+pub use params::{BuildParams, CodeKind, SearchParams, TargetRecall};
 pub use quant::{Codec, Coded};
 pub use rows::{InMemory, Rows};
 pub use search::{Candidate, Candidates, Cost, Searcher};

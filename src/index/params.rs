@@ -140,6 +140,12 @@ impl SearchParams {
     /// Largest accepted [`SearchParams::ef_search`].
     pub const MAX_EF_SEARCH: usize = 16_384;
 
+    /// A beam and the rescoring that goes with it: not more than the beam holds, so that a narrow one is as cheap as it
+    /// looks. Recall is measured with these, and what is promised is searched with these.
+    pub fn of_beam(ef_search: usize) -> Self {
+        SearchParams { ef_search, rescore: Self::DEFAULT_RESCORE.min(ef_search), ..SearchParams::default() }
+    }
+
     /// Checks every field.
     ///
     /// # Errors
@@ -158,6 +164,49 @@ impl Default for SearchParams {
             exact: false,
             deadline: None,
         }
+    }
+}
+
+/// A recall@10 to be reached, in place of the width of a beam.
+#[derive(Debug, Clone, Copy, PartialEq, PartialOrd, Serialize, Deserialize)]
+#[serde(try_from = "f64", into = "f64")]
+pub struct TargetRecall(f64);
+
+impl TargetRecall {
+    /// Smallest accepted: less than half is no search.
+    pub const MIN: f64 = 0.5;
+    /// Largest accepted: more than can be measured. For all of it, search exactly.
+    pub const MAX: f64 = 0.9999;
+
+    /// Checks a recall.
+    ///
+    /// # Errors
+    /// [`Error::Parameter`].
+    pub fn new(recall: f64) -> Result<Self, Error> {
+        if (Self::MIN..=Self::MAX).contains(&recall) {
+            return Ok(TargetRecall(recall));
+        }
+        let allowed = format!("from {} to {}; for all of it, search exactly", Self::MIN, Self::MAX);
+        Err(Error::Parameter { name: "target_recall", value: recall.to_string(), allowed })
+    }
+
+    /// The recall, 0 to 1.
+    pub fn get(self) -> f64 {
+        self.0
+    }
+}
+
+impl TryFrom<f64> for TargetRecall {
+    type Error = Error;
+
+    fn try_from(recall: f64) -> Result<Self, Error> {
+        TargetRecall::new(recall)
+    }
+}
+
+impl From<TargetRecall> for f64 {
+    fn from(target: TargetRecall) -> f64 {
+        target.0
     }
 }
 

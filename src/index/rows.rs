@@ -5,11 +5,8 @@
 
 use rayon::prelude::*;
 
-use super::exact::{Scored, TopK};
 use super::quant::SAMPLE;
 use super::{Codec, Error};
-use crate::kernels::Kernels;
-use crate::types::Slot;
 
 /// Rows worked on at a time: enough for every core, and a few MiB.
 const CHUNK: usize = 2048;
@@ -131,32 +128,9 @@ pub fn encode<R: Rows, const N: usize>(
     Ok(codes)
 }
 
-/// The `k` rows with the largest inner product for each of some queries, best first, in one pass: what
-/// [`super::exact::search`] finds, to the bit. On all threads of the current rayon pool.
-///
-/// # Errors
-/// As the rows fail.
-pub fn truths<R: Rows>(rows: &R, queries: &[&[f32]], k: usize) -> Result<Vec<Vec<Scored>>, R::Error> {
-    let mut best: Vec<TopK> = queries.iter().map(|_| TopK::new(k)).collect();
-    rows.each(&mut |start, chunk| {
-        let n = chunk.len() / rows.dim();
-        let slots: Vec<u32> = (0..n as u32).collect();
-        best.par_iter_mut().zip(queries).for_each_init(Vec::new, |scores, (best, query)| {
-            // A query meets a chunk that is still in the cache of some core.
-            Kernels::get().score_f32(chunk, &slots, query, scores);
-            for (at, &score) in scores.iter().enumerate() {
-                if best.worst().is_none_or(|worst| score >= worst) {
-                    best.push(Scored { slot: Slot((start + at) as u32), score });
-                }
-            }
-        });
-    })?;
-    Ok(best.into_iter().map(TopK::into_sorted).collect())
-}
-
 #[cfg(test)]
 mod tests {
-    use super::super::{CodeKind, exact};
+    use super::super::CodeKind;
     use super::*;
 
     fn rows(n: usize, dim: usize) -> Vec<f32> {
@@ -174,10 +148,6 @@ mod tests {
         for n in [1, CHUNK - 1, CHUNK, 3 * CHUNK + 5] {
             let values = rows(n, dim);
             let source = InMemory { rows: &values, dim };
-            let queries: Vec<&[f32]> = values.chunks_exact(dim).take(3).collect();
-            for (truth, query) in truths(&source, &queries, 7).unwrap().iter().zip(&queries) {
-                assert_eq!(truth, &exact::search(&values, query, 7));
-            }
             let (wide, narrow) =
                 (Codec::train(CodeKind::U8, &values, dim), Codec::train(CodeKind::U4, &values, dim));
             let codes = encode(&source, [&wide, &narrow], &|_| ()).unwrap();

@@ -35,7 +35,7 @@ impl AdminService for Service {
     ) -> Result<Response<proto::ListCachesResponse>, Status> {
         let mut pass = self.door.enter("viscache.v1.AdminService/ListCaches")?;
         let (caches, _) =
-            self.door.work(&self.app, request.metadata(), Load::Heavy, |app, _| list(app)).await?;
+            self.door.work(&mut pass, &self.app, request.metadata(), Load::Heavy, |app, _| list(app)).await?;
         pass.count(caches.len(), 0);
         Ok(Response::new(proto::ListCachesResponse { caches }))
     }
@@ -68,7 +68,7 @@ impl AdminService for Service {
             cache.reload()?;
             Ok(cache.snapshot().generation().0)
         };
-        let (generation, _) = self.door.work(&self.app, &metadata, Load::Heavy, work).await?;
+        let (generation, _) = self.door.work(&mut pass, &self.app, &metadata, Load::Heavy, work).await?;
         pass.count(1, 0);
         Ok(Response::new(proto::PublishResponse { generation }))
     }
@@ -86,7 +86,7 @@ impl AdminService for Service {
             let (generation, sequence) = (snapshot.generation().0, snapshot.delta().sequence);
             Ok(proto::ReloadResponse { generation, changed, sequence })
         };
-        let (reply, _) = self.door.work(&self.app, &metadata, Load::Heavy, work).await?;
+        let (reply, _) = self.door.work(&mut pass, &self.app, &metadata, Load::Heavy, work).await?;
         pass.count(1, 0);
         Ok(Response::new(reply))
     }
@@ -132,7 +132,7 @@ impl AdminService for Service {
             let deleted = results.iter().filter(|result| result.found).count() as u64;
             Ok(proto::DeleteResponse { results, deleted, sequence: changed.snapshot.delta().sequence })
         };
-        let (reply, _) = self.door.work(&self.app, &metadata, Load::Heavy, work).await?;
+        let (reply, _) = self.door.work(&mut pass, &self.app, &metadata, Load::Heavy, work).await?;
         pass.count(reply.results.len(), 0);
         Ok(Response::new(reply))
     }
@@ -144,7 +144,7 @@ impl AdminService for Service {
         let mut pass = self.door.enter("viscache.v1.AdminService/Compact")?;
         let (metadata, _, request) = request.into_parts();
         let work = move |app: &App, _: &flow::Call| flow::compact(app, &request.cache);
-        let (done, _) = self.door.work(&self.app, &metadata, Load::Heavy, work).await?;
+        let (done, _) = self.door.work(&mut pass, &self.app, &metadata, Load::Heavy, work).await?;
         pass.count(1, 0);
         Ok(Response::new(proto::CompactResponse {
             generation: done.generation.0,
@@ -179,7 +179,7 @@ async fn upsert(
         let sequence = changed.snapshot.delta().sequence;
         Ok(proto::UpsertResponse { results: results.collect(), sequence, timings: Some(timings) })
     };
-    let (mut reply, waited) = door.work(app, metadata, Load::Heavy, work).await?;
+    let (mut reply, waited) = door.work(&mut pass, app, metadata, Load::Heavy, work).await?;
     reply.timings.iter_mut().for_each(|t| t.queue_us = micros(waited));
     pass.count(reply.results.len(), failures(reply.results.iter().map(|r| &r.status)));
     Ok(reply)

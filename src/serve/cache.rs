@@ -12,8 +12,8 @@ use super::proto::{self, Dtype, cache_service_server::CacheService};
 use super::status;
 use super::stream::{Answers, answer_each};
 use crate::cache::{Cache, Snapshot};
-use crate::flow::{self, App, Enhanced, SnapshotRef};
-use crate::index::{Cost, Plan};
+use crate::flow::{self, Answer, App, Enhanced, SnapshotRef};
+use crate::index::{Cost, Plan, SearchParams};
 use crate::kernels::Kernels;
 use crate::store::RowType;
 use crate::types::ItemId;
@@ -69,14 +69,15 @@ impl CacheService for Service {
             let search = flow::SearchRequest {
                 queries: convert::queries(app, request.vectors.as_ref(), request.queries, true)?,
                 top_k: convert::top_k(app, request.top_k)?,
-                search: convert::search_params(app, request.search)?,
+                search: convert::search_params(app, request.search.as_ref())?,
+                aim: convert::aim(app, request.search.as_ref())?,
                 filter: convert::filter(request.filter)?,
                 cache: request.cache,
             };
             let searched = flow::search(app, search, call)?;
             let results = searched.results.into_iter().enumerate().map(|(i, result)| {
-                let found = result.and_then(|(found, took)| {
-                    let cost = cost(found.cost, found.plan, found.matching);
+                let found = result.and_then(|Answer { found, params, took }| {
+                    let cost = cost(found.cost, found.plan, found.matching, &params);
                     Ok((convert::neighbors(&searched.snapshot, &found.hits, &[], vectors)?, cost, took))
                 });
                 let status = Some(status::outcome(&found, &format!("{named}[{i}]")));
@@ -93,7 +94,7 @@ impl CacheService for Service {
             let results = results.collect();
             Ok(proto::SearchResponse { results, source: Some(convert::source(&searched.snapshot.0)) })
         };
-        let (mut reply, waited) = self.door.work(&self.app, &metadata, Load::Heavy, work).await?;
+        let (mut reply, waited) = self.door.work(&mut pass, &self.app, &metadata, Load::Heavy, work).await?;
         reply.results.iter_mut().filter_map(|r| r.timings.as_mut()).for_each(|t| t.queue_us = micros(waited));
         pass.count(reply.results.len(), failures(reply.results.iter().map(|r| &r.status)));
         Ok(Response::new(reply))
@@ -116,7 +117,7 @@ impl CacheService for Service {
             let items = request.ids.iter().map(item).collect::<Result<_, _>>()?;
             Ok(proto::GetItemsResponse { items, source: Some(convert::source(&snapshot)) })
         };
-        let (reply, _) = self.door.work(&self.app, &metadata, Load::Heavy, work).await?;
+        let (reply, _) = self.door.work(&mut pass, &self.app, &metadata, Load::Heavy, work).await?;
         pass.count(reply.items.len(), failures(reply.items.iter().map(|i| &i.status)));
         Ok(Response::new(reply))
     }
@@ -128,7 +129,7 @@ impl CacheService for Service {
         let mut pass = self.door.enter("viscache.v1.CacheService/Describe")?;
         let (metadata, _, request) = request.into_parts();
         let work = move |app: &App, _: &flow::Call| Ok(describe(app, app.cache(&request.cache)?));
-        let (reply, _) = self.door.work(&self.app, &metadata, Load::Heavy, work).await?;
+        let (reply, _) = self.door.work(&mut pass, &self.app, &metadata, Load::Heavy, work).await?;
         pass.count(1, 0);
         Ok(Response::new(reply))
     }
@@ -150,7 +151,8 @@ async fn enhance(
         let enhance = flow::EnhanceRequest {
             queries: convert::queries(app, request.vectors.as_ref(), request.queries, ready)?,
             blend: convert::blend_params(app, request.blend)?,
-            search: convert::search_params(app, request.search)?,
+            search: convert::search_params(app, request.search.as_ref())?,
+            aim: convert::aim(app, request.search.as_ref())?,
             filter: convert::filter(request.filter)?,
             variant: convert::variant(request.variant)?,
             cache: request.cache,
@@ -169,7 +171,7 @@ async fn enhance(
             results: enhanced.results.into_iter().enumerate().map(result).collect(),
         })
     };
-    let (mut reply, waited) = door.work(app, metadata, load, work).await?;
+    let (mut reply, waited) = door.work(&mut pass, app, metadata, load, work).await?;
     reply.results.iter_mut().filter_map(|r| r.timings.as_mut()).for_each(|t| t.queue_us = micros(waited));
     pass.count(reply.results.len(), failures(reply.results.iter().map(|r| &r.status)));
     Ok(reply)
@@ -190,15 +192,18 @@ fn load(app: &App, request: &proto::EnhanceRequest) -> Load {
             [rows, _] => rows <= LIGHT_QUERIES,
             _ => true,
         });
-    let narrow = convert::search_params(app, request.search)
+    let Ok(snapshot) = app.cache(&request.cache).map(|cache| cache.snapshot()) else { return Load::Heavy };
+    let params = |aim: flow::Aim| match aim.target {
+        Some(target) => Ok(snapshot.params_for(target, aim.kind.as_ref())?),
+        None => convert::search_params(app, request.search.as_ref()),
+    };
+    let narrow = convert::aim(app, request.search.as_ref())
+        .and_then(params)
         .is_ok_and(|search| !search.exact && search.ef_search.max(search.rescore) <= LIGHT_EF)
         && convert::blend_params(app, request.blend).is_ok_and(|blend| blend.top_k <= LIGHT_EF);
-    let in_memory = || {
-        let snapshot = app.cache(&request.cache).map(|cache| cache.snapshot());
-        snapshot.is_ok_and(|s| s.loaded().rows_in_memory && s.delta().rows <= LIGHT_DELTA)
-    };
+    let in_memory = snapshot.loaded().rows_in_memory && snapshot.delta().rows <= LIGHT_DELTA;
     let all = request.filter.is_none();
-    if few && narrow && all && !request.return_neighbors && in_memory() { Load::Light } else { Load::Heavy }
+    if few && narrow && all && !request.return_neighbors && in_memory { Load::Light } else { Load::Heavy }
 }
 
 fn enhance_result(
@@ -225,7 +230,7 @@ fn enhance_result(
             max_score: enhanced.max_score,
             cosine: enhanced.cosine,
             timings: Some(timings(Duration::ZERO, embed, enhanced.search, enhanced.blend)),
-            cost: Some(cost(enhanced.cost, enhanced.plan, enhanced.matching)),
+            cost: Some(cost(enhanced.cost, enhanced.plan, enhanced.matching, &enhanced.params)),
         },
         Err(_) => proto::EnhanceResult { status, ..Default::default() },
     }
@@ -257,7 +262,7 @@ fn describe(app: &App, cache: &Cache) -> proto::DescribeResponse {
     let snapshot = &*cache.snapshot();
     let delta = snapshot.delta();
     let (record, generation) = (snapshot.record(), snapshot.generation_record());
-    let recall = generation.recall.iter();
+    let live = app.sampler.live(cache.name(), generation.generation);
     proto::DescribeResponse {
         source: Some(convert::source(snapshot)),
         dim: record.dim as u32,
@@ -269,7 +274,7 @@ fn describe(app: &App, cache: &Cache) -> proto::DescribeResponse {
         codes: snapshot.index().summary().codes.word().into(),
         rows_in_memory: snapshot.loaded().rows_in_memory,
         memory_bytes: snapshot.loaded().plan.total(),
-        recall: recall.map(|&(ef, r)| proto::Recall { ef_search: ef as u32, recall_at_10: r }).collect(),
+        recall: convert::recall(&generation.recall),
         default_blend: Some(proto::BlendParams {
             top_k: Some(app.default_blend.top_k as u32),
             temperature: Some(app.default_blend.temperature),
@@ -279,6 +284,8 @@ fn describe(app: &App, cache: &Cache) -> proto::DescribeResponse {
             ef_search: Some(app.default_search.ef_search as u32),
             rescore: Some(app.default_search.rescore as u32),
             exact: app.default_search.exact,
+            target_recall: app.default_target.map(f64::from),
+            query_kind: String::new(),
         }),
         limits: Some(convert::limits(&app.limits)),
         model: app.encoder.as_ref().map(convert::model),
@@ -295,17 +302,23 @@ fn describe(app: &App, cache: &Cache) -> proto::DescribeResponse {
             compaction_problem: cache.compaction_problem().unwrap_or_default(),
         }),
         writable: cache.writable(),
+        recall_curves: convert::recall_curves(generation),
+        live_recall: live.into_iter().map(convert::live_recall).collect(),
+        recall_sampling_rate: app.sampler.rate(),
+        recall_samples_dropped: app.sampler.dropped(),
     }
 }
 
-fn cost(cost: Cost, plan: Plan, matching: usize) -> proto::Cost {
+fn cost(cost: Cost, plan: Plan, matching: usize, params: &SearchParams) -> proto::Cost {
     let plan = match plan {
         Plan::Graph => proto::Plan::Graph,
         Plan::GraphWithSkip => proto::Plan::GraphWithSkip,
         Plan::Exact => proto::Plan::Exact,
     };
     let Cost { visited_nodes, scored_vectors } = cost;
-    proto::Cost { visited_nodes, scored_vectors, matching_items: matching as u64, plan: plan.into() }
+    let ef_search = if params.exact { 0 } else { params.ef_search as u32 };
+    let matching_items = matching as u64;
+    proto::Cost { visited_nodes, scored_vectors, matching_items, plan: plan.into(), ef_search }
 }
 
 fn timings(queue: Duration, embed: Duration, search: Duration, blend: Duration) -> proto::Timings {

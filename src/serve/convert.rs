@@ -4,10 +4,11 @@ use super::proto::{self, Dtype, filter, media, part, upsert_item};
 use super::tensor::{decode_tensor, encode_tensor};
 use crate::blend::BlendParams;
 use crate::cache::Snapshot;
-use crate::flow::{self, App, Content, Error, MediaInput, Part, Query, SnapshotRef, Upsert, Variant};
-use crate::index::SearchParams;
+use crate::flow::{self, Aim, App, Content, Error, MediaInput, Part, Query, SnapshotRef, Upsert, Variant};
+use crate::index::{SearchParams, TargetRecall};
 use crate::models::encoder::Encoder;
-use crate::types::{Embedding, Filter, Hit, ItemId, Modality, Origin};
+use crate::store::{GenerationRecord, RecallCurve};
+use crate::types::{Embedding, Filter, Hit, ItemId, Modality, Origin, QueryKind};
 
 /// Bytes of an item's uri.
 const MAX_URI_BYTES: usize = 4096;
@@ -239,8 +240,8 @@ pub(super) fn blend_params(app: &App, params: Option<proto::BlendParams>) -> Res
 }
 
 /// How the cache is searched, with the server's defaults filled in.
-pub(super) fn search_params(app: &App, params: Option<proto::SearchParams>) -> Result<SearchParams, Error> {
-    let (params, default) = (params.unwrap_or_default(), app.default_search);
+pub(super) fn search_params(app: &App, params: Option<&proto::SearchParams>) -> Result<SearchParams, Error> {
+    let (params, default) = (params.cloned().unwrap_or_default(), app.default_search);
     let search = SearchParams {
         ef_search: params.ef_search.map_or(default.ef_search, |ef| ef as usize),
         rescore: params.rescore.map_or(default.rescore, |n| n as usize),
@@ -339,6 +340,25 @@ fn conditions(
     each.map(|(i, filter)| condition(filter, &format!("{field}.filters[{i}]"), depth, left)).collect()
 }
 
+/// What recall is wanted, with the server's default filled in where the request says nothing of a beam either.
+pub(super) fn aim(app: &App, params: Option<&proto::SearchParams>) -> Result<Aim, Error> {
+    let Some(params) = params else { return Ok(Aim { target: app.default_target, kind: None }) };
+    let kind = Some(params.query_kind.as_str()).filter(|word| !word.is_empty()).map(QueryKind::new);
+    let kind = kind.transpose().map_err(|e| argument("search.query_kind", e.to_string()))?;
+    let target = match (params.target_recall, params.ef_search.is_some() || params.rescore.is_some()) {
+        (Some(_), true) => {
+            let why = "chooses the beam; send it, or `ef_search` and `rescore`, not both";
+            return Err(argument("search.target_recall", why));
+        }
+        (Some(target), false) => {
+            Some(TargetRecall::new(target).map_err(|e| argument("search.target_recall", e.to_string()))?)
+        }
+        (None, true) => None,
+        (None, false) => app.default_target,
+    };
+    Ok(Aim { target: target.filter(|_| !params.exact), kind })
+}
+
 /// Hits wanted by a search.
 pub(super) fn top_k(app: &App, top_k: Option<u32>) -> Result<usize, Error> {
     let top_k = top_k.map_or(app.default_blend.top_k, |k| k as usize);
@@ -392,6 +412,34 @@ pub(super) fn model(encoder: &Encoder) -> proto::Model {
         preprocessing_fingerprint: preprocessing.map(String::from).unwrap_or_default(),
         modalities: encoder.modalities().iter().map(|&m| modality(Some(m)).into()).collect(),
         dim: encoder.dim() as u32,
+    }
+}
+
+/// One measured curve.
+pub(super) fn recall(curve: &RecallCurve) -> Vec<proto::Recall> {
+    curve.iter().map(|&(ef, r)| proto::Recall { ef_search: ef as u32, recall_at_10: r }).collect()
+}
+
+/// All measured curves, each with its kind; a sample of real queries that was named `image` counts for more than moved rows.
+pub(super) fn recall_curves(generation: &GenerationRecord) -> Vec<proto::RecallCurve> {
+    let rows = (Modality::Image.word(), &generation.recall);
+    let rows = Some(rows).filter(|(kind, _)| !generation.recall_by.contains_key(*kind));
+    let given = generation.recall_by.iter().map(|(kind, curve)| (kind.as_str(), curve));
+    let measured = rows.into_iter().chain(given).filter(|(_, curve)| !curve.is_empty());
+    measured.map(|(kind, curve)| proto::RecallCurve { kind: kind.into(), points: recall(curve) }).collect()
+}
+
+/// Recall of live searches.
+pub(super) fn live_recall(live: flow::LiveRecall) -> proto::LiveRecall {
+    let ms = |at: std::time::SystemTime| {
+        at.duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+    };
+    proto::LiveRecall {
+        kind: live.kind,
+        recall_at_10: live.recall,
+        samples: live.samples as u64,
+        oldest_ms: ms(live.oldest),
+        newest_ms: ms(live.newest),
     }
 }
 

@@ -13,11 +13,12 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tonic::Status;
 use tonic::metadata::MetadataMap;
+use tonic::{Code, Status};
 
 use super::status;
 use crate::flow::{self, App, Call, Limits};
+use crate::metrics;
 
 /// Taken off a client's timeout, so that our own answer wins over the transport's less telling one.
 const TIMEOUT_MARGIN: Duration = Duration::from_millis(2);
@@ -43,14 +44,15 @@ pub(super) struct Counts {
 /// A place taken; counts its call when it ends.
 pub(super) struct Pass {
     _place: OwnedSemaphorePermit,
+    method: &'static str,
     counts: Arc<Counts>,
-    failed: bool,
+    /// How the call ends, as far as is known: one that is dropped half-way was cancelled.
+    code: Code,
 }
 
 impl Pass {
     /// Says how many items were in the call and how many of them failed.
     pub(super) fn count(&mut self, items: usize, errors: usize) {
-        self.failed = false;
         self.counts.items.fetch_add(items as u64, Ordering::Relaxed);
         self.counts.item_errors.fetch_add(errors as u64, Ordering::Relaxed);
     }
@@ -59,7 +61,8 @@ impl Pass {
 impl Drop for Pass {
     fn drop(&mut self) {
         self.counts.calls.fetch_add(1, Ordering::Relaxed);
-        self.counts.errors.fetch_add(u64::from(self.failed), Ordering::Relaxed);
+        self.counts.errors.fetch_add(u64::from(self.code != Code::Ok), Ordering::Relaxed);
+        metrics::observe_request(self.method, status::code_name(self.code));
     }
 }
 
@@ -103,20 +106,34 @@ impl Door {
             methods.entry(method).or_default().clone()
         };
         match self.places.clone().try_acquire_owned() {
-            Ok(place) => Ok(Pass { _place: place, counts, failed: true }),
+            Ok(place) => Ok(Pass { _place: place, method, counts, code: Code::Cancelled }),
             Err(_) => {
                 counts.calls.fetch_add(1, Ordering::Relaxed);
                 counts.errors.fetch_add(1, Ordering::Relaxed);
+                metrics::observe_request(method, status::code_name(Code::ResourceExhausted));
                 Err(status::exhausted(self.capacity))
             }
         }
     }
 
-    /// Runs work as one of the workers, within the caller's deadline.
+    /// Runs work as one of the workers, within the caller's deadline. The pass is told how it ended.
     ///
     /// # Errors
     /// What the work fails with, DEADLINE_EXCEEDED, or INTERNAL if it panics (the server lives).
     pub(super) async fn work<T: Send + 'static>(
+        &self,
+        pass: &mut Pass,
+        app: &Arc<App>,
+        metadata: &MetadataMap,
+        load: Load,
+        work: impl FnOnce(&App, &Call) -> Result<T, flow::Error> + Send + 'static,
+    ) -> Result<(T, Duration), Status> {
+        let done = self.run(app, metadata, load, work).await;
+        pass.code = done.as_ref().map_or_else(Status::code, |_| Code::Ok);
+        done
+    }
+
+    async fn run<T: Send + 'static>(
         &self,
         app: &Arc<App>,
         metadata: &MetadataMap,

@@ -97,7 +97,7 @@ async fn embed(
         })
     };
     let (mut reply, waited): (proto::EmbedResponse, Duration) =
-        door.work(app, metadata, Load::Heavy, work).await?;
+        door.work(&mut pass, app, metadata, Load::Heavy, work).await?;
     reply.timings.iter_mut().for_each(|t| t.queue_us = micros(waited));
     pass.count(reply.results.len(), failures(reply.results.iter().map(|r| &r.status)));
     Ok(reply)

@@ -42,6 +42,7 @@ use proto::admin_service_server::AdminServiceServer;
 use proto::cache_service_server::CacheServiceServer;
 use proto::embed_service_server::EmbedServiceServer;
 
+pub use status::code_name;
 pub use tensor::{decode_tensor, encode_tensor};
 
 /// Bytes that a reply may have beyond the largest request: neighbours with their embeddings are larger than queries.

@@ -8,6 +8,7 @@
 //! | `CACHE_NOT_FOUND`, `ITEM_NOT_FOUND`, `GENERATION_NOT_FOUND` | NOT_FOUND | name another |
 //! | `NO_MATCH` | NOT_FOUND | no item matches the filter, so an Enhance has nothing to blend; loosen it |
 //! | `CACHE_UNAVAILABLE`, `FINGERPRINT_MISMATCH`, `NOT_INDEXED` | FAILED_PRECONDITION | look after the cache |
+//! | `NOT_CALIBRATED` | FAILED_PRECONDITION | run `index-builder index`, or give `ef_search` in place of a target |
 //! | `READ_ONLY` | FAILED_PRECONDITION | ask a server that was started with `--writable` |
 //! | `MODEL_NOT_LOADED` | FAILED_PRECONDITION | send embeddings, or a server with a model |
 //! | `TOO_MANY_REQUESTS`, `MEMORY_BUDGET` | RESOURCE_EXHAUSTED | try again after the stated delay; raise the budget |
@@ -138,6 +139,7 @@ fn classify_cache(error: &cache::Error) -> (Code, &'static str) {
         cache::Error::Dimension { .. } => (Code::InvalidArgument, "INVALID_ARGUMENT"),
         cache::Error::Origin { .. } => (Code::FailedPrecondition, "FINGERPRINT_MISMATCH"),
         cache::Error::NotIndexed(_) => (Code::FailedPrecondition, "NOT_INDEXED"),
+        cache::Error::NotCalibrated(_) => (Code::FailedPrecondition, "NOT_CALIBRATED"),
         cache::Error::NoGeneration { .. } => (Code::NotFound, "GENERATION_NOT_FOUND"),
         cache::Error::Memory { .. } => (Code::ResourceExhausted, "MEMORY_BUDGET"),
         cache::Error::NotWritable(_) => (Code::FailedPrecondition, "READ_ONLY"),
@@ -190,6 +192,29 @@ fn classify_blend(error: &blend::Error) -> (Code, &'static str) {
         | blend::Error::InputWeight { .. }
         | blend::Error::Dimension { .. } => (Code::InvalidArgument, "INVALID_ARGUMENT"),
         blend::Error::NoHits => (Code::FailedPrecondition, "NOT_INDEXED"),
+    }
+}
+
+/// The canonical name of a gRPC code.
+pub fn code_name(code: Code) -> &'static str {
+    match code {
+        Code::Ok => "OK",
+        Code::Cancelled => "CANCELLED",
+        Code::Unknown => "UNKNOWN",
+        Code::InvalidArgument => "INVALID_ARGUMENT",
+        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
+        Code::NotFound => "NOT_FOUND",
+        Code::AlreadyExists => "ALREADY_EXISTS",
+        Code::PermissionDenied => "PERMISSION_DENIED",
+        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
+        Code::FailedPrecondition => "FAILED_PRECONDITION",
+        Code::Aborted => "ABORTED",
+        Code::OutOfRange => "OUT_OF_RANGE",
+        Code::Unimplemented => "UNIMPLEMENTED",
+        Code::Internal => "INTERNAL",
+        Code::Unavailable => "UNAVAILABLE",
+        Code::DataLoss => "DATA_LOSS",
+        Code::Unauthenticated => "UNAUTHENTICATED",
     }
 }
 

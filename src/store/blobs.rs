@@ -30,6 +30,8 @@ pub enum BlobKind {
     Index = 1,
     /// Which slots have which tag.
     Tags = 2,
+    /// The sample of queries that the graph was repaired for.
+    Queries = 3,
 }
 
 /// Writes one blob; [`Write::flush`] and drop write nothing, [`BlobWriter::finish`] does.

@@ -24,6 +24,7 @@
 mod batch;
 mod blobs;
 mod keys;
+mod moment;
 mod records;
 
 use std::path::{Path, PathBuf};
@@ -39,6 +40,7 @@ use crate::types::{CacheName, Fingerprint, ItemId};
 pub use batch::Batch;
 pub use blobs::{BlobKind, BlobWriter, PART_LEN};
 pub use keys::CacheId;
+pub use moment::Moment;
 pub use records::{
     CacheRecord, ChangeKind, ChangeRecord, GenerationRecord, ItemRecord, LedgerRecord, ModelSource, Outcome,
     RecallCurve, Recalls, RowType, Stamp,
@@ -362,11 +364,26 @@ impl Store {
         from: ItemId,
         visit: &mut VisitItem<'_, E>,
     ) -> Result<(), E> {
-        let start = Key::item(cache, from);
+        self.scan_items_with(family, cache, from, Store::scan_options(cache), visit)
+    }
+
+    fn scan_options(cache: CacheId) -> ReadOptions {
         let mut options = ReadOptions::default();
         options.set_iterate_upper_bound(Key::after_prefix(&Key::items(cache)));
         options.set_readahead_size(4 << 20);
         options.fill_cache(false);
+        options
+    }
+
+    fn scan_items_with<E: From<Error>>(
+        &self,
+        family: &'static str,
+        cache: CacheId,
+        from: ItemId,
+        options: ReadOptions,
+        visit: &mut VisitItem<'_, E>,
+    ) -> Result<(), E> {
+        let start = Key::item(cache, from);
         let mut rows = self.db.raw_iterator_cf_opt(&self.family(family), options);
         rows.seek(&start);
         while let Some((key, value)) = rows.item() {

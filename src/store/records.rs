@@ -102,6 +102,9 @@ pub struct GenerationRecord {
     /// Length of the table of tags; a generation made before there were any has none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tags_bytes: Option<u64>,
+    /// Length of the sample of queries; none without one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub queries_bytes: Option<u64>,
     /// How the graph was built, for people.
     pub build: serde_json::Value,
     /// Recall@10 against exact for queries like the stored rows, by `ef_search`.

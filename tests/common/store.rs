@@ -14,7 +14,7 @@ use viscache::index::BuildParams;
 use viscache::media::Orientation;
 use viscache::models::DeviceKind;
 use viscache::models::encoder::{Encoded, Encoder, EncoderOptions};
-use viscache::store::{Access, ItemRecord, ModelSource, RowType, Store};
+use viscache::store::{Access, ItemRecord, ModelSource, Recalls, RowType, Store};
 use viscache::types::{CacheName, Embedding, Fingerprint, ItemId, Modality, Origin};
 
 /// The cache of drawn scenes.
@@ -111,6 +111,26 @@ pub fn add(
     rows: Vec<Vec<f32>>,
     modality: Option<Modality>,
 ) -> Vec<Item> {
+    let items = put(path, cache, new, rows, modality);
+    publish(path, cache, (vec![(96, 1.0)], BTreeMap::new()));
+    items
+}
+
+/// Publishes a generation over everything in a cache, of which so much is said to be found.
+pub fn publish(path: &Path, cache: &str, recalls: Recalls) {
+    let store = Store::open(path, Access::Write).unwrap();
+    let mut writer = Writer::existing(&store, &CacheName::new(cache).unwrap()).unwrap();
+    let params = BuildParams { m: 8, ef_construction: 32, threads: 2, ..BuildParams::default() };
+    writer.index(&params, &Default::default(), |_| {}, |_, _| Ok(recalls)).unwrap();
+}
+
+fn put(
+    path: &Path,
+    cache: &str,
+    new: &NewCache,
+    rows: Vec<Vec<f32>>,
+    modality: Option<Modality>,
+) -> Vec<Item> {
     let store = Store::open(path, Access::Write).unwrap();
     let mut writer = Writer::open(&store, &CacheName::new(cache).unwrap(), new).unwrap();
     let first = writer.record().items as usize;
@@ -132,8 +152,6 @@ pub fn add(
         made.push((uri, row));
     }
     let ids = writer.put(put, |_, _, _| {}).unwrap();
-    let params = BuildParams { m: 8, ef_construction: 32, threads: 2, ..BuildParams::default() };
-    writer.index(&params, &[], |_| {}, |_, _| Ok((vec![(96, 1.0)], Default::default()))).unwrap();
     ids.into_iter().zip(made).map(|(ItemId(id), (uri, row))| Item { id, uri, row }).collect()
 }
 

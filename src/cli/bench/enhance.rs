@@ -18,9 +18,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use rand::{RngExt, SeedableRng};
 use serde_json::json;
+use tonic::Code;
 use tonic::transport::Channel;
-use viscache::serve::encode_tensor;
 use viscache::serve::proto::{self, Dtype};
+use viscache::serve::{code_name, encode_tensor};
 use viscache::types::Embedding;
 
 use super::{EnhanceBench, percentile, queries};
@@ -115,12 +116,12 @@ async fn call(
                 for result in &reply.get_ref().results {
                     match result.status.as_ref().map_or(0, |status| status.code) {
                         0 => tally.queries += 1,
-                        code => *tally.bad.entry(show::code_name(code)).or_default() += 1,
+                        code => *tally.bad.entry(code_name(Code::from_i32(code))).or_default() += 1,
                     }
                 }
             }
             Err(status) => {
-                *tally.failed.entry(show::code_name(status.code() as i32)).or_default() += 1;
+                *tally.failed.entry(code_name(status.code())).or_default() += 1;
                 tokio::time::sleep(PAUSE).await;
             }
         }

@@ -1,0 +1,140 @@
+//! A sample of queries of other kinds than the stored rows: what a graph is repaired for, and what its recall is measured by.
+//!
+//! It is kept with the generation, so that a server's compaction repairs and measures as the builder did:
+//!
+//! ```text
+//! 0   "VQRY"   4      version 1  u32      4      length of the header  u64      8
+//! 16  header, JSON: components, queries to repair by, held-out queries by kind
+//! …   all of them in that order, f16
+//! ```
+//!
+//! The blob's parts have checksums; lengths are checked here. Halves are enough: a query is rounded less than an 8-bit code.
+
+use std::collections::BTreeMap;
+
+use half::f16;
+use half::slice::HalfFloatSliceExt;
+use serde::{Deserialize, Serialize};
+
+use crate::store::Error;
+
+const MAGIC: &[u8; 8] = b"VQRY\x01\0\0\0";
+const PREFIX: usize = 16;
+
+/// Queries of other kinds than the stored rows.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct QuerySample {
+    /// What the graph is repaired for, row-major `[q, dim]`.
+    pub repair: Vec<f32>,
+    /// What recall is measured by, by kind.
+    pub held_out: BTreeMap<String, Vec<Vec<f32>>>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Header {
+    dim: usize,
+    repair: usize,
+    held_out: BTreeMap<String, usize>,
+}
+
+impl QuerySample {
+    /// Most queries to repair by that are kept with a generation; an even choice of more.
+    pub const KEPT: usize = 16_384;
+
+    /// Whether it holds nothing.
+    pub fn is_empty(&self) -> bool {
+        self.repair.is_empty() && self.held_out.values().all(Vec::is_empty)
+    }
+
+    /// The bytes that are kept.
+    ///
+    /// * `dim`: of every query.
+    pub(super) fn encode(&self, dim: usize) -> Vec<u8> {
+        let every = (self.repair.len() / dim).div_ceil(Self::KEPT).max(1);
+        let repair: Vec<&[f32]> = self.repair.chunks_exact(dim).step_by(every).collect();
+        let held_out = self.held_out.iter().map(|(kind, queries)| (kind.clone(), queries.len()));
+        let header = Header { dim, repair: repair.len(), held_out: held_out.collect() };
+        let header = serde_json::to_vec(&header).expect("a header serialises because its keys are strings");
+        let mut bytes = [&MAGIC[..], &(header.len() as u64).to_le_bytes(), &header].concat();
+        let held_out = self.held_out.values().flatten().map(Vec::as_slice);
+        for query in repair.into_iter().chain(held_out) {
+            bytes.extend(query.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()));
+        }
+        bytes
+    }
+
+    /// Reads such bytes.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`] for bytes that are no sample for `dim` components.
+    pub(super) fn decode(bytes: &[u8], dim: usize) -> Result<Self, Error> {
+        let damaged = |why: &str| Error::Damaged { what: "sample of queries".into(), why: why.into() };
+        let (prefix, rest) = bytes.split_at_checked(PREFIX).ok_or_else(|| damaged("it is cut short"))?;
+        let (magic, len) = prefix.split_at(8);
+        if magic != MAGIC {
+            return Err(damaged("it does not begin like one, or its version is unknown"));
+        }
+        let len = len.iter().rev().fold(0u64, |len, &byte| len << 8 | u64::from(byte));
+        let len = usize::try_from(len).unwrap_or(usize::MAX);
+        let (header, values) =
+            rest.split_at_checked(len).ok_or_else(|| damaged("its header is cut short"))?;
+        let header: Header = serde_json::from_slice(header).map_err(|e| damaged(&e.to_string()))?;
+        let counts = header.held_out.values().try_fold(header.repair, |sum, &n| sum.checked_add(n));
+        let expected = counts.and_then(|n| n.checked_mul(dim)).and_then(|n| n.checked_mul(2));
+        if header.dim != dim || expected != Some(values.len()) {
+            return Err(damaged("its length does not fit its header"));
+        }
+        let halves: Vec<f16> = values.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]])).collect();
+        let mut values = vec![0.0f32; halves.len()];
+        halves.convert_to_f32_slice(&mut values);
+        if !values.iter().all(|v| v.is_finite()) {
+            return Err(damaged("it holds a value that is not finite"));
+        }
+        let mut held_out = values.split_off(header.repair * dim);
+        let mut take = |n: usize| {
+            let rest = held_out.split_off(n * dim);
+            std::mem::replace(&mut held_out, rest).chunks_exact(dim).map(<[f32]>::to_vec).collect()
+        };
+        let held_out = header.held_out.into_iter().map(|(kind, n)| (kind, take(n))).collect();
+        Ok(QuerySample { repair: values, held_out })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn sample(repair: usize) -> QuerySample {
+        let row = |i: usize| vec![i as f32, -0.5, 0.25];
+        let held_out = BTreeMap::from([("none".into(), vec![]), ("text".into(), vec![row(7), row(8)])]);
+        QuerySample { repair: (0..repair).flat_map(row).collect(), held_out }
+    }
+
+    #[test]
+    fn a_sample_survives_and_a_large_one_is_thinned() {
+        for repair in [0, 1, 5] {
+            let sample = sample(repair);
+            assert_eq!(QuerySample::decode(&sample.encode(3), 3).unwrap(), sample);
+        }
+        let thinned = QuerySample::decode(&sample(QuerySample::KEPT + 1).encode(3), 3).unwrap();
+        assert_eq!(thinned.repair.len() / 3, (QuerySample::KEPT + 1).div_ceil(2));
+        assert!(QuerySample::decode(&sample(2).encode(3), 4).is_err());
+        assert!(QuerySample::default().is_empty() && !sample(0).is_empty());
+    }
+
+    proptest! {
+        #[test]
+        fn damaged_bytes_are_refused_or_read_and_never_a_panic(
+            flips in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4), cut in any::<prop::sample::Index>()
+        ) {
+            let mut bytes = sample(3).encode(3);
+            for (at, byte) in flips {
+                let at = at.index(bytes.len());
+                bytes[at] = byte;
+            }
+            let _ = QuerySample::decode(&bytes, 3);
+            prop_assert!(QuerySample::decode(&bytes[..cut.index(bytes.len())], 3).is_err());
+        }
+    }
+}

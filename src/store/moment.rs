@@ -1,0 +1,46 @@
+//! A store as of one moment: what is written later is not seen.
+
+use rocksdb::SnapshotWithThreadMode;
+
+use super::{CacheId, DB, Error, Key, Store, VECTORS};
+use crate::types::ItemId;
+
+/// Rows as of one moment, however often they are read. Held for long, it keeps RocksDB from dropping what was replaced since.
+pub struct Moment<'a> {
+    store: &'a Store,
+    snapshot: SnapshotWithThreadMode<'a, DB>,
+}
+
+impl Store {
+    /// Now. Not for a follower, which sees what its writer has flushed and has no moments of its own.
+    pub fn moment(&self) -> Moment<'_> {
+        Moment { store: self, snapshot: self.db.snapshot() }
+    }
+}
+
+impl Moment<'_> {
+    /// As [`Store::scan_rows`].
+    ///
+    /// # Errors
+    /// As [`Store::scan_rows`].
+    pub fn scan_rows<E: From<Error>>(
+        &self,
+        cache: CacheId,
+        mut visit: impl FnMut(ItemId, &[u8]) -> Result<bool, E>,
+    ) -> Result<(), E> {
+        let mut options = Store::scan_options(cache);
+        options.set_snapshot(&self.snapshot);
+        self.store.scan_items_with(VECTORS, cache, ItemId(0), options, &mut visit)
+    }
+
+    /// As [`Store::rows`].
+    ///
+    /// # Errors
+    /// As [`Store::rows`].
+    pub fn rows(&self, cache: CacheId, ids: &[ItemId]) -> Result<Vec<Option<Vec<u8>>>, Error> {
+        let family = self.store.family(VECTORS);
+        let keys = ids.iter().map(|&id| (&family, Key::item(cache, id)));
+        let found = self.snapshot.multi_get_cf(keys).into_iter();
+        found.map(|row| row.map_err(|e| self.store.rocks(e))).collect()
+    }
+}
