@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use serde::Serialize;
 use viscache::cache::{LoadOptions, RowsMode, Snapshot, decode_row};
-use viscache::store::{CacheRecord, LedgerRecord, Outcome, Store};
+use viscache::index::{AlignedBytes, Index};
+use viscache::store::{BlobKind, CacheRecord, GenerationRecord, LedgerRecord, Outcome, Store};
 use viscache::types::{ItemId, norm};
 
 use crate::index::measure;
@@ -61,6 +62,12 @@ pub fn verify(store: &Arc<Store>, record: &CacheRecord, sample: usize) -> anyhow
     }
     for generation in store.generations(record.id)? {
         verdict.generations.push(generation.generation.0);
+        // The current one is loaded below as a server loads it.
+        if record.current != Some(generation.generation)
+            && let Err(e) = kept(store, record, &generation)
+        {
+            problems.add("generation", format!("generation {}: {e:#}", generation.generation));
+        }
     }
     match record.current {
         None => problems.add("index", "the cache has not been indexed; run `index-builder index`".into()),
@@ -68,6 +75,21 @@ pub fn verify(store: &Arc<Store>, record: &CacheRecord, sample: usize) -> anyhow
     }
     verdict.problems = problems.finish();
     Ok(verdict)
+}
+
+/// Whether a generation that is kept for a roll-back could be loaded.
+fn kept(store: &Store, record: &CacheRecord, generation: &GenerationRecord) -> anyhow::Result<()> {
+    let mut bytes = AlignedBytes::zeroed(usize::try_from(generation.index_bytes)?)?;
+    store.read_blob(record.id, generation.generation, BlobKind::Index, bytes.as_mut_slice())?;
+    let index = Index::open(bytes)?;
+    let (rows, dim) = (index.len() as u64, index.dim());
+    anyhow::ensure!(
+        (rows, dim) == (generation.items, record.dim),
+        "its index holds {rows} rows of {dim} components, its record says {} of {}",
+        generation.items,
+        record.dim
+    );
+    Ok(())
 }
 
 fn current(
