@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use serde::Serialize;
 use viscache::cache::{LoadOptions, RowsMode, Snapshot, calibrate, decode_row};
-use viscache::store::{CacheRecord, LedgerRecord, Outcome, RecallCurve, Store};
+use viscache::index::{AlignedBytes, Index};
+use viscache::store::{BlobKind, CacheRecord, GenerationRecord, LedgerRecord, Outcome, RecallCurve, Store};
 use viscache::types::{ItemId, norm};
 
 use crate::index::{self, Sample};
@@ -72,6 +73,10 @@ pub fn verify(
     }
     for generation in store.generations(record.id)? {
         verdict.generations.push(generation.generation.0);
+        // The current one is loaded below as well, as a server loads it.
+        if let Err(e) = kept(store, record, &generation) {
+            problems.add("generation", format!("generation {}: {e:#}", generation.generation));
+        }
     }
     match record.current {
         None => problems.add("index", "the cache has not been indexed; run `index-builder index`".into()),
@@ -88,6 +93,29 @@ pub fn verify(
     }
     verdict.problems = problems.finish();
     Ok(verdict)
+}
+
+/// Whether a generation that is kept for a roll-back could be loaded.
+fn kept(store: &Store, record: &CacheRecord, generation: &GenerationRecord) -> anyhow::Result<()> {
+    let read = |kind: BlobKind, len: u64| -> anyhow::Result<AlignedBytes> {
+        let mut bytes = AlignedBytes::zeroed(usize::try_from(len)?)?;
+        store.read_blob(record.id, generation.generation, kind, bytes.as_mut_slice())?;
+        Ok(bytes)
+    };
+    let index = Index::open(read(BlobKind::Index, generation.index_bytes)?)?;
+    for (kind, len) in
+        [(BlobKind::Tags, generation.tags_bytes), (BlobKind::Queries, generation.queries_bytes)]
+    {
+        len.map_or(Ok(()), |len| read(kind, len).map(drop))?;
+    }
+    let (rows, dim) = (index.len() as u64, index.dim());
+    anyhow::ensure!(
+        (rows, dim) == (generation.items, record.dim),
+        "its index holds {rows} rows of {dim} components, its record says {} of {}",
+        generation.items,
+        record.dim
+    );
+    Ok(())
 }
 
 /// The generation that is served, with its rows left on disk.

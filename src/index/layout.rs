@@ -16,8 +16,9 @@
 //! codes    u8  [nodes, stride]       stride a multiple of 64
 //! ```
 //!
-//! Little-endian throughout. Checksums are BLAKE3 (the header's cut to 16 bytes). A reader refuses a version it does
-//! not know: see [`FORMAT_VERSION`]. Sections begin on cache lines so that a buffer that does can be used as it is.
+//! Little-endian throughout. Checksums are BLAKE3 (the header's cut to 16 bytes). Every byte is vouched for, by a checksum
+//! or by having to be zero, and the last section ends the index. A reader refuses a version it does not know: see
+//! [`FORMAT_VERSION`]. Sections begin on cache lines so that a buffer that does can be used as it is.
 
 use std::io::Write;
 

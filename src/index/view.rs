@@ -247,7 +247,7 @@ impl Index {
         Coded { codec: &self.codec, codes: &self.bytes.as_slice()[self.codes.clone()] }
     }
 
-    /// Every link must name a row; every degree must fit its row.
+    /// Every link must name a row, and none of a row's twice; every degree must fit its row.
     fn check_links(&self) -> Result<(), Error> {
         let bad = |what: String| Err(Error::Format(what));
         if self.nodes == 0 || self.nodes > Graph::MAX_NODES || self.entry as usize >= self.nodes {
@@ -260,6 +260,14 @@ impl Index {
         });
         if let Some(slot) = broken {
             return bad(format!("the links of slot {slot} lead out of the index"));
+        }
+        // A search looks at a row's links before it marks any: one named twice would be found twice.
+        let twice = level0.par_chunks_exact(self.row_len).position_any(|row| {
+            let links = &row[1..=row[0] as usize];
+            links.iter().enumerate().any(|(at, to)| links[..at].contains(to))
+        });
+        if let Some(slot) = twice {
+            return bad(format!("slot {slot} has a link twice"));
         }
         if let Some(pair) = self.ids().windows(2).position(|pair| pair[0] >= pair[1]) {
             return bad(format!("item ids are not ascending at slot {pair}"));
@@ -374,7 +382,17 @@ impl Header {
         };
         let sound =
             header.dim > 0 && header.row_len > 1 && header.row_len <= Graph::row_len(u16::MAX as usize);
-        if sound { Ok(header) } else { Err(Error::Format("the header's sizes are out of range".into())) }
+        // Past it, a sum of products of codes leaves the kernels' integers.
+        let longest = match kind {
+            CodeKind::F32 | CodeKind::F16 => usize::MAX,
+            CodeKind::U8 => 1 << 15,
+            CodeKind::U4 => 1 << 20,
+        };
+        if sound && header.dim <= longest {
+            Ok(header)
+        } else {
+            Err(Error::Format("the header's sizes are out of range".into()))
+        }
     }
 }
 
@@ -423,7 +441,19 @@ impl SectionTable {
         Ok(SectionTable { ranges, checksums })
     }
 
+    /// Every byte is vouched for: by its section's checksum, or by being zero between two sections.
     fn verify(&self, bytes: &[u8]) -> Result<(), Error> {
+        let mut end = HEADER_LEN + SECTIONS.len() * ENTRY_LEN;
+        for (range, section) in self.ranges.iter().zip(SECTIONS) {
+            let between = bytes.get(end..range.start);
+            if !between.is_some_and(|between| between.iter().all(|&byte| byte == 0)) {
+                return Err(Error::Format(format!("the bytes before section `{section}` are not zeros")));
+            }
+            end = range.end;
+        }
+        if end != bytes.len() {
+            return Err(Error::Format("there are bytes behind its last section".into()));
+        }
         for (i, section) in SECTIONS.into_iter().enumerate() {
             let mut hasher = blake3::Hasher::new();
             hasher.update_rayon(&bytes[self.ranges[i].clone()]);

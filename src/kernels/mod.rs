@@ -1,21 +1,52 @@
 //! The inner products everything waits for, and the only `unsafe` arithmetic of the house.
 //!
 //! ```text
-//! Kernels::get() ── once per process ──► Avx512 (F, BW, VNNI) │ Avx2 (AVX2, FMA, F16C) │ Scalar
+//! Kernels::get() ── once per process ──► the widest of   x86-64   Avx512Vnni │ Avx512 │ Avx2 │ Scalar
+//!        │                                               64-bit Arm             NeonDotprod │ Neon │ Scalar
 //!        │                                     each a token whose existence proves the processor can
-//!        └─ dot · dot_f16 · dot_codes · distance_codes · score_rows …      safe functions, slices in, numbers out
+//!        └─ dot · dot_f16 · dot_codes · distance_codes · score_codes …     safe functions, slices in, numbers out
 //! ```
+//!
+//! | file | its one idea |
+//! |---|---|
+//! | `scalar.rs` | portable code, the reference of the others |
+//! | `avx2.rs` | AVX2, FMA, F16C |
+//! | `avx512.rs` | AVX-512 F and BW, with VNNI and without |
+//! | `neon.rs` | NEON, with `dotprod` and without |
+//! | `twins.rs` | every path held against `scalar` |
+//!
+//! **Safety.** A token is only made by its `new`, which asks the processor. So a method that holds one may enter a
+//! function compiled for those instructions ([`enter`]): that is the whole argument. Inside, loads go through raw pointers
+//! into slices whose length the loop has just compared; tails are handed to `scalar`.
 //!
 //! **Numerics contract.** Integer kernels are exact: every path returns the same number. Float kernels sum in f32 in
 //! an order of their own, so paths agree to a few units in the last place of the sum of magnitudes, and one path is
-//! deterministic. `tests` hold every path against `scalar`.
+//! deterministic. `twins` holds every path to it, on this processor or another.
 //!
 //! A batch of rows is scored by one call ([`Kernels::score_codes`]): the rows of a graph's neighbours lie anywhere in
 //! memory, so the call fetches rows ahead of the one it works on, and the choice of path costs one branch per batch.
 
-mod scalar;
+/// The methods of a token: each enters a function compiled for instructions that the token proves.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+macro_rules! enter {
+    ($($method:ident = $($function:ident)::+($($argument:ident: $kind:ty),*) $(-> $result:ty)?;)+) => {$(
+        #[allow(unused_unsafe, reason = "nothing is to be proved where every processor of the target can")]
+        pub(super) fn $method(self, $($argument: $kind),*) $(-> $result)? {
+            // SAFETY: `self` proves the instructions: no function named here is compiled for others than `new` asks for.
+            unsafe { $($function)::+($($argument),*) }
+        }
+    )+};
+}
+
 #[cfg(target_arch = "x86_64")]
-mod x86;
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;
+mod scalar;
+#[cfg(test)]
+mod twins;
 
 use std::sync::OnceLock;
 
@@ -34,10 +65,19 @@ pub enum Kernels {
     Scalar,
     /// AVX2 with FMA and F16C.
     #[cfg(target_arch = "x86_64")]
-    Avx2(x86::Avx2),
+    Avx2(avx2::Avx2),
+    /// AVX-512 F and BW.
+    #[cfg(target_arch = "x86_64")]
+    Avx512(avx512::Avx512),
     /// AVX-512 F, BW and VNNI.
     #[cfg(target_arch = "x86_64")]
-    Avx512(x86::Avx512),
+    Avx512Vnni(avx512::Avx512Vnni),
+    /// NEON.
+    #[cfg(target_arch = "aarch64")]
+    Neon(neon::Neon),
+    /// NEON and its products of bytes.
+    #[cfg(target_arch = "aarch64")]
+    NeonDotprod(neon::NeonDotprod),
 }
 
 /// Calls the same method on whichever path `self` is.
@@ -49,6 +89,12 @@ macro_rules! dispatch {
             Kernels::Avx2(token) => token.$method($($argument),*),
             #[cfg(target_arch = "x86_64")]
             Kernels::Avx512(token) => token.$method($($argument),*),
+            #[cfg(target_arch = "x86_64")]
+            Kernels::Avx512Vnni(token) => token.$method($($argument),*),
+            #[cfg(target_arch = "aarch64")]
+            Kernels::Neon(token) => token.$method($($argument),*),
+            #[cfg(target_arch = "aarch64")]
+            Kernels::NeonDotprod(token) => token.$method($($argument),*),
         }
     };
 }
@@ -64,8 +110,14 @@ impl Kernels {
     pub fn available() -> Vec<Kernels> {
         let paths = std::iter::once(Kernels::Scalar);
         #[cfg(target_arch = "x86_64")]
-        let paths =
-            paths.chain(x86::Avx2::new().map(Kernels::Avx2)).chain(x86::Avx512::new().map(Kernels::Avx512));
+        let paths = paths
+            .chain(avx2::Avx2::new().map(Kernels::Avx2))
+            .chain(avx512::Avx512::new().map(Kernels::Avx512))
+            .chain(avx512::Avx512Vnni::new().map(Kernels::Avx512Vnni));
+        #[cfg(target_arch = "aarch64")]
+        let paths = paths
+            .chain(neon::Neon::new().map(Kernels::Neon))
+            .chain(neon::NeonDotprod::new().map(Kernels::NeonDotprod));
         paths.collect()
     }
 
@@ -76,7 +128,13 @@ impl Kernels {
             #[cfg(target_arch = "x86_64")]
             Kernels::Avx2(_) => "avx2",
             #[cfg(target_arch = "x86_64")]
-            Kernels::Avx512(_) => "avx512-vnni",
+            Kernels::Avx512(_) => "avx512",
+            #[cfg(target_arch = "x86_64")]
+            Kernels::Avx512Vnni(_) => "avx512-vnni",
+            #[cfg(target_arch = "aarch64")]
+            Kernels::Neon(_) => "neon",
+            #[cfg(target_arch = "aarch64")]
+            Kernels::NeonDotprod(_) => "neon-dotprod",
         }
     }
 
@@ -209,12 +267,23 @@ fn score_rows<T, S>(
     }
 }
 
+/// What is left over behind whole registers; usually nothing, and then no call spills them.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+#[inline(always)]
+fn tail<A, B, S: Default>(a: &[A], b: &[B], scalar: impl Fn(&[A], &[B]) -> S) -> S {
+    if a.is_empty() { S::default() } else { scalar(a, b) }
+}
+
 /// Asks the processor to bring `data` near. Never faults, never changes a result.
 pub fn prefetch<T>(data: &[T]) {
     #[cfg(target_arch = "x86_64")]
-    x86::prefetch(data);
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = data;
+    use avx2::fetch;
+    #[cfg(target_arch = "aarch64")]
+    use neon::fetch;
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    fn fetch(_: *const u8) {}
+    let start = data.as_ptr().cast::<u8>();
+    (0..size_of_val(data)).step_by(64).for_each(|line| fetch(start.wrapping_add(line)));
 }
 
 #[cfg(test)]
@@ -222,16 +291,22 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// Agreement of two summation orders: units in the last place of the sum of magnitudes.
-    fn close(a: f32, b: f32, magnitude: f32) -> bool {
-        (a - b).abs() <= 1e-6 * magnitude.max(1e-20) * 16.0
-    }
+    use std::io::Write;
 
+    /// `VISCACHE_MIN_ISA` names a path that must be among them: a test that was not run has not passed.
     #[test]
     fn this_machine_says_what_it_tested() {
         let names: Vec<&str> = Kernels::available().into_iter().map(Kernels::name).collect();
-        println!("kernels tested against scalar: {names:?}; in use: {}", Kernels::get().name());
+        let line = format!("kernels tested: {}; in use: {}\n", names.join(" "), Kernels::get().name());
+        // Past the harness, which would keep it to itself.
+        std::io::stderr().write_all(line.as_bytes()).unwrap();
         assert_eq!(names[0], "scalar");
+        if let Ok(needed) = std::env::var("VISCACHE_MIN_ISA") {
+            assert!(
+                names.contains(&needed.as_str()),
+                "this processor has {names:?}, `{needed}` was to be tested"
+            );
+        }
     }
 
     #[test]
@@ -277,22 +352,34 @@ mod tests {
         }
     }
 
+    /// Lengths around whole registers and lines, and those with loops of their own.
+    fn case() -> impl Strategy<Value = twins::Case> {
+        let len = prop_oneof![4 => 0usize..300, 1 => (0usize..17).prop_map(|lines| 128 * lines)];
+        let inputs = len.prop_flat_map(|len| {
+            let one = (any::<u8>(), any::<u8>(), any::<i8>(), -1e3f32..1e3, -1e3f32..1e3);
+            (prop::collection::vec(one, len), prop::collection::vec(0u32..20, 0..40))
+        });
+        inputs.prop_map(|(inputs, slots)| {
+            let mut case = twins::Case { slots, ..Default::default() };
+            for (code, other, query, a, b) in inputs {
+                case.code.push(code);
+                case.other.push(other);
+                case.query.push(query);
+                case.a.push(a);
+                case.b.push(b);
+            }
+            case
+        })
+    }
+
     proptest! {
         #[test]
-        fn integer_kernels_equal_scalar(
-            pairs in prop::collection::vec((any::<u8>(), any::<i8>(), any::<u8>()), 0..300)
-        ) {
-            let code: Vec<u8> = pairs.iter().map(|p| p.0).collect();
-            let query: Vec<i8> = pairs.iter().map(|p| p.1).collect();
-            let other: Vec<u8> = pairs.iter().map(|p| p.2).collect();
-            for kernels in Kernels::available() {
-                prop_assert_eq!(kernels.dot_codes(&code, &query), scalar::dot_codes(&code, &query));
-                prop_assert_eq!(kernels.distance_codes(&code, &other), scalar::distance_codes(&code, &other));
-            }
+        fn every_path_agrees_with_scalar(case in case()) {
+            twins::check(&case);
         }
 
         #[test]
-        fn nibbles_equal_scalar(
+        fn nibbles_are_what_they_stand_for(
             lines in prop::collection::vec(any::<[[u8; 8]; 8]>(), 0..9), seed in any::<u64>()
         ) {
             let code: Vec<u8> = lines.iter().flatten().flatten().copied().collect();
@@ -335,29 +422,6 @@ mod tests {
         }
 
         #[test]
-        fn float_kernels_agree_with_scalar(
-            pairs in prop::collection::vec((-1e3f32..1e3, -1e3f32..1e3), 0..300)
-        ) {
-            let a: Vec<f32> = pairs.iter().map(|p| p.0).collect();
-            let b: Vec<f32> = pairs.iter().map(|p| p.1).collect();
-            let halves: Vec<f16> = b.iter().map(|&v| f16::from_f32(v)).collect();
-            let magnitude: f32 = pairs.iter().map(|(x, y)| (x * y).abs()).sum();
-            for kernels in Kernels::available() {
-                prop_assert!(close(kernels.dot(&a, &b), scalar::dot(&a, &b), magnitude));
-                prop_assert!(close(kernels.dot_f16(&a, &halves), scalar::dot_f16(&a, &halves), magnitude));
-            }
-        }
-
-        #[test]
-        fn products_of_nibbles_are_exact(pairs in prop::collection::vec((any::<u8>(), any::<u8>()), 0..300)) {
-            let (a, b): (Vec<u8>, Vec<u8>) = pairs.iter().copied().unzip();
-            let expected = scalar::product_nibbles(&a, &b);
-            for kernels in Kernels::available() {
-                prop_assert_eq!(kernels.product_nibbles(&a, &b), expected, "{}", kernels.name());
-            }
-        }
-
-        #[test]
         fn sums_of_signs_are_exact(
             words in prop_oneof![1usize..20, Just(16)], slots in prop::collection::vec(0u32..20, 0..40), seed in any::<u64>()
         ) {
@@ -377,27 +441,6 @@ mod tests {
                 let mut out = vec![7; 3];
                 kernels.score_signs(&rows, &slots, &planes, &mut out);
                 prop_assert_eq!(&out, &expected, "{}", kernels.name());
-            }
-        }
-
-        #[test]
-        fn batches_equal_single_rows(
-            slots in prop::collection::vec(0u32..20, 0..40), len in prop_oneof![1usize..70, Just(128), Just(1024)]
-        ) {
-            let rows: Vec<u8> = (0..20 * len).map(|i| (i * 37 % 251) as u8).collect();
-            let query: Vec<i8> = (0..len).map(|i| (i * 91 % 255) as u8 as i8).collect();
-            for kernels in Kernels::available() {
-                let mut out = vec![7; 3];
-                kernels.score_codes(&rows, &slots, &[], &query, &mut out);
-                let single: Vec<i32> =
-                    slots.iter().map(|&s| kernels.dot_codes(&rows[s as usize * len..][..len], &query)).collect();
-                prop_assert_eq!(&out, &single);
-                if len % 128 == 0 {
-                    kernels.score_nibbles(&rows[..20 * len / 2], &slots, &[], &query, &mut out);
-                    let row = |slot: u32| &rows[slot as usize * len / 2..][..len / 2];
-                    let single: Vec<i32> = slots.iter().map(|&s| kernels.dot_nibbles(row(s), &query)).collect();
-                    prop_assert_eq!(&out, &single);
-                }
             }
         }
     }

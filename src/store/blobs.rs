@@ -145,3 +145,62 @@ fn checksum(data: &[u8]) -> [u8; CHECKSUM_LEN] {
     checksum.copy_from_slice(&blake3::hash(data).as_bytes()[..CHECKSUM_LEN]);
     checksum
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CACHE: CacheId = CacheId(7);
+    const GENERATION: Generation = Generation(3);
+
+    fn read(store: &Store, len: usize) -> Result<Vec<u8>, Error> {
+        let mut into = vec![0; len];
+        store.read_blob(CACHE, GENERATION, BlobKind::Index, &mut into)?;
+        Ok(into)
+    }
+
+    #[test]
+    fn every_byte_of_every_part_is_watched_and_its_part_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path(), Access::Write).unwrap();
+        let data: Vec<u8> = (0..2 * PART_LEN + 1000).map(|i| (i * 37 % 251) as u8).collect();
+        let mut blob = store.write_blob(CACHE, GENERATION, BlobKind::Index);
+        blob.write_all(&data).unwrap();
+        assert_eq!(blob.finish().unwrap(), data.len() as u64);
+        assert_eq!(read(&store, data.len()).unwrap(), data);
+
+        let put = |part: u32, value: &[u8]| {
+            let key = Key::blob_part(CACHE, GENERATION, BlobKind::Index, part);
+            store.db.put_cf(&store.family(BLOBS), key, value).unwrap();
+        };
+        for part in 0..3 {
+            let key = Key::blob_part(CACHE, GENERATION, BlobKind::Index, part);
+            let sound = store.get(BLOBS, &key).unwrap().unwrap();
+            let named = |value: Option<&[u8]>, why: &str| {
+                match value {
+                    Some(value) => put(part, value),
+                    None => store.db.delete_cf(&store.family(BLOBS), &key).unwrap(),
+                }
+                let error = read(&store, data.len()).unwrap_err().to_string();
+                let what = format!("the part {part} of the Index blob of generation 3 is damaged: {why}");
+                assert!(error.starts_with(&what), "{error}");
+            };
+            // The version, the checksum's ends, the data's.
+            let places = [0, 1, PREFIX_LEN - 1, PREFIX_LEN, (PREFIX_LEN + sound.len()) / 2, sound.len() - 1];
+            for at in places {
+                let mut value = sound.clone();
+                value[at] ^= 0x10;
+                named(
+                    Some(&value),
+                    if at == 0 { "its version is unknown" } else { "its checksum does not match" },
+                );
+            }
+            named(Some(&sound[..PREFIX_LEN - 1]), "it is cut short");
+            named(Some(&sound[..sound.len() - 1]), "it has the wrong length");
+            named(Some(&[&sound[..], &[0]].concat()), "it has the wrong length");
+            named(None, "it is missing");
+            put(part, &sound);
+        }
+        assert_eq!(read(&store, data.len()).unwrap(), data);
+    }
+}

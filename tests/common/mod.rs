@@ -9,7 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{LazyLock, Mutex};
 
 use half::f16;
 use safetensors::{Dtype, SafeTensors};
@@ -53,6 +53,16 @@ pub fn say(line: &str) {
     if SAID.lock().unwrap().insert(line.to_owned()) {
         std::io::stderr().write_all(format!("    {line}\n").as_bytes()).unwrap();
     }
+}
+
+/// The seed of a random test: from the environment, else from the clock. Printed either way.
+pub fn seed() -> u64 {
+    static SEED: LazyLock<u64> = LazyLock::new(|| {
+        let given = std::env::var("VISCACHE_SEED").ok().map(|seed| seed.parse().unwrap());
+        given.unwrap_or_else(|| std::time::UNIX_EPOCH.elapsed().unwrap().as_nanos() as u64 % 1_000_000_007)
+    });
+    say(&format!("VISCACHE_SEED={}", *SEED));
+    *SEED
 }
 
 /// A path from the folder before `golden` or `nasty` on: which root it is in, and the same on every machine.

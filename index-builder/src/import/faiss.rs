@@ -314,7 +314,7 @@ impl Bytes<'_> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use crate::import::tests::{problem, read_all, write};
     use proptest::collection::vec;
     use proptest::prelude::*;
@@ -369,7 +369,7 @@ mod tests {
         bytes
     }
 
-    fn all_kinds() -> Vec<Vec<u8>> {
+    pub(in crate::import) fn all_kinds() -> Vec<Vec<u8>> {
         let plain = [0, 1, 2, 3];
         let lists = [(0, false), (1, true), (2, false)].map(|(map, sparse)| inverted(map, sparse, plain));
         [vec![flat("IxFI", &FOUR), flat("IxF2", &FOUR), hnsw()], lists.to_vec()].concat()

@@ -39,6 +39,8 @@ use std::path::{Path, PathBuf};
 mod chunks;
 mod error;
 mod faiss;
+#[cfg(test)]
+mod fuzz;
 mod metadata;
 mod npy;
 mod parquet;

@@ -133,7 +133,7 @@ impl Npy {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::import::tests::{problem, read_all, write};
     use half::f16;
@@ -142,7 +142,11 @@ mod tests {
     use proptest::prelude::*;
 
     /// What numpy would write for `rows` (row-major) of the type T.
-    pub(crate) fn npy<T: npyz::AutoSerialize + Copy>(values: &[T], dim: usize, fortran: bool) -> Vec<u8> {
+    pub(in crate::import) fn npy<T: npyz::AutoSerialize + Copy>(
+        values: &[T],
+        dim: usize,
+        fortran: bool,
+    ) -> Vec<u8> {
         let rows = values.len() / dim;
         let order = if fortran { npyz::Order::Fortran } else { npyz::Order::C };
         let mut bytes = Vec::new();

@@ -473,14 +473,21 @@ pub(super) mod tests {
         assert_eq!(bad[0].reason, format!("id '-1' is not an integer from 0 to {}", u64::MAX));
     }
 
-    /// Every byte of a small file, which is mostly the numbers that the reader must not believe.
-    #[test]
-    fn damage_is_an_error_and_no_panic() {
+    /// A small file of seven vectors.
+    pub(in crate::import) fn table() -> Vec<u8> {
         let folder = TempDir::new().unwrap();
         let path = folder.path().join("t.parquet");
         let vectors = lists(vec![Some(vec![Some(1.0); 4]); 7]);
         write_table(&path, &[("v", vectors), ("url", Arc::new(StringArray::from(vec!["a"; 7])))]);
-        let good = std::fs::read(&path).unwrap();
+        std::fs::read(&path).unwrap()
+    }
+
+    /// Every byte of a small file, which is mostly the numbers that the reader must not believe.
+    #[test]
+    fn damage_is_an_error_and_no_panic() {
+        let (folder, good) = (TempDir::new().unwrap(), table());
+        let path = folder.path().join("t.parquet");
+        std::fs::write(&path, &good).unwrap();
         let mut given_up = 0;
         let attempt = |bytes: &[u8]| {
             // A new file each time: some file systems wait for the disk when one is written over.

@@ -1,0 +1,209 @@
+//! AVX2: every processor for servers since 2013.
+
+use std::arch::x86_64::*;
+
+use half::f16;
+
+use super::{PLANES, scalar, score_rows, tail};
+
+/// Proof of AVX2, FMA, F16C and POPCNT.
+#[derive(Debug, Clone, Copy)]
+pub struct Avx2(());
+
+/// Fetches the cache line at an address.
+#[inline]
+pub(super) fn fetch(at: *const u8) {
+    // SAFETY: SSE is part of x86-64, and a prefetch of any address is a hint that cannot fault.
+    unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) };
+}
+
+impl Avx2 {
+    pub(super) fn new() -> Option<Self> {
+        let supported = is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("fma")
+            && is_x86_feature_detected!("f16c")
+            && is_x86_feature_detected!("popcnt");
+        supported.then_some(Avx2(()))
+    }
+
+    enter! {
+        dot = dot(a: &[f32], b: &[f32]) -> f32;
+        dot_f16 = dot_f16(query: &[f32], row: &[f16]) -> f32;
+        dot_codes = dot_codes(code: &[u8], query: &[i8]) -> i32;
+        dot_nibbles = dot_nibbles(code: &[u8], query: &[i8]) -> i32;
+        product_nibbles = product_nibbles(a: &[u8], b: &[u8]) -> u32;
+        distance_codes = distance_codes(a: &[u8], b: &[u8]) -> u32;
+        score_codes = score_codes(rows: &[u8], slots: &[u32], ahead: &[u32], query: &[i8], out: &mut Vec<i32>);
+        score_nibbles = score_nibbles(rows: &[u8], slots: &[u32], ahead: &[u32], query: &[i8], out: &mut Vec<i32>);
+        score_signs = score_signs(rows: &[u8], slots: &[u32], planes: &[u64], out: &mut Vec<i32>);
+        bias_gelu = bias_gelu(x: &mut [f32], bias: &[f32]);
+        hadamard = hadamard(values: &mut [f32]);
+        scale_query = scale_query(query: &[f32], out: &mut [i8]) -> f32;
+    }
+}
+
+#[target_feature(enable = "avx2,fma")]
+fn dot(a: &[f32], b: &[f32]) -> f32 {
+    let (a_chunks, b_chunks) = (a.chunks_exact(32), b.chunks_exact(32));
+    let tail = tail(a_chunks.remainder(), b_chunks.remainder(), scalar::dot);
+    let mut sums = [_mm256_setzero_ps(); 4];
+    for (x, y) in a_chunks.zip(b_chunks) {
+        for (i, sum) in sums.iter_mut().enumerate() {
+            // SAFETY: both chunks hold 32 floats and i ≤ 3, so 8 floats from 8·i lie inside.
+            let (x, y) =
+                unsafe { (_mm256_loadu_ps(x.as_ptr().add(8 * i)), _mm256_loadu_ps(y.as_ptr().add(8 * i))) };
+            *sum = _mm256_fmadd_ps(x, y, *sum);
+        }
+    }
+    sum(sums) + tail
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+fn dot_f16(query: &[f32], row: &[f16]) -> f32 {
+    let (q_chunks, r_chunks) = (query.chunks_exact(32), row.chunks_exact(32));
+    let tail = tail(q_chunks.remainder(), r_chunks.remainder(), scalar::dot_f16);
+    let mut sums = [_mm256_setzero_ps(); 4];
+    for (q, r) in q_chunks.zip(r_chunks) {
+        for (i, sum) in sums.iter_mut().enumerate() {
+            // SAFETY: both chunks hold 32 values and i ≤ 3, so 8 values from 8·i lie inside.
+            let (q, r) = unsafe {
+                (_mm256_loadu_ps(q.as_ptr().add(8 * i)), _mm_loadu_si128(r.as_ptr().add(8 * i).cast()))
+            };
+            *sum = _mm256_fmadd_ps(q, _mm256_cvtph_ps(r), *sum);
+        }
+    }
+    sum(sums) + tail
+}
+
+#[target_feature(enable = "avx2")]
+fn sum(sums: [__m256; 4]) -> f32 {
+    let sum = _mm256_add_ps(_mm256_add_ps(sums[0], sums[1]), _mm256_add_ps(sums[2], sums[3]));
+    let mut lanes = [0.0f32; 8];
+    // SAFETY: `lanes` holds 8 floats.
+    unsafe { _mm256_storeu_ps(lanes.as_mut_ptr(), sum) };
+    lanes.iter().sum()
+}
+
+#[target_feature(enable = "avx2")]
+fn dot_codes(code: &[u8], query: &[i8]) -> i32 {
+    // `maddubs` would saturate (2·255·127 > 2¹⁵), so both sides are widened to 16 bit first.
+    let (c_chunks, q_chunks) = (code.chunks_exact(32), query.chunks_exact(32));
+    let tail = tail(c_chunks.remainder(), q_chunks.remainder(), scalar::dot_codes);
+    let mut sums = [_mm256_setzero_si256(); 2];
+    for (c, q) in c_chunks.zip(q_chunks) {
+        for (i, sum) in sums.iter_mut().enumerate() {
+            // SAFETY: both chunks hold 32 bytes and i ≤ 1, so 16 bytes from 16·i lie inside.
+            let (c, q) = unsafe {
+                (
+                    _mm_loadu_si128(c.as_ptr().add(16 * i).cast()),
+                    _mm_loadu_si128(q.as_ptr().add(16 * i).cast()),
+                )
+            };
+            let products = _mm256_madd_epi16(_mm256_cvtepu8_epi16(c), _mm256_cvtepi8_epi16(q));
+            *sum = _mm256_add_epi32(*sum, products);
+        }
+    }
+    sum_i32(_mm256_add_epi32(sums[0], sums[1])) + tail
+}
+
+#[target_feature(enable = "avx2")]
+fn dot_nibbles(code: &[u8], query: &[i8]) -> i32 {
+    let (mask, ones) = (_mm256_set1_epi8(15), _mm256_set1_epi16(1));
+    let mut sums = [_mm256_setzero_si256(); 2];
+    for (c, q) in code.chunks_exact(64).zip(query.chunks_exact(128)) {
+        for (i, sum) in sums.iter_mut().enumerate() {
+            // SAFETY: `c` holds 64 bytes and `q` 128, and i ≤ 1: 32 bytes lie inside from 32·i and from 64 + 32·i.
+            let (c, low, high) = unsafe {
+                (
+                    _mm256_loadu_si256(c.as_ptr().add(32 * i).cast()),
+                    _mm256_loadu_si256(q.as_ptr().add(32 * i).cast()),
+                    _mm256_loadu_si256(q.as_ptr().add(64 + 32 * i).cast()),
+                )
+            };
+            // 2·15·128 fits 16 bits, so `maddubs` cannot saturate here; four such sums fit too.
+            let a = _mm256_maddubs_epi16(_mm256_and_si256(c, mask), low);
+            let b = _mm256_maddubs_epi16(_mm256_and_si256(_mm256_srli_epi16::<4>(c), mask), high);
+            *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(_mm256_add_epi16(a, b), ones));
+        }
+    }
+    sum_i32(_mm256_add_epi32(sums[0], sums[1]))
+}
+
+#[target_feature(enable = "avx2")]
+fn score_codes(rows: &[u8], slots: &[u32], ahead: &[u32], query: &[i8], out: &mut Vec<i32>) {
+    score_rows(rows, slots, ahead, query.len(), out, |row| dot_codes(row, query));
+}
+
+#[target_feature(enable = "avx2")]
+fn score_nibbles(rows: &[u8], slots: &[u32], ahead: &[u32], query: &[i8], out: &mut Vec<i32>) {
+    score_rows(rows, slots, ahead, query.len() / 2, out, |row| dot_nibbles(row, query));
+}
+
+#[target_feature(enable = "avx2,popcnt")]
+pub(super) fn score_signs(rows: &[u8], slots: &[u32], planes: &[u64], out: &mut Vec<i32>) {
+    score_rows(rows, slots, &[], planes.len() / PLANES * 8, out, |row| scalar::sum_signs(row, planes));
+}
+
+#[target_feature(enable = "avx2")]
+fn product_nibbles(a: &[u8], b: &[u8]) -> u32 {
+    let (a_chunks, b_chunks) = (a.chunks_exact(32), b.chunks_exact(32));
+    let tail = tail(a_chunks.remainder(), b_chunks.remainder(), scalar::product_nibbles);
+    let (mask, ones) = (_mm256_set1_epi8(15), _mm256_set1_epi16(1));
+    let halves = |x: __m256i| (_mm256_and_si256(x, mask), _mm256_and_si256(_mm256_srli_epi16::<4>(x), mask));
+    let mut sum = _mm256_setzero_si256();
+    for (a, b) in a_chunks.zip(b_chunks) {
+        // SAFETY: both hold 32 bytes.
+        let (a, b) =
+            unsafe { (_mm256_loadu_si256(a.as_ptr().cast()), _mm256_loadu_si256(b.as_ptr().cast())) };
+        let ((a_low, a_high), (b_low, b_high)) = (halves(a), halves(b));
+        // 4·15·15 fits 16 bits: nothing saturates.
+        let pairs =
+            _mm256_add_epi16(_mm256_maddubs_epi16(a_low, b_low), _mm256_maddubs_epi16(a_high, b_high));
+        sum = _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, ones));
+    }
+    (sum_i32(sum) as u32).wrapping_add(tail)
+}
+
+#[target_feature(enable = "avx2")]
+fn distance_codes(a: &[u8], b: &[u8]) -> u32 {
+    let (a_chunks, b_chunks) = (a.chunks_exact(32), b.chunks_exact(32));
+    let tail = tail(a_chunks.remainder(), b_chunks.remainder(), scalar::distance_codes);
+    let mut sums = [_mm256_setzero_si256(); 2];
+    for (x, y) in a_chunks.zip(b_chunks) {
+        for (i, sum) in sums.iter_mut().enumerate() {
+            // SAFETY: both chunks hold 32 bytes and i ≤ 1, so 16 bytes from 16·i lie inside.
+            let (x, y) = unsafe {
+                (
+                    _mm_loadu_si128(x.as_ptr().add(16 * i).cast()),
+                    _mm_loadu_si128(y.as_ptr().add(16 * i).cast()),
+                )
+            };
+            let difference = _mm256_sub_epi16(_mm256_cvtepu8_epi16(x), _mm256_cvtepu8_epi16(y));
+            *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(difference, difference));
+        }
+    }
+    sum_i32(_mm256_add_epi32(sums[0], sums[1])) as u32 + tail
+}
+
+#[target_feature(enable = "avx2")]
+fn sum_i32(sum: __m256i) -> i32 {
+    let mut lanes = [0i32; 8];
+    // SAFETY: `lanes` holds 32 bytes.
+    unsafe { _mm256_storeu_si256(lanes.as_mut_ptr().cast(), sum) };
+    lanes.iter().fold(0, |total, &lane| total.wrapping_add(lane))
+}
+
+#[target_feature(enable = "avx2,fma")]
+fn bias_gelu(x: &mut [f32], bias: &[f32]) {
+    scalar::bias_gelu(x, bias);
+}
+
+#[target_feature(enable = "avx2,fma")]
+fn scale_query(query: &[f32], out: &mut [i8]) -> f32 {
+    scalar::scale_query(query, out)
+}
+
+#[target_feature(enable = "avx2,fma")]
+fn hadamard(values: &mut [f32]) {
+    scalar::hadamard(values);
+}
