@@ -95,7 +95,7 @@ fn real() -> Option<Sample> {
 /// The indexes of a sample, one for each kind of code, on one graph.
 fn indexes(rows: &[f32], dim: usize) -> Vec<Index> {
     let params = BuildParams { m: 8, ef_construction: 32, threads: 1, ..BuildParams::default() };
-    let graph = build(&params, &Codec::train(CodeKind::U8, rows, dim), rows, &[], |_| {}).unwrap();
+    let graph = build(&params, &Codec::train(CodeKind::U8, rows, dim), rows, &[], |_, _| {}).unwrap();
     let ids: Vec<ItemId> = (0..(rows.len() / dim) as u64).map(ItemId).collect();
     let index = |(kind, _, _)| {
         let codec = Codec::train(kind, rows, dim);

@@ -128,7 +128,7 @@ fn a_flipped_byte_of_every_kind_of_value_is_named_by_its_file() {
     // The index's part begins with its version and its checksum, 17 bytes before the index's own magic.
     let places: [(&str, &[u8], isize); 9] = [
         ("cache record", br#""name":"a","dim":"#, 4),
-        ("generation record", br#""index_bytes""#, 4),
+        ("generation record", br#"{"gener"#, 4),
         ("item record", uri.as_bytes(), 1),
         ("row", &row[..32], 5),
         ("version of a part", b"VISCIDX\0", -17),

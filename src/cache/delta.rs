@@ -165,12 +165,12 @@ impl Delta {
     ///
     /// * `signs`: of the index that this is the delta of.
     pub(super) fn search(&self, query: &[f32], k: usize, floor: f32, signs: &Signs<'_>) -> Vec<Scored> {
-        let mut best = TopK::new(k);
+        let mut best = Vec::new();
         let query_code = CodedQuery::of(query);
         let few = self.live() <= SCAN_BELOW.max(k);
         if few || self.dim > MAX_CODED_DIM || !CODED_LENGTHS.contains(&query_code.length) {
             self.each_live(|block, at, slot| best.push(Scored { slot, score: block.score(at, query) }));
-            return best.into_sorted();
+            return self.best(best, k);
         }
         let (mut needed, mut products) = (floor, Vec::new());
         let left = self.sifted(k, &mut needed, &signs.of_query(query));
@@ -189,7 +189,20 @@ impl Delta {
         for (slot, _) in bounds.into_iter().filter(|&(_, upper)| upper >= needed) {
             best.push(Scored { slot, score: Kernels::get().dot(query, self.row(slot).1) });
         }
-        best.into_sorted()
+        self.best(best, k)
+    }
+
+    /// The `k` best of some rows, best first, equal ones by id: as a generation gives them, whose slots are in the order of ids.
+    fn best(&self, mut rows: Vec<Scored>, k: usize) -> Vec<Scored> {
+        let order = |a: &Scored, b: &Scored| {
+            b.score.total_cmp(&a.score).then_with(|| self.row(a.slot).0.cmp(&self.row(b.slot).0))
+        };
+        if (1..rows.len()).contains(&k) {
+            rows.select_nth_unstable_by(k - 1, order);
+        }
+        rows.truncate(k);
+        rows.sort_unstable_by(order);
+        rows
     }
 
     /// Of every block, the live rows that may score what is needed, as far as their signs say. Raises `needed` to what `k` rows
@@ -256,11 +269,11 @@ impl Delta {
         if let Some(rest) = &kept.rest {
             return (rest.search(query, k, floor, signs), self.rows());
         }
-        let mut best = TopK::new(k);
+        let mut best = Vec::with_capacity(kept.positions.len());
         for &slot in &kept.positions {
             best.push(Scored { slot, score: Kernels::get().dot(query, self.row(slot).1) });
         }
-        (best.into_sorted(), kept.positions.len())
+        (self.best(best, k), kept.positions.len())
     }
 
     fn each_live<'a>(&'a self, mut visit: impl FnMut(&'a Block, usize, Slot)) {
@@ -572,6 +585,22 @@ mod tests {
         ) {
             let rows = &rows[..rows.len() / 8 * 8];
             Twin::new(rows, 8, &dead, split).check(rows, &query, k, split as u64)?;
+        }
+
+        /// The one that had come first was given, so that a compaction changed the answer.
+        #[test]
+        fn equal_scores_are_cut_by_id(ids in prop::collection::hash_set(0u64..1000, 2..200), k in 1usize..12) {
+            let ids: Vec<ItemId> = ids.into_iter().map(ItemId).collect();
+            let (row, tags) = ([0.6f32, 0.8], vec![Tags::default(); ids.len()]);
+            let codec = Codec::train(CodeKind::U8, &row, 2);
+            let (signs, mut delta) = (Signs::new(&codec), Delta::new(2, 0));
+            delta.push(Block::new(0, ids.clone(), tags, row.repeat(ids.len()), 2, &signs));
+            let found = delta.search(&row, k, f32::NEG_INFINITY, &signs);
+            let found: Vec<ItemId> = found.iter().map(|scored| delta.row(scored.slot).0).collect();
+            let mut sorted = ids;
+            sorted.sort_unstable();
+            sorted.truncate(k);
+            prop_assert_eq!(found, sorted);
         }
 
         #[test]
