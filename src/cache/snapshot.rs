@@ -258,12 +258,12 @@ impl Snapshot {
         let (plan, candidates) = match matching {
             Some(Matching { slots, .. }) => {
                 let allowed = |slot: Slot| slots.contains(slot);
-                let among = Among { allowed, count, purse: price.purse() };
+                let among = Among { allowed, count, purse: price.purse(), graph_first: false };
                 searcher.search_among(index, query, wanted, params, &among, cost)?
             }
             None => {
                 let allowed = |slot: Slot| !masked.contains(slot.0);
-                let among = Among { allowed, count, purse: price.in_full };
+                let among = Among { allowed, count, purse: price.in_full, graph_first: true };
                 searcher.search_among(index, query, wanted, params, &among, cost)?
             }
         };

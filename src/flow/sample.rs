@@ -7,7 +7,9 @@
 //! ```
 //!
 //! No search waits for any of this: choosing is a random number, and what has no place is dropped. What it costs the rest of
-//! the machine is bounded as well: one thread of the lowest priority, which rests [`REST`] times as long as it scans.
+//! the machine is bounded as well: one thread of the lowest priority, which rests [`REST`] times as long as it computes, and at least
+//! as long as that took. Waiting for a core is not computing: a rest by the clock would silence it on a busy machine, where a
+//! scan of a millisecond may take a second.
 //!
 //! What lies in the queue keeps the state it was asked of in memory. So nothing is taken in while the thread rests, the queue is
 //! emptied when its scans take long, and an old generation is held for about one scan. That ends early when the server does.
@@ -31,7 +33,7 @@ use crate::types::{CacheName, Embedding, Generation, Hit, ItemId, QueryKind};
 
 /// Samples that wait while one is measured.
 const QUEUE: usize = 4;
-/// Rest after work, in times of the work.
+/// Rest after work, in times of what the work took of a core.
 const REST: u32 = 9;
 /// Work after which the thread rests, whatever waits.
 const LONG: Duration = Duration::from_secs(1);
@@ -250,14 +252,16 @@ impl Drop for Sampler {
 fn work(shared: &Shared, samples: &Receiver<Sample>, asleep: &Receiver<()>) {
     step_back();
     while let Ok(first) = samples.recv() {
-        let start = Instant::now();
+        let (start, computed) = (Instant::now(), core_time());
         let mut waiting = std::iter::once(first).chain(samples.try_iter()).take(QUEUE + 1);
         while start.elapsed() < LONG
             && let Some(sample) = waiting.next()
         {
             measure(shared, sample);
         }
-        let rest = start.elapsed() * REST;
+        let took = start.elapsed();
+        let computed = core_time().zip(computed).map_or(took, |(now, before)| now.saturating_sub(before));
+        let rest = took.max(computed * REST);
         shared.resting.store(true, Ordering::Relaxed);
         // What is left, or slipped in between, would be kept alive through the rest.
         samples.try_iter().for_each(|sample| shared.count_dropped(&sample.snapshot));
@@ -299,4 +303,15 @@ fn step_back() {
     // On Linux this is the calling thread's alone. Not being allowed to is no harm: it rests all the same.
     #[cfg(target_os = "linux")]
     let _ = rustix::process::setpriority_process(None, 19);
+}
+
+/// What the calling thread has had of a core so far, where the system tells.
+fn core_time() -> Option<Duration> {
+    #[cfg(target_os = "linux")]
+    {
+        let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+        Some(Duration::new(time.tv_sec.try_into().ok()?, time.tv_nsec.try_into().ok()?))
+    }
+    #[cfg(not(target_os = "linux"))]
+    None
 }
