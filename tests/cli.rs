@@ -674,7 +674,7 @@ fn a_target_is_asked_for_and_what_was_found_is_counted() {
     };
     let used = |more: &[&str]| {
         let line = lines(&search(0, more)).remove(0);
-        (line["cost"]["ef_search"].as_u64().unwrap(), line["cost"]["exact"].as_bool().unwrap())
+        (line["cost"]["ef_search"].as_u64().unwrap(), line["cost"]["plan"] == "exact")
     };
     assert_eq!(used(&["--target-recall", "0.99", "--query-kind", "image"]), (64, false));
     assert_eq!(used(&["--target-recall", "0.9", "--query-kind", "text"]), (32, false));

@@ -76,7 +76,7 @@ fn captioned_pictures_and_a_report() {
     assert_eq!(report["index"]["seconds"].as_array().unwrap().len(), 4);
     assert!(report["index"]["index_bytes"].as_u64().unwrap() > 150 * 128);
     assert_eq!(report["build"]["codes"], "u4");
-    assert_eq!(report["build"]["m"], 24);
+    assert_eq!(report["build"]["m"], 16);
     for (family, least) in [("vectors", 150 * 128 * 4), ("blobs", 150 * 128), ("items", 1), ("ledger", 1)] {
         assert!(report["sizes"][family].as_u64().unwrap() >= least, "{family} of {}", report["sizes"]);
     }

@@ -173,3 +173,30 @@ fn insert(
     }
     links
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::{AlignedBytes, CodeKind, Index, Parts};
+    use super::*;
+    use crate::types::ItemId;
+
+    /// The upper levels that are built again have an entry of their own, and what the first one reached was not reachable from
+    /// there.
+    #[test]
+    fn the_second_entry_reaches_everything() {
+        let dim = 2;
+        for n in 20..90 {
+            let row = |i: usize| if i % 3 == 0 { [1.0, 0.0] } else { [-1.0, (i % 5) as f32 * 1e-3] };
+            let rows: Vec<f32> = (0..n).flat_map(row).collect();
+            let codec = Codec::train(CodeKind::U8, &rows, dim);
+            let params = BuildParams { m: 2, ef_construction: 8, threads: 1, ..BuildParams::default() };
+            let graph = build(&params, &codec, &rows, &[], |_, _| ()).unwrap();
+            let ids: Vec<ItemId> = (0..n as u64).map(ItemId).collect();
+            let mut bytes = Vec::new();
+            let codes = codec.encode(&rows);
+            Parts { graph: &graph, codec: &codec, ids: &ids, codes: &codes }.write(&mut bytes).unwrap();
+            let index = Index::open(AlignedBytes::copy_of(&bytes).unwrap()).unwrap();
+            assert_eq!(index.unreachable(), [], "{n} rows");
+        }
+    }
+}

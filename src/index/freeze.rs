@@ -153,6 +153,8 @@ impl Graph {
         });
         self.upper = levels.collect();
         self.reach = reach;
+        // What the former entry reached, this one need not.
+        self.reconnect_level0(space);
     }
 
     /// Takes these links on level 0, and links what they leave out of reach.
