@@ -129,7 +129,7 @@ impl<'a> Signs<'a> {
         Signs { codec }
     }
 
-    /// Components from which on a sum over signs is near enough to normal for [`BOUND`] deviations to bound it.
+    /// Components from which on a sum over signs is near enough to normal for six deviations to bound it.
     pub const LEAST_DIM: usize = 256;
 
     /// Bytes of a row's signs.

@@ -16,7 +16,7 @@
 //! | `twins.rs` | every path held against `scalar` |
 //!
 //! **Safety.** A token is only made by its `new`, which asks the processor. So a method that holds one may enter a
-//! function compiled for those instructions ([`enter`]): that is the whole argument. Inside, loads go through raw pointers
+//! function compiled for those instructions (`enter!`): that is the whole argument. Inside, loads go through raw pointers
 //! into slices whose length the loop has just compared; tails are handed to `scalar`.
 //!
 //! **Numerics contract.** Integer kernels are exact: every path returns the same number. Float kernels sum in f32 in
