@@ -196,6 +196,14 @@ proptest! {
             let narrow = search(&snapshot, query, top_k, asked(ef_search, rescore, false));
             holds(&live, query, top_k, &narrow)?;
         }
+        let queries: Vec<Embedding> = world.queries.iter().map(|q| Embedding::new(q.clone()).unwrap()).collect();
+        let params = asked(ef_search, rescore, false);
+        let (all, mut searcher) = (queries.iter().collect::<Vec<_>>(), Searcher::default());
+        let together = snapshot.search_all(&mut searcher, &all, top_k, &params);
+        for (found, query) in together.into_iter().zip(&queries) {
+            let alone = snapshot.search(&mut searcher, query, top_k, &params).unwrap();
+            prop_assert_eq!(found.unwrap(), alone, "in turn with others");
+        }
         for &id in live.keys() {
             prop_assert!(store.item(snapshot.record().id, ItemId(id)).unwrap().is_some());
         }

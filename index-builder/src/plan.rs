@@ -1,7 +1,7 @@
 //! What a build will take, said before it begins, and refused when it does not fit.
 //!
 //! Memory and disk follow from counts and sizes; time from embedding a few of the very pictures. The constants below
-//! are for `hnsw_rs` 0.3.5 at M = 24, on the safe side of what a build of 100 000 rows of 1024 components took.
+//! are for `hnsw_rs` 0.3.5, on the safe side of what a build of 100 000 rows of 1024 components took.
 
 use std::fmt;
 use std::path::Path;
@@ -9,16 +9,18 @@ use std::time::Instant;
 
 use anyhow::bail;
 use serde::Serialize;
-use viscache::index::BuildParams;
+use viscache::index::{BuildParams, CodeKind};
 use viscache::models::encoder::Encoder;
 
 use crate::decode::decode;
 use crate::discover::Unit;
 
-/// Bytes that a point takes in `hnsw_rs` beside its code: the point, its lists, its links.
-const GRAPH_BYTES_PER_ITEM: u64 = 3200;
+/// Bytes that a point takes in `hnsw_rs`: the point, its lists, and for each of M the links. A million points at M = 16 took
+/// 2600 each.
+const POINT_BYTES: u64 = 1600;
+const POINT_BYTES_PER_M: u64 = 80;
 /// Seconds of one core to insert a point among 100 000 of 1024 components.
-const INSERT_SECONDS: f64 = 0.0015;
+const INSERT_SECONDS: f64 = 0.000_55;
 /// Bytes of an item's records: uri, digest, ledger, keys.
 const RECORD_BYTES: u64 = 600;
 /// Bytes of the process itself: code, RocksDB's buffers and caches.
@@ -78,12 +80,14 @@ impl Plan {
     /// Adds everything up.
     pub fn new(facts: &Facts<'_>) -> Self {
         let items = facts.stored + facts.pending;
-        let code = (facts.dim as u64).next_multiple_of(64);
+        let [wide, narrow] = [CodeKind::U8, CodeKind::U4]
+            .map(|codes| BuildParams { codes, ..facts.build.clone() }.code_bytes(facts.dim));
         let links = 4 * (2 * facts.build.m as u64 + 16);
         let index_bytes = items * (facts.build.code_bytes(facts.dim) + links + 8);
         let row = (facts.dim * facts.row_component) as u64;
-        // Rows as f32, their 8-bit codes, the graph under construction, then the finished index twice.
-        let indexing = items * (4 * facts.dim as u64 + code + GRAPH_BYTES_PER_ITEM) + 2 * index_bytes;
+        // Codes of 8 and of 4 bits, the graph under construction, and the finished index. Rows are read in passes.
+        let graph = POINT_BYTES + POINT_BYTES_PER_M * facts.build.m as u64;
+        let indexing = items * (wide + narrow + graph) + index_bytes;
         let embedding = facts.model_bytes + facts.in_flight;
         let growth = (items as f64).max(2.0).log2() / 100_000f64.log2();
         let index_seconds = items as f64 * INSERT_SECONDS * growth * (facts.dim as f64 / 1024.0).max(0.25)

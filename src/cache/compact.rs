@@ -265,9 +265,10 @@ impl Cache {
     }
 }
 
-/// Bytes that building takes at its peak: rows in f32; 8-bit codes and `hnsw_rs`'s copy of them; codes and links as they
-/// will be stored, twice.
+/// Bytes that building takes at its peak: codes of 8 and of 4 bits, the graph under construction (a million points took 2600
+/// bytes each at M 16), codes and links as they will be stored, twice. Rows are read in passes.
 fn build_bytes(record: &CacheRecord, params: &BuildParams) -> u64 {
-    let dim = record.dim as u64;
-    record.items * (6 * dim + 2 * params.code_bytes(record.dim) + 48 * params.m as u64)
+    let (dim, m) = (record.dim as u64, params.m as u64);
+    let graph = 1600 + 80 * m;
+    record.items * (dim * 3 / 2 + graph + 2 * (params.code_bytes(record.dim) + 12 * m))
 }

@@ -187,6 +187,35 @@ impl Snapshot {
         self.search_among(searcher, query, top_k, params, None)
     }
 
+    /// As [`Snapshot::search`], for many queries: a thread works on several in turn, so that each hides what the others wait
+    /// for. The answers are the same.
+    ///
+    /// * Returns one result for each query, in order.
+    pub fn search_all(
+        &self,
+        searcher: &mut Searcher,
+        queries: &[&Embedding],
+        top_k: usize,
+        params: &SearchParams,
+    ) -> Vec<Result<Found, Error>> {
+        let index = &self.frozen.index;
+        let sound = queries.iter().all(|query| query.dim() == index.dim());
+        if !sound || params.exact || !self.delta.masked().is_empty() {
+            return queries.iter().map(|query| self.search(searcher, query, top_k, params)).collect();
+        }
+        let slices: Vec<&[f32]> = queries.iter().map(|query| query.as_slice()).collect();
+        match searcher.search_all(index, &slices, top_k.max(params.rescore), params) {
+            Ok(all) => {
+                let one = |(query, (candidates, cost)): (&&Embedding, _)| {
+                    self.completed(query, top_k, Plan::Graph, Some(candidates), None, cost)
+                };
+                queries.iter().zip(all).map(one).collect()
+            }
+            // What is wrong with all of them is wrong with each.
+            Err(_) => queries.iter().map(|query| self.search(searcher, query, top_k, params)).collect(),
+        }
+    }
+
     /// As [`Snapshot::search`], among the items that match, if not all do.
     pub(super) fn search_among(
         &self,
@@ -210,6 +239,19 @@ impl Snapshot {
                 self.candidates(searcher, query, wanted, params, matching, &mut cost)?
             }
         };
+        self.completed(query, top_k, plan, candidates, matching, cost)
+    }
+
+    /// The hits among some candidates, or among all that match where there are none, and those of the delta.
+    fn completed(
+        &self,
+        query: &Embedding,
+        top_k: usize,
+        plan: Plan,
+        candidates: Option<Vec<Candidate>>,
+        matching: Option<&Matching>,
+        mut cost: Cost,
+    ) -> Result<Found, Error> {
         let mut hits = match candidates {
             Some(candidates) => self.rescored(&candidates, query, top_k, &mut cost)?,
             None => self.scanned(query, top_k, matching, &mut cost)?,

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::search::{Answer, SnapshotRef, Way, each, embed_parts, embeddings, with};
+use super::search::{Answer, Asked, SnapshotRef, Way, each, embed_parts, embeddings, with};
 use super::{Aim, App, Call, Error, Query, Searched};
 use crate::blend::{self, BlendParams};
 use crate::cache::Filtered;
@@ -104,13 +104,16 @@ pub fn enhance(app: &App, request: Request, call: &Call) -> Result<Searched<Enha
         Variant::Condition => encoded.embedding,
         Variant::ImageGeneration => encoded.prenorm,
     })?;
-    let results = each(call, with(queries, kinds), |(query, kind)| {
+    let mixed = each(call, with(queries, kinds), |(query, kind)| {
         let (query, norm) = mix(query, variant)?;
         if filtered.as_ref().is_some_and(Filtered::is_empty) {
             return Err(Error::NoMatch);
         }
-        let Answer { found, params, took: search } = way.find(&query, kind.as_ref(), request.blend.top_k)?;
-
+        Ok(Asked { query, kind, more: norm })
+    })?;
+    let found = way.find(call, mixed, request.blend.top_k)?;
+    let results = each(call, found, |(Asked { query, more: norm, .. }, answer)| {
+        let Answer { found, params, took: search } = answer;
         let start = Instant::now();
         let blended = blend::blend(&query, &found.hits, &request.blend)?;
         let embedding = match norm {

@@ -15,6 +15,8 @@ use crate::{blend, metrics};
 
 /// Queries of one request that are searched before the work is shared between cores.
 const SHARE_ABOVE: usize = 4;
+/// Most queries that a thread takes together; between such shares it is asked whether the caller still waits.
+const IN_TURN: usize = 32;
 
 /// What to search.
 #[derive(Debug)]
@@ -84,16 +86,30 @@ pub fn search(app: &App, request: Request, call: &Call) -> Result<Searched<Answe
     way.check()?;
     let kinds = way.kinds(&request.queries);
     let (queries, embed) = embed_parts(app, request.queries, call, |encoded| encoded.embedding)?;
-    let results = each(call, with(queries, kinds), |(query, kind)| {
+    let mixed = each(call, with(queries, kinds), |(query, kind)| {
         let query = match query {
             Query::Ready(embedding) => embedding,
             Query::Parts(parts) => blend::mix(&embeddings(&parts))?,
         };
-        way.find(&query, kind.as_ref(), request.top_k)
+        Ok(Asked { query, kind, more: () })
     })?;
+    let found = way.find(call, mixed, request.top_k)?;
+    let results = found.into_iter().map(|result| result.map(|(_, answer)| answer)).collect();
     drop(filtered);
     Ok(Searched { snapshot: SnapshotRef(snapshot), results, embed })
 }
+
+/// A query that is ready to be searched for.
+pub(super) struct Asked<T> {
+    pub(super) query: Embedding,
+    /// What it is.
+    pub(super) kind: Option<QueryKind>,
+    /// What its caller will want to know again.
+    pub(super) more: T,
+}
+
+/// A query with its answer.
+pub(super) type Told<T> = (Asked<T>, Answer);
 
 /// How the queries of one request are searched, and where.
 pub(super) struct Way<'a> {
@@ -133,28 +149,97 @@ impl Way<'_> {
         queries.iter().map(kind).collect()
     }
 
-    /// The hits of one query.
-    pub(super) fn find(
+    /// The hits of every query that is still good, on all cores when there are many; of a batch, a thread works on several
+    /// queries in turn, and says of each that it took its part of their time.
+    ///
+    /// # Errors
+    /// As [`each`].
+    pub(super) fn find<T: Send>(
         &self,
-        query: &Embedding,
-        kind: Option<&QueryKind>,
+        call: &Call,
+        queries: Vec<Result<Asked<T>, Error>>,
         top_k: usize,
-    ) -> Result<Answer, Error> {
-        let params = SearchParams { deadline: self.deadline, ..self.params(kind)? };
+    ) -> Result<Vec<Result<Told<T>, Error>>, Error> {
+        if queries.len() <= SHARE_ABOVE {
+            return each(call, queries, |asked| {
+                let answer = self.find_one(&asked, top_k)?;
+                Ok((asked, answer))
+            });
+        }
+        let share = queries.len().div_ceil(rayon::current_num_threads()).clamp(1, IN_TURN);
+        let mut shares = Vec::with_capacity(queries.len().div_ceil(share));
+        let mut queries = queries.into_iter().peekable();
+        while queries.peek().is_some() {
+            shares.push(queries.by_ref().take(share).collect::<Vec<_>>());
+        }
+        let found = shares.into_par_iter().map(|share| {
+            call.check()?;
+            Ok(self.find_share(share, top_k))
+        });
+        Ok(found.collect::<Result<Vec<_>, Error>>()?.into_iter().flatten().collect())
+    }
+
+    /// One thread's share of [`Way::find`].
+    fn find_share<T>(
+        &self,
+        queries: Vec<Result<Asked<T>, Error>>,
+        top_k: usize,
+    ) -> Vec<Result<Told<T>, Error>> {
+        let good = || queries.iter().filter_map(|query| query.as_ref().ok());
+        let alike = good().map(|asked| &asked.kind).collect::<std::collections::HashSet<_>>().len() == 1;
+        let params = good().next().map(|asked| self.params(asked.kind.as_ref()));
+        let Some(Ok(params)) = params.filter(|_| alike && self.filtered.is_none()) else {
+            let one = |asked: Result<Asked<T>, Error>| {
+                let asked = asked?;
+                let answer = self.find_one(&asked, top_k)?;
+                Ok((asked, answer))
+            };
+            return queries.into_iter().map(one).collect();
+        };
+        let params = SearchParams { deadline: self.deadline, ..params };
+        let embeddings: Vec<&Embedding> = good().map(|asked| &asked.query).collect();
+        let start = Instant::now();
+        let found = self
+            .app
+            .with_searcher(|searcher| self.snapshot.search_all(searcher, &embeddings, top_k, &params));
+        let took = start.elapsed() / embeddings.len() as u32;
+        let mut found = found.into_iter();
+        let one = |asked: Result<Asked<T>, Error>| {
+            let asked = asked?;
+            let found = found.next().expect("a search of many answers each, because it says so");
+            let answer = self.answered(&asked, top_k, params, found, took)?;
+            Ok((asked, answer))
+        };
+        queries.into_iter().map(one).collect()
+    }
+
+    /// The hits of one query.
+    fn find_one<T>(&self, asked: &Asked<T>, top_k: usize) -> Result<Answer, Error> {
+        let params = SearchParams { deadline: self.deadline, ..self.params(asked.kind.as_ref())? };
         let start = Instant::now();
         let found = self.app.with_searcher(|searcher| match self.filtered {
-            None => self.snapshot.search(searcher, query, top_k, &params),
-            Some(filtered) => filtered.search(searcher, query, top_k, &params),
+            None => self.snapshot.search(searcher, &asked.query, top_k, &params),
+            Some(filtered) => filtered.search(searcher, &asked.query, top_k, &params),
         });
+        self.answered(asked, top_k, params, found, start.elapsed())
+    }
+
+    fn answered<T>(
+        &self,
+        Asked { query, kind, .. }: &Asked<T>,
+        top_k: usize,
+        params: SearchParams,
+        found: Result<Found, cache::Error>,
+        took: Duration,
+    ) -> Result<Answer, Error> {
         let found = found.map_err(|error| match error {
             cache::Error::Index(index::Error::Deadline) => Error::Deadline,
             other => other.into(),
         })?;
-        let took = start.elapsed();
         metrics::observe_search(self.snapshot.record().name.as_str(), took);
         // What a filter leaves out is in nobody's truth.
         if !params.exact && self.filtered.is_none() {
-            self.app.sampler.offer(self.snapshot, query, kind, top_k, &found.hits);
+            self.app.sampler.offer(self.snapshot, query, kind.as_ref(), top_k, &found.hits);
         }
         Ok(Answer { found, params, took })
     }

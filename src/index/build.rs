@@ -186,7 +186,7 @@ mod tests {
     fn the_second_entry_reaches_everything() {
         let dim = 2;
         for n in 20..90 {
-            let row = |i: usize| if i % 3 == 0 { [1.0, 0.0] } else { [-1.0, (i % 5) as f32 * 1e-3] };
+            let row = |i: usize| if i.is_multiple_of(3) { [1.0, 0.0] } else { [-1.0, (i % 5) as f32 * 1e-3] };
             let rows: Vec<f32> = (0..n).flat_map(row).collect();
             let codec = Codec::train(CodeKind::U8, &rows, dim);
             let params = BuildParams { m: 2, ef_construction: 8, threads: 1, ..BuildParams::default() };
