@@ -177,7 +177,7 @@ impl Delta {
         let mut lowest = TopK::new(k);
         let mut bounds = Vec::with_capacity(left.iter().map(Vec::len).sum());
         for (block, rows) in self.blocks.iter().zip(&left) {
-            Kernels::get().score_codes(&block.codes, rows, &[], &query_code.steps, &mut products);
+            Kernels::get().score_codes(&block.codes, rows, &query_code.steps, &mut products);
             for (&product, &row) in products.iter().zip(rows) {
                 let (estimate, bound) = query_code.score(product, block.coded[row as usize]);
                 let slot = Slot(block.start + row);

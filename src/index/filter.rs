@@ -200,7 +200,7 @@ impl Searcher {
         fresh.extend(start.iter().map(|start| start.slot.0).filter(|&slot| visited.insert(slot)));
         loop {
             cost.scored_vectors += fresh.len() as u64;
-            quant::score(kernels, codes, fresh, &[], &coded, kind, integers, scores);
+            quant::score(kernels, codes, fresh, &coded, kind, integers, scores);
             for (&slot, &score) in fresh.iter().zip(&*scores) {
                 let key = key(score, slot);
                 let worst = kept.peek().filter(|_| kept.len() == ef);
@@ -245,7 +245,7 @@ impl Index {
         let coded = self.codec().code_query(query);
         let score = |slots: &[u32], scores: &mut Vec<f32>| {
             let (kernels, kind) = (Kernels::get(), self.codec().kind());
-            quant::score(kernels, self.coded().codes, slots, &[], &coded, kind, &mut Vec::new(), scores);
+            quant::score(kernels, self.coded().codes, slots, &coded, kind, &mut Vec::new(), scores);
         };
         let best = exact::scan_slots(slots, wanted, score).into_iter();
         best.map(|Scored { slot, score }| Candidate { slot, score }).collect()

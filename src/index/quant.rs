@@ -278,7 +278,6 @@ pub(super) fn score(
     kernels: Kernels,
     codes: &[u8],
     slots: &[u32],
-    ahead: &[u32],
     query: &CodedQuery,
     kind: CodeKind,
     integers: &mut Vec<i32>,
@@ -287,8 +286,8 @@ pub(super) fn score(
     match (query, kind) {
         (CodedQuery::Integer { values, offset, scale, .. }, kind) => {
             match kind {
-                CodeKind::U4 => kernels.score_nibbles(codes, slots, ahead, values, integers),
-                _ => kernels.score_codes(codes, slots, ahead, values, integers),
+                CodeKind::U4 => kernels.score_nibbles(codes, slots, values, integers),
+                _ => kernels.score_codes(codes, slots, values, integers),
             }
             scores.clear();
             scores.extend(integers.iter().map(|&s| offset + s as f32 * scale));
@@ -344,7 +343,7 @@ mod tests {
                 let slots: Vec<u32> = (0..40).collect();
                 let (mut integers, mut scores) = (Vec::new(), Vec::new());
                 let coded = codec.code_query(query);
-                score(Kernels::get(), codes.as_slice(), &slots, &[], &coded, kind, &mut integers, &mut scores);
+                score(Kernels::get(), codes.as_slice(), &slots, &coded, kind, &mut integers, &mut scores);
                 for (row, score) in rows.chunks_exact(dim).zip(&scores) {
                     let truth: f32 = row.iter().zip(query).map(|(a, b)| a * b).sum();
                     prop_assert!((truth - score).abs() < bound, "{kind:?} dim {dim}: {truth} {score}");

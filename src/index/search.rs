@@ -191,8 +191,8 @@ fn check(index: &Index, query: &[f32]) -> Result<(), Error> {
 
 /// What a walk judges nodes by.
 pub(super) trait Judge {
-    /// One score a slot, into `scores`, which is cleared first. `ahead` is likely to be asked for next.
-    fn score(&mut self, slots: &[u32], ahead: &[u32], scores: &mut Vec<f32>);
+    /// One score a slot, into `scores`, which is cleared first.
+    fn score(&mut self, slots: &[u32], scores: &mut Vec<f32>);
 
     /// Fetches what [`Judge::sift`] will read of these slots.
     fn fetch(&self, _slots: &[u32]) {}
@@ -253,10 +253,10 @@ impl<'a> OnCodes<'a> {
 const FETCHED: usize = 8;
 
 impl Judge for OnCodes<'_> {
-    fn score(&mut self, slots: &[u32], ahead: &[u32], scores: &mut Vec<f32>) {
+    fn score(&mut self, slots: &[u32], scores: &mut Vec<f32>) {
         let Coded { codec, codes } = self.coded;
         let integers = &mut self.scratch.integers;
-        quant::score(Kernels::get(), codes, slots, ahead, &self.query, codec.kind(), integers, scores);
+        quant::score(Kernels::get(), codes, slots, &self.query, codec.kind(), integers, scores);
     }
 
     fn fetch(&self, slots: &[u32]) {
@@ -370,7 +370,7 @@ impl Walker {
         self.visited.begin(graph.len());
         self.pool.begin(ef);
         self.next.slot = None;
-        judge.score(&[graph.entry()], &[], &mut self.scores);
+        judge.score(&[graph.entry()], &mut self.scores);
         self.cost = Cost { visited_nodes: 0, scored_vectors: 1 };
         let best = Candidate { slot: Slot(graph.entry()), score: self.scores[0] };
         self.phase = Phase::Descend { level: graph.upper_levels(), best };
@@ -398,7 +398,7 @@ impl Walker {
             Phase::DescendScore { level, best } => {
                 let kept = &self.now.kept;
                 self.cost.scored_vectors += kept.len() as u64;
-                judge.score(kept, &[], &mut self.scores);
+                judge.score(kept, &mut self.scores);
                 let better = kept.iter().zip(&self.scores).max_by(|a, b| a.1.total_cmp(b.1));
                 self.phase = match better {
                     Some((&slot, &score)) if score > best.score => {
@@ -425,7 +425,7 @@ impl Walker {
             Phase::Score => {
                 let kept = &self.now.kept;
                 self.cost.scored_vectors += kept.len() as u64;
-                judge.score(kept, &[], &mut self.scores);
+                judge.score(kept, &mut self.scores);
                 for (&slot, &score) in kept.iter().zip(&self.scores) {
                     if self.pool.insert(key(score, slot)) {
                         kernels::prefetch(graph.row(slot));

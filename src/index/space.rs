@@ -62,7 +62,7 @@ impl<'a> Space<'a> {
         scores: &mut Vec<f32>,
     ) {
         let kind = super::CodeKind::U8;
-        super::quant::score(self.kernels, self.codes, slots, &[], query, kind, integers, scores);
+        super::quant::score(self.kernels, self.codes, slots, query, kind, integers, scores);
     }
 }
 
@@ -77,7 +77,7 @@ impl Viewpoint<'_> {
     /// As [`Space::distance`], for many rows that may lie anywhere in memory.
     pub(super) fn distances(&self, to: &[u32], scratch: &mut Vec<i32>, out: &mut Vec<u32>) {
         let space = self.space;
-        space.kernels.score_codes(space.codes, to, &[], &self.values, scratch);
+        space.kernels.score_codes(space.codes, to, &self.values, scratch);
         out.clear();
         out.extend(to.iter().zip(&*scratch).map(|(&slot, &dot)| self.of_dot(slot, dot)));
     }

@@ -33,8 +33,8 @@ impl Avx2 {
         dot_nibbles = dot_nibbles(code: &[u8], query: &[i8]) -> i32;
         product_nibbles = product_nibbles(a: &[u8], b: &[u8]) -> u32;
         distance_codes = distance_codes(a: &[u8], b: &[u8]) -> u32;
-        score_codes = score_codes(rows: &[u8], slots: &[u32], ahead: &[u32], query: &[i8], out: &mut Vec<i32>);
-        score_nibbles = score_nibbles(rows: &[u8], slots: &[u32], ahead: &[u32], query: &[i8], out: &mut Vec<i32>);
+        score_codes = score_codes(rows: &[u8], slots: &[u32], query: &[i8], out: &mut Vec<i32>);
+        score_nibbles = score_nibbles(rows: &[u8], slots: &[u32], query: &[i8], out: &mut Vec<i32>);
         score_signs = score_signs(rows: &[u8], slots: &[u32], planes: &[u64], out: &mut Vec<i32>);
         bias_gelu = bias_gelu(x: &mut [f32], bias: &[f32]);
         hadamard = hadamard(values: &mut [f32]);
@@ -130,18 +130,18 @@ fn dot_nibbles(code: &[u8], query: &[i8]) -> i32 {
 }
 
 #[target_feature(enable = "avx2")]
-fn score_codes(rows: &[u8], slots: &[u32], ahead: &[u32], query: &[i8], out: &mut Vec<i32>) {
-    score_rows(rows, slots, ahead, query.len(), out, |row| dot_codes(row, query));
+fn score_codes(rows: &[u8], slots: &[u32], query: &[i8], out: &mut Vec<i32>) {
+    score_rows(rows, slots, query.len(), out, |row| dot_codes(row, query));
 }
 
 #[target_feature(enable = "avx2")]
-fn score_nibbles(rows: &[u8], slots: &[u32], ahead: &[u32], query: &[i8], out: &mut Vec<i32>) {
-    score_rows(rows, slots, ahead, query.len() / 2, out, |row| dot_nibbles(row, query));
+fn score_nibbles(rows: &[u8], slots: &[u32], query: &[i8], out: &mut Vec<i32>) {
+    score_rows(rows, slots, query.len() / 2, out, |row| dot_nibbles(row, query));
 }
 
 #[target_feature(enable = "avx2,popcnt")]
 pub(super) fn score_signs(rows: &[u8], slots: &[u32], planes: &[u64], out: &mut Vec<i32>) {
-    score_rows(rows, slots, &[], planes.len() / PLANES * 8, out, |row| scalar::sum_signs(row, planes));
+    score_rows(rows, slots, planes.len() / PLANES * 8, out, |row| scalar::sum_signs(row, planes));
 }
 
 #[target_feature(enable = "avx2")]

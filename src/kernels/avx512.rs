@@ -33,8 +33,8 @@ impl Avx512 {
         dot_nibbles = dot_nibbles(code: &[u8], query: &[i8]) -> i32;
         product_nibbles = product_nibbles(a: &[u8], b: &[u8]) -> u32;
         distance_codes = distance_codes(a: &[u8], b: &[u8]) -> u32;
-        score_codes = score_codes(rows: &[u8], slots: &[u32], ahead: &[u32], query: &[i8], out: &mut Vec<i32>);
-        score_nibbles = score_nibbles(rows: &[u8], slots: &[u32], ahead: &[u32], query: &[i8], out: &mut Vec<i32>);
+        score_codes = score_codes(rows: &[u8], slots: &[u32], query: &[i8], out: &mut Vec<i32>);
+        score_nibbles = score_nibbles(rows: &[u8], slots: &[u32], query: &[i8], out: &mut Vec<i32>);
         score_signs = avx2::score_signs(rows: &[u8], slots: &[u32], planes: &[u64], out: &mut Vec<i32>);
         bias_gelu = bias_gelu(x: &mut [f32], bias: &[f32]);
         hadamard = hadamard(values: &mut [f32]);
@@ -55,8 +55,8 @@ impl Avx512Vnni {
         dot_nibbles = dot_nibbles_vnni(code: &[u8], query: &[i8]) -> i32;
         product_nibbles = product_nibbles_vnni(a: &[u8], b: &[u8]) -> u32;
         distance_codes = distance_codes(a: &[u8], b: &[u8]) -> u32;
-        score_codes = score_codes_vnni(rows: &[u8], slots: &[u32], ahead: &[u32], query: &[i8], out: &mut Vec<i32>);
-        score_nibbles = score_nibbles_vnni(rows: &[u8], slots: &[u32], ahead: &[u32], query: &[i8], out: &mut Vec<i32>);
+        score_codes = score_codes_vnni(rows: &[u8], slots: &[u32], query: &[i8], out: &mut Vec<i32>);
+        score_nibbles = score_nibbles_vnni(rows: &[u8], slots: &[u32], query: &[i8], out: &mut Vec<i32>);
         bias_gelu = bias_gelu(x: &mut [f32], bias: &[f32]);
         hadamard = hadamard(values: &mut [f32]);
         scale_query = scale_query(query: &[f32], out: &mut [i8]) -> f32;
@@ -154,13 +154,13 @@ fn dot_nibbles(code: &[u8], query: &[i8]) -> i32 {
 }
 
 #[target_feature(enable = "avx512f,avx512bw")]
-fn score_codes(rows: &[u8], slots: &[u32], ahead: &[u32], query: &[i8], out: &mut Vec<i32>) {
-    score_rows(rows, slots, ahead, query.len(), out, |row| dot_codes(row, query));
+fn score_codes(rows: &[u8], slots: &[u32], query: &[i8], out: &mut Vec<i32>) {
+    score_rows(rows, slots, query.len(), out, |row| dot_codes(row, query));
 }
 
 #[target_feature(enable = "avx512f,avx512bw")]
-fn score_nibbles(rows: &[u8], slots: &[u32], ahead: &[u32], query: &[i8], out: &mut Vec<i32>) {
-    score_rows(rows, slots, ahead, query.len() / 2, out, |row| dot_nibbles(row, query));
+fn score_nibbles(rows: &[u8], slots: &[u32], query: &[i8], out: &mut Vec<i32>) {
+    score_rows(rows, slots, query.len() / 2, out, |row| dot_nibbles(row, query));
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
@@ -223,12 +223,12 @@ fn dot_nibbles_vnni(code: &[u8], query: &[i8]) -> i32 {
 const RESIDENT: usize = 1024;
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-fn score_codes_vnni(rows: &[u8], slots: &[u32], ahead: &[u32], query: &[i8], out: &mut Vec<i32>) {
+fn score_codes_vnni(rows: &[u8], slots: &[u32], query: &[i8], out: &mut Vec<i32>) {
     if query.len() != RESIDENT {
-        return score_rows(rows, slots, ahead, query.len(), out, |row| dot_codes_vnni(row, query));
+        return score_rows(rows, slots, query.len(), out, |row| dot_codes_vnni(row, query));
     }
     let query = lines(query);
-    score_rows(rows, slots, ahead, RESIDENT, out, |row| {
+    score_rows(rows, slots, RESIDENT, out, |row| {
         let mut sums = [_mm512_setzero_si512(); 4];
         for (i, line) in row.chunks_exact(64).enumerate().take(query.len()) {
             // SAFETY: `line` holds 64 bytes.
@@ -240,12 +240,12 @@ fn score_codes_vnni(rows: &[u8], slots: &[u32], ahead: &[u32], query: &[i8], out
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-fn score_nibbles_vnni(rows: &[u8], slots: &[u32], ahead: &[u32], query: &[i8], out: &mut Vec<i32>) {
+fn score_nibbles_vnni(rows: &[u8], slots: &[u32], query: &[i8], out: &mut Vec<i32>) {
     if query.len() != RESIDENT {
-        return score_rows(rows, slots, ahead, query.len() / 2, out, |row| dot_nibbles_vnni(row, query));
+        return score_rows(rows, slots, query.len() / 2, out, |row| dot_nibbles_vnni(row, query));
     }
     let (query, mask) = (lines(query), _mm512_set1_epi8(15));
-    score_rows(rows, slots, ahead, RESIDENT / 2, out, |row| {
+    score_rows(rows, slots, RESIDENT / 2, out, |row| {
         let mut sums = [_mm512_setzero_si512(); 4];
         for (i, line) in row.chunks_exact(64).enumerate().take(query.len() / 2) {
             // SAFETY: `line` holds 64 bytes.
@@ -264,14 +264,14 @@ fn score_nibbles_vnni(rows: &[u8], slots: &[u32], ahead: &[u32], query: &[i8], o
 fn score_signs_popcount(rows: &[u8], slots: &[u32], planes: &[u64], out: &mut Vec<i32>) {
     let words = planes.len() / PLANES;
     if words * 64 != RESIDENT {
-        return score_rows(rows, slots, &[], words * 8, out, |row| scalar::sum_signs(row, planes));
+        return score_rows(rows, slots, words * 8, out, |row| scalar::sum_signs(row, planes));
     }
     let mut lines = [[_mm512_setzero_si512(); 2]; PLANES];
     for (line, words) in lines.as_flattened_mut().iter_mut().zip(planes.chunks_exact(8)) {
         // SAFETY: `words` holds 64 bytes.
         *line = unsafe { _mm512_loadu_si512(words.as_ptr().cast()) };
     }
-    score_rows(rows, slots, &[], words * 8, out, |row| {
+    score_rows(rows, slots, words * 8, out, |row| {
         let row: &[u8; RESIDENT / 8] = row.try_into().unwrap_or(&[0; RESIDENT / 8]);
         // SAFETY: `row` holds 128 bytes.
         let (a, b) = unsafe {

@@ -211,16 +211,14 @@ impl Kernels {
     }
 
     /// As [`Kernels::score_f32`] over codes; the scores are exact integers.
-    ///
-    /// * `ahead`: rows that are likely to be scored next, to be fetched behind the last of `slots`.
-    pub fn score_codes(self, rows: &[u8], slots: &[u32], ahead: &[u32], query: &[i8], out: &mut Vec<i32>) {
-        dispatch!(self, score_codes(rows, slots, ahead, query, out));
+    pub fn score_codes(self, rows: &[u8], slots: &[u32], query: &[i8], out: &mut Vec<i32>) {
+        dispatch!(self, score_codes(rows, slots, query, out));
     }
 
     /// As [`Kernels::score_codes`] over packed 4-bit codes ([`Kernels::dot_nibbles`]).
-    pub fn score_nibbles(self, rows: &[u8], slots: &[u32], ahead: &[u32], query: &[i8], out: &mut Vec<i32>) {
+    pub fn score_nibbles(self, rows: &[u8], slots: &[u32], query: &[i8], out: &mut Vec<i32>) {
         assert_eq!(query.len() % 128, 0, "packed codes are whole cache lines");
-        dispatch!(self, score_nibbles(rows, slots, ahead, query, out));
+        dispatch!(self, score_nibbles(rows, slots, query, out));
     }
 
     /// For each of the rows `slots` of one bit a component, Σ (2·level − 15) over the components whose bit is set. `out` is
@@ -234,33 +232,20 @@ impl Kernels {
     }
 
     fn score<T, S>(self, rows: &[T], slots: &[u32], len: usize, out: &mut Vec<S>, one: impl Fn(&[T]) -> S) {
-        score_rows(rows, slots, &[], len, out, one);
+        score_rows(rows, slots, len, out, one);
     }
 }
 
 /// Scores rows one by one, fetching ahead. Inlined into each instruction set's own function, so that `one` is compiled
 /// for it.
 #[inline(always)]
-fn score_rows<T, S>(
-    rows: &[T],
-    slots: &[u32],
-    ahead: &[u32],
-    len: usize,
-    out: &mut Vec<S>,
-    one: impl Fn(&[T]) -> S,
-) {
+fn score_rows<T, S>(rows: &[T], slots: &[u32], len: usize, out: &mut Vec<S>, one: impl Fn(&[T]) -> S) {
     let row = |slot: u32| &rows[slot as usize * len..][..len];
     slots.iter().take(ROWS_AHEAD).for_each(|&slot| prefetch(row(slot)));
     out.clear();
     out.reserve(slots.len());
-    let (later, tail) = slots.split_at(slots.len().saturating_sub(ROWS_AHEAD));
-    for (i, &slot) in later.iter().enumerate() {
-        prefetch(row(slots[i + ROWS_AHEAD]));
-        out.push(one(row(slot)));
-    }
-    let mut ahead = ahead.iter();
-    for &slot in tail {
-        if let Some(&ahead) = ahead.next() {
+    for (i, &slot) in slots.iter().enumerate() {
+        if let Some(&ahead) = slots.get(i + ROWS_AHEAD) {
             prefetch(row(ahead));
         }
         out.push(one(row(slot)));

@@ -34,8 +34,8 @@ impl Neon {
         dot_nibbles = dot_nibbles(code: &[u8], query: &[i8]) -> i32;
         product_nibbles = product_nibbles(a: &[u8], b: &[u8]) -> u32;
         distance_codes = distance_codes(a: &[u8], b: &[u8]) -> u32;
-        score_codes = score_codes(rows: &[u8], slots: &[u32], ahead: &[u32], query: &[i8], out: &mut Vec<i32>);
-        score_nibbles = score_nibbles(rows: &[u8], slots: &[u32], ahead: &[u32], query: &[i8], out: &mut Vec<i32>);
+        score_codes = score_codes(rows: &[u8], slots: &[u32], query: &[i8], out: &mut Vec<i32>);
+        score_nibbles = score_nibbles(rows: &[u8], slots: &[u32], query: &[i8], out: &mut Vec<i32>);
         score_signs = score_signs(rows: &[u8], slots: &[u32], planes: &[u64], out: &mut Vec<i32>);
         bias_gelu = bias_gelu(x: &mut [f32], bias: &[f32]);
         hadamard = hadamard(values: &mut [f32]);
@@ -56,8 +56,8 @@ impl NeonDotprod {
         dot_nibbles = dot_nibbles_dotprod(code: &[u8], query: &[i8]) -> i32;
         product_nibbles = product_nibbles_dotprod(a: &[u8], b: &[u8]) -> u32;
         distance_codes = distance_codes_dotprod(a: &[u8], b: &[u8]) -> u32;
-        score_codes = score_codes_dotprod(rows: &[u8], slots: &[u32], ahead: &[u32], query: &[i8], out: &mut Vec<i32>);
-        score_nibbles = score_nibbles_dotprod(rows: &[u8], slots: &[u32], ahead: &[u32], query: &[i8], out: &mut Vec<i32>);
+        score_codes = score_codes_dotprod(rows: &[u8], slots: &[u32], query: &[i8], out: &mut Vec<i32>);
+        score_nibbles = score_nibbles_dotprod(rows: &[u8], slots: &[u32], query: &[i8], out: &mut Vec<i32>);
         score_signs = score_signs(rows: &[u8], slots: &[u32], planes: &[u64], out: &mut Vec<i32>);
         bias_gelu = bias_gelu(x: &mut [f32], bias: &[f32]);
         hadamard = hadamard(values: &mut [f32]);
@@ -232,18 +232,18 @@ fn distance_codes(a: &[u8], b: &[u8]) -> u32 {
 }
 
 #[target_feature(enable = "neon")]
-fn score_codes(rows: &[u8], slots: &[u32], ahead: &[u32], query: &[i8], out: &mut Vec<i32>) {
-    score_rows(rows, slots, ahead, query.len(), out, |row| dot_codes(row, query));
+fn score_codes(rows: &[u8], slots: &[u32], query: &[i8], out: &mut Vec<i32>) {
+    score_rows(rows, slots, query.len(), out, |row| dot_codes(row, query));
 }
 
 #[target_feature(enable = "neon")]
-fn score_nibbles(rows: &[u8], slots: &[u32], ahead: &[u32], query: &[i8], out: &mut Vec<i32>) {
-    score_rows(rows, slots, ahead, query.len() / 2, out, |row| dot_nibbles(row, query));
+fn score_nibbles(rows: &[u8], slots: &[u32], query: &[i8], out: &mut Vec<i32>) {
+    score_rows(rows, slots, query.len() / 2, out, |row| dot_nibbles(row, query));
 }
 
 #[target_feature(enable = "neon")]
 fn score_signs(rows: &[u8], slots: &[u32], planes: &[u64], out: &mut Vec<i32>) {
-    score_rows(rows, slots, &[], planes.len() / PLANES * 8, out, |row| sum_signs(row, planes));
+    score_rows(rows, slots, planes.len() / PLANES * 8, out, |row| sum_signs(row, planes));
 }
 
 /// Two words of the row at a time: bits are counted by the byte, and no byte's count leaves a byte.
@@ -385,12 +385,12 @@ fn distance_codes_dotprod(a: &[u8], b: &[u8]) -> u32 {
 }
 
 #[target_feature(enable = "neon,dotprod")]
-fn score_codes_dotprod(rows: &[u8], slots: &[u32], ahead: &[u32], query: &[i8], out: &mut Vec<i32>) {
+fn score_codes_dotprod(rows: &[u8], slots: &[u32], query: &[i8], out: &mut Vec<i32>) {
     let centre = centre(query);
-    score_rows(rows, slots, ahead, query.len(), out, |row| dot_centred(row, query).wrapping_add(centre));
+    score_rows(rows, slots, query.len(), out, |row| dot_centred(row, query).wrapping_add(centre));
 }
 
 #[target_feature(enable = "neon,dotprod")]
-fn score_nibbles_dotprod(rows: &[u8], slots: &[u32], ahead: &[u32], query: &[i8], out: &mut Vec<i32>) {
-    score_rows(rows, slots, ahead, query.len() / 2, out, |row| dot_nibbles_dotprod(row, query));
+fn score_nibbles_dotprod(rows: &[u8], slots: &[u32], query: &[i8], out: &mut Vec<i32>) {
+    score_rows(rows, slots, query.len() / 2, out, |row| dot_nibbles_dotprod(row, query));
 }

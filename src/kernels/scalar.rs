@@ -31,12 +31,12 @@ pub(super) fn dot_nibbles(code: &[u8], query: &[i8]) -> i32 {
         .sum()
 }
 
-pub(super) fn score_codes(rows: &[u8], slots: &[u32], ahead: &[u32], query: &[i8], out: &mut Vec<i32>) {
-    super::score_rows(rows, slots, ahead, query.len(), out, |row| dot_codes(row, query));
+pub(super) fn score_codes(rows: &[u8], slots: &[u32], query: &[i8], out: &mut Vec<i32>) {
+    super::score_rows(rows, slots, query.len(), out, |row| dot_codes(row, query));
 }
 
-pub(super) fn score_nibbles(rows: &[u8], slots: &[u32], ahead: &[u32], query: &[i8], out: &mut Vec<i32>) {
-    super::score_rows(rows, slots, ahead, query.len() / 2, out, |row| dot_nibbles(row, query));
+pub(super) fn score_nibbles(rows: &[u8], slots: &[u32], query: &[i8], out: &mut Vec<i32>) {
+    super::score_rows(rows, slots, query.len() / 2, out, |row| dot_nibbles(row, query));
 }
 
 pub(super) fn sum_signs(row: &[u8], planes: &[u64]) -> i32 {
@@ -50,7 +50,7 @@ pub(super) fn sum_signs(row: &[u8], planes: &[u64]) -> i32 {
 }
 
 pub(super) fn score_signs(rows: &[u8], slots: &[u32], planes: &[u64], out: &mut Vec<i32>) {
-    super::score_rows(rows, slots, &[], planes.len() / super::PLANES * 8, out, |row| sum_signs(row, planes));
+    super::score_rows(rows, slots, planes.len() / super::PLANES * 8, out, |row| sum_signs(row, planes));
 }
 
 pub(super) fn product_nibbles(a: &[u8], b: &[u8]) -> u32 {

@@ -56,12 +56,12 @@ const CHECKS: &[(&str, Check)] = &[
     }),
     ("score_codes", |path, case| {
         let rows = matrix(&case.code);
-        both(path, |path| filled(|out| path.score_codes(&rows, &case.slots, &[3, 1], &case.query, out)))
+        both(path, |path| filled(|out| path.score_codes(&rows, &case.slots, &case.query, out)))
     }),
     ("score_nibbles", |path, case| {
         let (code, query) = case.nibbles();
         let rows = matrix(code);
-        both(path, |path| filled(|out| path.score_nibbles(&rows, &case.slots, &[3, 1], &query, out)))
+        both(path, |path| filled(|out| path.score_nibbles(&rows, &case.slots, &query, out)))
     }),
     ("score_signs", |path, case| {
         let (row, planes) = case.signs();
