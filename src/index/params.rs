@@ -73,7 +73,7 @@ impl BuildParams {
     /// Default of [`BuildParams::m`].
     pub const DEFAULT_M: usize = 16;
     /// Default of [`BuildParams::ef_construction`].
-    pub const DEFAULT_EF_CONSTRUCTION: usize = 128;
+    pub const DEFAULT_EF_CONSTRUCTION: usize = 96;
     /// Default of [`BuildParams::refine`].
     pub const DEFAULT_REFINE: usize = 0;
     /// Default of [`BuildParams::codes`].

@@ -108,7 +108,7 @@ impl<'a> Repair<'a> {
         progress: &(impl Fn(usize) + Sync),
     ) -> Result<usize, Error> {
         let dim = self.wide.dim();
-        let mut added = 0;
+        let (mut added, mut places) = (0, vec![0; self.space.len()]);
         for batch in queries.chunks(FIX_BATCH * dim) {
             let now = &*graph;
             let nearest: Vec<Vec<u32>> = batch
@@ -121,7 +121,7 @@ impl<'a> Repair<'a> {
                 })
                 .collect::<Result<Vec<_>, Error>>()?
                 .concat();
-            added += nearest.iter().map(|nearest| connect(graph, self.space, nearest)).sum::<usize>();
+            added += nearest.iter().map(|near| connect(graph, self.space, near, &mut places)).sum::<usize>();
             progress(batch.len() / dim);
         }
         Ok(added)
@@ -162,7 +162,12 @@ impl<'a> Repair<'a> {
 
 /// Makes every one of `nearest` (best first) reachable from the first along links inside the set, as far as rows have
 /// places left; the number of links added.
-fn connect(graph: &mut Graph, space: &Space<'_>, nearest: &[u32]) -> usize {
+///
+/// * `places`: a zero for every node, and so again afterwards: where in `nearest` a node stands is looked up for every link.
+fn connect(graph: &mut Graph, space: &Space<'_>, nearest: &[u32], places: &mut [u16]) -> usize {
+    for (slot, place) in nearest.iter().zip(1..) {
+        places[*slot as usize] = place;
+    }
     let mut reached = vec![false; nearest.len()];
     if let Some(first) = reached.first_mut() {
         *first = true;
@@ -172,14 +177,14 @@ fn connect(graph: &mut Graph, space: &Space<'_>, nearest: &[u32]) -> usize {
     loop {
         while let Some(at) = open.pop() {
             for &to in graph.links(nearest[at]) {
-                if let Some(to) = nearest.iter().position(|&slot| slot == to)
+                if let Some(to) = places[to as usize].checked_sub(1).map(usize::from)
                     && !std::mem::replace(&mut reached[to], true)
                 {
                     open.push(to);
                 }
             }
         }
-        let Some(lost) = reached.iter().position(|&r| !r) else { return added };
+        let Some(lost) = reached.iter().position(|&r| !r) else { break };
         let view = space.from(nearest[lost]);
         let mut ways: Vec<(u32, u32)> = nearest
             .iter()
@@ -193,6 +198,8 @@ fn connect(graph: &mut Graph, space: &Space<'_>, nearest: &[u32]) -> usize {
         reached[lost] = true;
         open.push(lost);
     }
+    nearest.iter().for_each(|&slot| places[slot as usize] = 0);
+    added
 }
 
 #[cfg(test)]
