@@ -218,7 +218,16 @@ impl Delta {
             };
             return blocks.map(rows).collect();
         }
-        let mut lowest = (*needed == f32::NEG_INFINITY).then(|| TopK::new(k));
+        if *needed > f32::NEG_INFINITY {
+            let rows = |block: &Arc<Block>| {
+                let (all, mut kept) = (&all[..block.ids.len()], Vec::new());
+                query.sift(&block.signs, &block.lengths, all, *needed, &mut sums, &mut kept);
+                kept.retain(|&row| live(block, row));
+                kept
+            };
+            return blocks.map(rows).collect();
+        }
+        let mut lowest = TopK::new(k);
         let mut left: Vec<Vec<(u32, f32)>> = Vec::with_capacity(self.blocks.len());
         for block in blocks {
             let mut rows = Vec::new();
@@ -230,10 +239,8 @@ impl Delta {
                 |row, estimate, bound| {
                     if estimate + bound >= *needed && live(block, row) {
                         rows.push((row, estimate + bound));
-                        if let Some(lowest) = &mut lowest {
-                            lowest.push(Scored { slot: Slot(block.start + row), score: estimate - bound });
-                            *needed = lowest.worst().unwrap_or(*needed);
-                        }
+                        lowest.push(Scored { slot: Slot(block.start + row), score: estimate - bound });
+                        *needed = lowest.worst().unwrap_or(*needed);
                     }
                 },
             );

@@ -192,6 +192,34 @@ impl SignQuery {
     }
 }
 
+impl SignQuery {
+    /// The rows that may score `needed`, as far as their signs say, into `kept`, which is cleared first; as
+    /// [`SignQuery::judge`] has them.
+    pub fn sift(
+        &self,
+        bits: &[u8],
+        lengths: &[f32],
+        rows: &[u32],
+        needed: f32,
+        sums: &mut Vec<i32>,
+        kept: &mut Vec<u32>,
+    ) {
+        Kernels::get().score_signs(bits, rows, &self.planes, sums);
+        let root = self.dim.sqrt();
+        let (factor, error) = (FACTOR * self.unit / root, BOUND * ERROR * self.length / root);
+        let (per_sum, beside) = (factor * PER_SUM, error - factor * self.total);
+        kept.clear();
+        kept.resize(rows.len(), 0);
+        let mut end = 0;
+        for (&row, &sum) in rows.iter().zip(&*sums) {
+            kept[end] = row;
+            let most = self.mean + lengths[row as usize] * (per_sum * sum as f32 + beside);
+            end += usize::from(most >= needed);
+        }
+        kept.truncate(end);
+    }
+}
+
 /// Deviations that an estimate by signs is never off: one in 10⁹ would be, if they were normal.
 const BOUND: f32 = 6.0;
 /// √(π/2), and √(π/2 − 1).
@@ -266,11 +294,19 @@ mod tests {
         let all: Vec<u32> = (0..2000).collect();
         let (mut squares, mut sums) = (0.0f64, Vec::new());
         for query in queries.chunks_exact(dim) {
-            signs.of_query(query).judge(&bits, &lengths, &all, &mut sums, |row, estimate, bound| {
+            let asked = signs.of_query(query);
+            let (mut kept, needed, mut reach) = (Vec::new(), 0.3, Vec::new());
+            asked.sift(&bits, &lengths, &all, needed, &mut sums, &mut kept);
+            asked.judge(&bits, &lengths, &all, &mut sums, |row, estimate, bound| {
+                reach.push((row, estimate + bound));
                 let truth = Kernels::get().dot(query, &stored[row as usize * dim..][..dim]);
                 assert!((truth - estimate).abs() <= bound, "row {row}: {truth} and {estimate} ± {bound}");
                 squares += f64::from((truth - estimate) * BOUND / bound).powi(2);
             });
+            // One sum in two orders: what lies on the edge may fall on either side.
+            for (row, most) in reach {
+                assert!((most - needed).abs() < 1e-5 || kept.contains(&row) == (most >= needed), "{row}");
+            }
         }
         let deviation = (squares / 40_000.0).sqrt();
         assert!((0.8..1.2).contains(&deviation), "{deviation}");
