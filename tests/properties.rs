@@ -204,6 +204,12 @@ proptest! {
             let alone = snapshot.search(&mut searcher, query, top_k, &params).unwrap();
             prop_assert_eq!(found.unwrap(), alone, "in turn with others");
         }
+        let late = SearchParams { deadline: Some(std::time::Instant::now()), ..asked(ef_search, rescore, true) };
+        // A generation of which nothing may be found is not scanned.
+        if snapshot.delta().masked == 0 {
+            let ended = snapshot.search(&mut searcher, &queries[0], top_k, &late);
+            prop_assert!(ended.is_err_and(|e| e.to_string().contains("deadline")), "an exact search is not ended");
+        }
         for &id in live.keys() {
             prop_assert!(store.item(snapshot.record().id, ItemId(id)).unwrap().is_some());
         }

@@ -13,6 +13,8 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 use super::Error;
 use super::delta::{Delta, Overlay};
@@ -30,6 +32,8 @@ use crate::types::{CacheName, Embedding, Generation, Hit, ItemId, Slot};
 const DISK_ROW: f64 = 64.0;
 /// Rows read from the disk at a time.
 const DISK_ROWS: usize = 1024;
+/// Rows between two looks at the clock in a scan of all.
+const CLOCK_ROWS: u32 = 1024;
 
 /// A generation and the changes since, as of one moment. Copies are cheap and share both.
 #[derive(Clone)]
@@ -207,7 +211,7 @@ impl Snapshot {
         match searcher.search_all(index, &slices, top_k.max(params.rescore), params) {
             Ok(all) => {
                 let one = |(query, (candidates, cost)): (&&Embedding, _)| {
-                    self.completed(query, top_k, Plan::Graph, Some(candidates), None, cost)
+                    self.completed(query, top_k, params, Plan::Graph, Some(candidates), None, cost)
                 };
                 queries.iter().zip(all).map(one).collect()
             }
@@ -239,7 +243,7 @@ impl Snapshot {
                 self.candidates(searcher, query, wanted, params, matching, &mut cost)?
             }
         };
-        self.completed(query, top_k, plan, candidates, matching, cost)
+        self.completed(query, top_k, params, plan, candidates, matching, cost)
     }
 
     /// The hits among some candidates, or among all that match where there are none, and those of the delta.
@@ -247,6 +251,7 @@ impl Snapshot {
         &self,
         query: &Embedding,
         top_k: usize,
+        params: &SearchParams,
         plan: Plan,
         candidates: Option<Vec<Candidate>>,
         matching: Option<&Matching>,
@@ -254,7 +259,7 @@ impl Snapshot {
     ) -> Result<Found, Error> {
         let mut hits = match candidates {
             Some(candidates) => self.rescored(&candidates, query, top_k, &mut cost)?,
-            None => self.scanned(query, top_k, matching, &mut cost)?,
+            None => self.scanned(query, top_k, params, matching, &mut cost)?,
         };
         let items = matching.map_or(self.delta.live(), |matching| matching.delta.len());
         if items > 0 {
@@ -366,6 +371,7 @@ impl Snapshot {
         &self,
         query: &Embedding,
         top_k: usize,
+        params: &SearchParams,
         matching: Option<&Matching>,
         cost: &mut Cost,
     ) -> Result<Vec<Hit>, Error> {
@@ -374,11 +380,25 @@ impl Snapshot {
         if let Some(matching) = matching {
             return self.scanned_list(query, top_k, matching.slots.list(), cost);
         }
-        let keep = |slot: Slot| masked.is_empty() || !masked.contains(slot.0);
+        // Once it is late no row is kept, so that the scan ends; the clock is looked at between stretches of rows.
+        let late = AtomicBool::new(false);
+        let past = || params.deadline.is_some_and(|deadline| Instant::now() >= deadline);
+        let keep = |slot: Slot| {
+            if slot.0.is_multiple_of(CLOCK_ROWS) && past() {
+                late.store(true, Ordering::Relaxed);
+            }
+            !late.load(Ordering::Relaxed) && (masked.is_empty() || !masked.contains(slot.0))
+        };
+        let in_time = |late: &AtomicBool| match late.load(Ordering::Relaxed) {
+            true => Err(Error::Index(crate::index::Error::Deadline)),
+            false => Ok(()),
+        };
         cost.scored_vectors += self.live_slots() as u64;
         if let Some(rows) = frozen.rows.block() {
             let score = |slots: &[u32], out: &mut Vec<f32>| rows.score(slots, query.as_slice(), out);
-            return self.hits(exact::scan(ids.len(), top_k, keep, score));
+            let best = exact::scan(ids.len(), top_k, keep, score);
+            in_time(&late)?;
+            return self.hits(best);
         }
         let (mut best, mut at) = (TopK::new(top_k), 0);
         frozen.store.scan_rows(record.id, ItemId(ids.first().copied().unwrap_or(0)), |id, bytes| {
@@ -391,6 +411,7 @@ impl Snapshot {
                 let row = check_row(&record.name, id, Some(bytes), record.rows, record.dim)?;
                 best.push(Scored { slot, score: Kernels::get().dot(query.as_slice(), &row) });
             }
+            in_time(&late)?;
             Ok::<bool, Error>(at < ids.len())
         })?;
         self.hits(best.into_sorted())
