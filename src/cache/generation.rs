@@ -9,7 +9,7 @@ use rayon::prelude::*;
 use super::Error;
 use super::rows::{Rows, RowsMode};
 use super::tags::{self, TagTable};
-use crate::index::{self, AlignedBytes, Index};
+use crate::index::{self, AlignedBytes, BuildParams, Index};
 use crate::store::{BlobKind, CacheRecord, GenerationRecord, RowType, Store};
 use crate::types::{Generation, ItemId, Slot};
 
@@ -25,7 +25,7 @@ pub struct LoadOptions {
 /// What a generation takes in memory, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 pub struct MemoryPlan {
-    /// Graph, codes and ids.
+    /// Graph, codes, their signs, and ids.
     pub index: u64,
     /// The table of tags.
     pub tags: u64,
@@ -86,16 +86,18 @@ impl Frozen {
     ) -> Result<(Self, Vec<Slot>), Error> {
         let start = Instant::now();
         let rows_bytes = generation.items * (record.dim * record.rows.bytes()) as u64;
+        let build = serde_json::from_value::<BuildParams>(generation.build.clone()).unwrap_or_default();
+        let index_bytes = generation.index_bytes + generation.items * build.beside_bytes(record.dim);
         let keep_rows = match options.rows {
             RowsMode::Ram => true,
             RowsMode::Disk => false,
             RowsMode::Auto => {
-                let beside = generation.index_bytes + generation.tags_bytes.unwrap_or(0);
+                let beside = index_bytes + generation.tags_bytes.unwrap_or(0);
                 beside + rows_bytes <= options.memory_budget
             }
         };
         let plan = MemoryPlan {
-            index: generation.index_bytes,
+            index: index_bytes,
             tags: generation.tags_bytes.unwrap_or(0),
             rows: if keep_rows { rows_bytes } else { 0 },
         };

@@ -97,6 +97,11 @@ impl BuildParams {
         super::quant::stride(self.codes, dim) as u64
     }
 
+    /// Bytes that a row takes in memory beside the index that is stored: its signs, which 4-bit codes are searched behind.
+    pub fn beside_bytes(&self, dim: usize) -> u64 {
+        if self.codes == CodeKind::U4 { self.code_bytes(dim) / 4 } else { 0 }
+    }
+
     /// Most links of a node on level 0, M₀.
     pub fn m0(&self) -> usize {
         2 * self.m
