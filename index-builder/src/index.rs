@@ -123,6 +123,7 @@ impl Stages {
             IndexStep::Coded(n) => ("code", self.rows, n),
             IndexStep::Built(Stage::Insert, n) => ("insert", self.rows, n),
             IndexStep::Built(Stage::Refine(_), n) => ("refine", self.refined, n),
+            IndexStep::Built(Stage::Rescue, n) => ("rescue", self.rows, n),
             IndexStep::Built(Stage::Repair, n) => ("repair", self.queries, n),
         };
         let before = self.unshown.fetch_add(steps as u64, Ordering::Relaxed);

@@ -44,6 +44,9 @@ const EXPECTED: f64 = 0.75;
 /// What bringing a query into the codes' form costs, in rows scored by a scan. The same bench has both scans equal at 200 rows.
 const CODING: f64 = 1024.0;
 
+/// Beam that looks for the query's whereabouts before the walk.
+const START_EF: usize = 8;
+
 /// How a search went about it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Plan {
@@ -187,9 +190,9 @@ impl Searcher {
         allowed: &impl Fn(Slot) -> bool,
         purse: u64,
     ) -> Result<(Option<Vec<Candidate>>, Cost), Error> {
-        // A beam of one leads from the entry to the query's whereabouts.
-        let narrow = SearchParams { ef_search: 1, rescore: 1, ..*params };
-        let (start, mut cost) = self.search(index, query, 1, &narrow)?;
+        // A narrow beam leads from the entry to the query's whereabouts.
+        let narrow = SearchParams { ef_search: START_EF, rescore: 1, ..*params };
+        let (start, mut cost) = self.search(index, query, START_EF, &narrow)?;
         let coded = index.codec().code_query(query);
         let (kernels, codes, kind) = (Kernels::get(), index.coded().codes, index.codec().kind());
         let (Stepper { visited, open, kept, fresh, scores }, integers) = self.stepper();

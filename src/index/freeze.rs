@@ -1,20 +1,18 @@
-//! Raw link lists become a proper layered graph, every node of which can be reached.
+//! Raw link lists become a proper graph, every node of which can be reached.
 //!
-//! What `hnsw_rs` leaves is made for its own search: back-links filed under the new point's top layer, entries in
-//! lists above a node's level, full lists that dropped their farthest entry without asking whether it was the only
-//! way to someone. In order:
+//! What `hnsw_rs` leaves is made for its own search: back-links filed under the new point's top layer, full lists that
+//! dropped their farthest entry without asking whether it was the only way to someone. In order:
 //!
 //! ```text
-//! legal      a link on level l joins two nodes that both reach level l; no self-links, none twice
+//! legal      no self-links, none twice
 //! mirror     every link gets its reverse
-//! prune      over the limit (M₀ on level 0, M above) the diverse ones stay: c goes if some kept k is nearer to c
-//!            than the node itself
+//! prune      over the limit M₀ the diverse ones stay: c goes if some kept k is nearer to c than the node itself
 //! reconnect  what the entry cannot reach is linked from its nearest reachable node, in spare places that
 //!            pruning never touches
 //! ```
 //!
 //! Level 0 is one array of fixed rows `[degree, link, link, …]`, [`Graph::row_len`] words each, a whole number of
-//! cache lines; the levels above are small and lie in one compressed table each.
+//! cache lines. The levels above were level 0 of smaller graphs, and lie in one compressed table each.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
@@ -29,26 +27,6 @@ use super::space::Space;
 const SPARE: usize = 15;
 /// Beam of the search for a node's nearest reachable neighbours.
 const RECONNECT_EF: usize = 64;
-
-/// Link lists as the builder left them: per slot, per level.
-pub(super) struct RawLinks {
-    lists: Vec<Vec<Vec<u32>>>,
-}
-
-impl RawLinks {
-    pub(super) fn new(n: usize) -> Self {
-        RawLinks { lists: vec![Vec::new(); n] }
-    }
-
-    /// The lists of one slot, level 0 first; their number is the node's level + 1.
-    pub(super) fn set(&mut self, slot: usize, lists: Vec<Vec<u32>>) {
-        self.lists[slot] = lists;
-    }
-
-    pub(super) fn reaches(&self, slot: u32, level: usize) -> bool {
-        self.lists[slot as usize].len() > level
-    }
-}
 
 /// A frozen layered graph over slots `0..n`.
 #[derive(Debug, Clone, PartialEq)]
@@ -74,13 +52,25 @@ pub(super) struct UpperLevel {
 /// What freezing had to mend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 pub struct Reach {
-    /// Links that pointed at a node absent from their level, at their own node, or twice at the same.
+    /// Links that pointed at their own node, or twice at the same.
     pub illegal_links: usize,
     /// Nodes that nothing led to.
     pub reconnected: usize,
+    /// Nodes that a search for themselves did not find.
+    #[serde(default)]
+    pub rescued: usize,
     /// Links added for a sample of queries.
     #[serde(default)]
     pub repaired: usize,
+}
+
+impl Reach {
+    /// What was mended on the levels above as well; links for queries are counted on level 0.
+    fn add(&mut self, upper: Reach) {
+        self.illegal_links += upper.illegal_links;
+        self.reconnected += upper.reconnected;
+        self.rescued += upper.rescued;
+    }
 }
 
 impl Graph {
@@ -97,62 +87,41 @@ impl Graph {
         (1 + 2 * m + SPARE).next_multiple_of(16)
     }
 
-    /// Freezes raw lists.
+    /// Freezes raw lists, one a slot; the graph has no levels above 0 yet, and its entry is the first slot.
     ///
     /// * `space`: 8-bit codes of all rows; distances for pruning come from them.
-    pub(super) fn freeze(raw: RawLinks, params: &BuildParams, space: &Space<'_>) -> Graph {
-        let n = raw.lists.len();
-        let top = raw.lists.iter().map(Vec::len).max().unwrap_or(1).max(1) - 1;
-        let entry = raw.lists.iter().position(|lists| lists.len() == top + 1).unwrap_or(0) as u32;
+    pub(super) fn freeze(mut lists: Vec<Vec<u32>>, params: &BuildParams, space: &Space<'_>) -> Graph {
         let mut reach = Reach::default();
-
-        let upper = (1..=top).map(|level| {
-            let members = (0..n as u32).filter(|&s| raw.reaches(s, level)).collect();
-            upper_level(&raw, level, members, |node| node, entry, params.m, space, &mut reach)
-        });
-        let upper = upper.collect();
-
-        let slots: Vec<u32> = (0..n as u32).collect();
-        let mut lists = level_lists(&raw, 0, &slots, &mut reach);
-        drop(raw);
-        mirror_and_prune(space, &slots, &mut lists, params.m0(), Pruning::PAPER);
+        for (slot, list) in (0..).zip(&mut lists) {
+            let raw = list.len();
+            list.retain(|&to| to != slot);
+            list.sort_unstable();
+            list.dedup();
+            reach.illegal_links += raw - list.len();
+        }
+        mirror_and_prune(space, &mut lists, params.m0(), Pruning::PAPER);
         let row_len = Graph::row_len(params.m);
-        let mut graph = Graph { entry, m: params.m, row_len, level0: vec![0u32; n * row_len], upper, reach };
+        let level0 = vec![0u32; lists.len() * row_len];
+        let mut graph = Graph { entry: 0, m: params.m, row_len, level0, upper: Vec::new(), reach };
         graph.set_level0(&lists, space);
         graph
     }
 
-    /// Takes these levels above level 0, and their entry.
+    /// Takes a graph over some of the nodes as the levels above level 0.
     ///
-    /// * `raw`: of a graph over `members`, ascending; its level 0 becomes level 1.
-    pub(super) fn set_upper(
-        &mut self,
-        raw: RawLinks,
-        members: &[u32],
-        params: &BuildParams,
-        space: &Space<'_>,
-    ) {
-        let top = raw.lists.iter().map(Vec::len).max().unwrap_or(1).max(1);
-        let entry = raw.lists.iter().position(|lists| lists.len() == top).unwrap_or(0);
-        self.entry = members[entry];
-        let mut reach = self.reach;
-        let levels = (0..top).map(|level| {
-            let nodes: Vec<u32> =
-                (0..members.len() as u32).filter(|&node| raw.reaches(node, level)).collect();
-            let limit = if level == 0 { params.m0() } else { params.m };
-            upper_level(
-                &raw,
-                level,
-                nodes,
-                |node| members[node as usize],
-                self.entry,
-                limit,
-                space,
-                &mut reach,
-            )
-        });
-        self.upper = levels.collect();
-        self.reach = reach;
+    /// * `upper`: its level 0 becomes level 1. `members`: the slots of its nodes, ascending.
+    pub(super) fn set_upper(&mut self, upper: Graph, members: &[u32], space: &Space<'_>) {
+        let slot_of = |node: &u32| members[*node as usize];
+        let rows: Vec<Vec<u32>> =
+            (0..members.len() as u32).map(|node| upper.links(node).iter().map(slot_of).collect()).collect();
+        self.entry = slot_of(&upper.entry);
+        self.upper = vec![UpperLevel::from_lists(members.to_vec(), &rows)];
+        self.upper.extend(upper.upper.into_iter().map(|level| UpperLevel {
+            slots: level.slots.iter().map(slot_of).collect(),
+            links: level.links.iter().map(slot_of).collect(),
+            offsets: level.offsets,
+        }));
+        self.reach.add(upper.reach);
         // What the former entry reached, this one need not.
         self.reconnect_level0(space);
     }
@@ -251,6 +220,10 @@ impl Links for Graph {
         &self.level0[slot as usize * self.row_len..][..self.row_len]
     }
 
+    fn upper_len(&self, level: usize) -> usize {
+        self.upper[level].slots.len()
+    }
+
     fn upper_links(&self, level: usize, slot: u32) -> &[u32] {
         let UpperLevel { slots, offsets, links } = &self.upper[level];
         match slots.binary_search(&slot) {
@@ -271,71 +244,18 @@ impl UpperLevel {
     }
 }
 
-/// One level above 0, pruned and whole.
-///
-/// * `nodes`: those of `raw` that reach `level`, ascending. `slot_of`: the slot of a node, likewise ascending.
-fn upper_level(
-    raw: &RawLinks,
-    level: usize,
-    nodes: Vec<u32>,
-    slot_of: impl Fn(u32) -> u32,
-    entry: u32,
-    limit: usize,
-    space: &Space<'_>,
-    reach: &mut Reach,
-) -> UpperLevel {
-    let mut lists = level_lists(raw, level, &nodes, reach);
-    lists.iter_mut().flatten().for_each(|node| *node = slot_of(*node));
-    let slots: Vec<u32> = nodes.into_iter().map(slot_of).collect();
-    mirror_and_prune(space, &slots, &mut lists, limit, Pruning::PAPER);
-    reconnect_upper(space, &slots, &mut lists, entry, reach);
-    UpperLevel::from_lists(slots, &lists)
-}
-
-/// The legal links of one level, in the order of `slots`.
-fn level_lists(raw: &RawLinks, level: usize, slots: &[u32], reach: &mut Reach) -> Vec<Vec<u32>> {
-    let mut illegal = 0;
-    let lists = slots
-        .iter()
-        .map(|&slot| {
-            let list = &raw.lists[slot as usize][level];
-            let mut legal: Vec<u32> =
-                list.iter().copied().filter(|&to| to != slot && raw.reaches(to, level)).collect();
-            legal.sort_unstable();
-            legal.dedup();
-            illegal += list.len() - legal.len();
-            legal
-        })
-        .collect();
-    reach.illegal_links += illegal;
-    lists
-}
-
 /// Adds the reverse of every link, then leaves at most `limit` a node.
-pub(super) fn mirror_and_prune(
-    space: &Space<'_>,
-    slots: &[u32],
-    lists: &mut [Vec<u32>],
-    limit: usize,
-    pruning: Pruning,
-) {
-    // `slots` is ascending; on level 0 it is the identity and the search ends at once.
-    let position = |slot: u32| match slots.get(slot as usize) {
-        Some(&s) if s == slot => slot as usize,
-        _ => slots.partition_point(|&s| s < slot),
-    };
-    let mut incoming: Vec<Vec<u32>> = vec![Vec::new(); slots.len()];
-    for (&slot, list) in slots.iter().zip(lists.iter()) {
-        for &to in list {
-            incoming[position(to)].push(slot);
-        }
+pub(super) fn mirror_and_prune(space: &Space<'_>, lists: &mut [Vec<u32>], limit: usize, pruning: Pruning) {
+    let mut incoming: Vec<Vec<u32>> = vec![Vec::new(); lists.len()];
+    for (slot, list) in (0..).zip(lists.iter()) {
+        list.iter().for_each(|&to| incoming[to as usize].push(slot));
     }
-    lists.par_iter_mut().zip(incoming).zip(slots).for_each(|((list, incoming), &slot)| {
+    lists.par_iter_mut().zip(incoming).enumerate().for_each(|(slot, (list, incoming))| {
         list.extend(incoming);
         list.sort_unstable();
         list.dedup();
         if list.len() > limit {
-            *list = diverse(space, slot, list, limit, pruning);
+            *list = diverse(space, slot as u32, list, limit, pruning);
         }
     });
 }
@@ -390,45 +310,13 @@ impl Pruning {
     pub(super) const PAPER: Pruning = Pruning { alpha: 1.0, fill: true };
 }
 
-/// Links every node of an upper level that the entry cannot reach on it from its nearest reachable one.
-fn reconnect_upper(space: &Space<'_>, slots: &[u32], lists: &mut [Vec<u32>], entry: u32, reach: &mut Reach) {
-    let position = |slot: u32| slots.partition_point(|&s| s < slot);
-    let mut reached = vec![false; slots.len()];
-    let flood = |start: usize, lists: &[Vec<u32>], reached: &mut [bool]| {
-        let mut queue = VecDeque::from([start]);
-        reached[start] = true;
-        while let Some(at) = queue.pop_front() {
-            for &to in &lists[at] {
-                let to = position(to);
-                if !std::mem::replace(&mut reached[to], true) {
-                    queue.push_back(to);
-                }
-            }
-        }
-    };
-    flood(position(entry), lists, &mut reached);
-    for at in 0..slots.len() {
-        if reached[at] {
-            continue;
-        }
-        let nearest = (0..slots.len())
-            .filter(|&other| reached[other])
-            .min_by_key(|&other| space.distance(slots[at], slots[other]));
-        if let Some(nearest) = nearest {
-            lists[nearest].push(slots[at]);
-            reach.reconnected += 1;
-            flood(at, lists, &mut reached);
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
 
     /// Whether the entry reaches everything, links are legal and rows within bounds.
-    fn assert_proper(graph: &Graph, raw_levels: &[usize]) {
+    fn assert_proper(graph: &Graph) {
         let mut reached = vec![false; graph.len()];
         graph.flood(graph.entry, &mut reached);
         assert!(reached.iter().all(|&r| r), "unreached: {reached:?}");
@@ -437,34 +325,36 @@ mod tests {
             assert!(links.len() < graph.row_len);
             assert!(links.iter().all(|&to| to != slot && (to as usize) < graph.len()));
         }
-        for (i, level) in graph.upper.iter().enumerate() {
-            let members: Vec<u32> = (0..graph.len() as u32).filter(|&s| raw_levels[s as usize] > i).collect();
-            assert_eq!(level.slots, members);
-            assert!(level.links.iter().all(|to| members.contains(to)), "illegal link on level {}", i + 1);
+        for level in &graph.upper {
+            assert!(level.links.iter().all(|to| level.slots.contains(to)), "a link leads off its level");
             assert_eq!(level.offsets.len(), level.slots.len() + 1);
         }
     }
 
+    /// The graph of some lists, whose targets are taken modulo their number, over codes that are somewhere.
+    fn frozen(lists: &[Vec<u32>]) -> (Graph, Vec<u8>) {
+        let n = lists.len() as u32;
+        let lists = lists.iter().map(|list| list.iter().map(|to| to % n).collect()).collect();
+        let codes: Vec<u8> = (0..n * 64).map(|i| (i * 31 % 256) as u8).collect();
+        let params = BuildParams { m: 2, ..Default::default() };
+        (Graph::freeze(lists, &params, &Space::new(&codes, 64)), codes)
+    }
+
     proptest! {
-        /// Whatever the lists say (wrong levels, self-links, repeats, islands), the frozen graph is proper.
+        /// Whatever the lists say (self-links, repeats, islands), the frozen graph is proper, and so is it on every level.
         #[test]
         fn any_raw_lists_freeze_into_a_proper_graph(
-            levels in prop::collection::vec(0usize..4, 1..60),
-            links in prop::collection::vec((0usize..60, 0usize..4, 0u32..60), 0..300),
+            lists in prop::collection::vec(prop::collection::vec(0u32..60, 0..12), 1..60),
+            above in prop::collection::vec(prop::collection::vec(0u32..60, 0..12), 1..20),
+            every in 1usize..3,
         ) {
-            let n = levels.len();
-            let mut lists: Vec<Vec<Vec<u32>>> = levels.iter().map(|&l| vec![Vec::new(); l + 1]).collect();
-            for (from, level, to) in links {
-                let node = &mut lists[from % n];
-                let level = level.min(node.len() - 1);
-                node[level].push(to % n as u32);
-            }
-            let mut raw = RawLinks::new(n);
-            lists.into_iter().enumerate().for_each(|(slot, lists)| raw.set(slot, lists));
-            let codes: Vec<u8> = (0..n * 64).map(|i| (i * 31 % 256) as u8).collect();
-            let params = BuildParams { m: 2, ..Default::default() };
-            let graph = Graph::freeze(raw, &params, &Space::new(&codes, 64));
-            assert_proper(&graph, &levels);
+            let (mut graph, codes) = frozen(&lists);
+            assert_proper(&graph);
+            let (space, members) = (Space::new(&codes, 64), (0..lists.len() as u32).step_by(every));
+            let members: Vec<u32> = members.take(above.len()).collect();
+            graph.set_upper(frozen(&above[..members.len()]).0, &members, &space);
+            assert_proper(&graph);
+            prop_assert_eq!(&graph.upper[0].slots, &members);
         }
     }
 

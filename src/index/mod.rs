@@ -42,6 +42,7 @@ mod freeze;
 mod layout;
 mod params;
 mod quant;
+mod ranks;
 mod repair;
 mod rotate;
 pub mod rows;

@@ -11,6 +11,7 @@ use super::layout::{
     kind_of,
 };
 use super::quant::{self, Codec, Coded};
+use super::ranks::Ranks;
 use super::search::Links;
 use super::sketch::{Signs, Sketch};
 use super::{CodeKind, Error};
@@ -68,6 +69,8 @@ pub struct Index {
     row_len: usize,
     level0: std::ops::Range<usize>,
     upper: Vec<UpperRange>,
+    /// Of the slots of each upper level.
+    ranks: Vec<Ranks>,
     ids: std::ops::Range<usize>,
     codes: std::ops::Range<usize>,
     sketch: Option<Sketch>,
@@ -134,7 +137,7 @@ impl Index {
         quant::check(&codec)?;
         let upper = upper_ranges(bytes.as_slice(), upper, head.upper_levels)?;
         let sketch = Sketch::of(Coded { codec: &codec, codes: &bytes.as_slice()[codes.clone()] })?;
-        let index = Index {
+        let mut index = Index {
             bytes,
             codec,
             nodes: head.nodes,
@@ -143,11 +146,14 @@ impl Index {
             row_len: head.row_len,
             level0,
             upper,
+            ranks: Vec::new(),
             ids,
             codes,
             sketch,
         };
         index.check_links()?;
+        index.ranks =
+            (0..index.upper.len()).map(|level| Ranks::of(index.nodes, index.upper(level).0)).collect();
         Ok(index)
     }
 
@@ -249,6 +255,14 @@ impl Index {
         Coded { codec: &self.codec, codes: &self.bytes.as_slice()[self.codes.clone()] }
     }
 
+    /// The slots, offsets and links of an upper level.
+    fn upper(&self, level: usize) -> (&[u32], &[u32], &[u32]) {
+        let range = self.upper[level];
+        let bytes = self.bytes.as_slice();
+        let words: &[u32] = bytemuck::cast_slice(&bytes[range.base..range.base + 4 * range.end(self)]);
+        (&words[range.slots..][..range.count], &words[range.offsets..range.links], &words[range.links..])
+    }
+
     /// Every link must name a row, and none of a row's twice; every degree must fit its row.
     fn check_links(&self) -> Result<(), Error> {
         let bad = |what: String| Err(Error::Format(what));
@@ -274,11 +288,8 @@ impl Index {
         if let Some(pair) = self.ids().windows(2).position(|pair| pair[0] >= pair[1]) {
             return bad(format!("item ids are not ascending at slot {pair}"));
         }
-        for (level, range) in self.upper.iter().enumerate() {
-            let words: &[u32] =
-                bytemuck::cast_slice(&self.bytes.as_slice()[range.base..range.base + 4 * range.end(self)]);
-            let slots = &words[range.slots..][..range.count];
-            let links = &words[range.links..];
+        for level in 0..self.upper.len() {
+            let (slots, _, links) = self.upper(level);
             let ascending = slots.windows(2).all(|pair| pair[0] < pair[1]);
             if !ascending || slots.iter().chain(links).any(|&slot| slot as usize >= self.nodes) {
                 return bad(format!("upper level {} leads out of the index", level + 1));
@@ -306,17 +317,15 @@ impl Links for Index {
         &level0[slot as usize * self.row_len..][..self.row_len]
     }
 
+    fn upper_len(&self, level: usize) -> usize {
+        self.upper[level].count
+    }
+
     fn upper_links(&self, level: usize, slot: u32) -> &[u32] {
-        let range = self.upper[level];
-        let words: &[u32] =
-            bytemuck::cast_slice(&self.bytes.as_slice()[range.base..range.base + 4 * range.end(self)]);
-        let slots = &words[range.slots..][..range.count];
-        match slots.binary_search(&slot) {
-            Ok(at) => {
-                let (from, to) = (words[range.offsets + at], words[range.offsets + at + 1]);
-                &words[range.links + from as usize..range.links + to as usize]
-            }
-            Err(_) => &[],
+        let (_, offsets, links) = self.upper(level);
+        match self.ranks[level].place(slot) {
+            Some(at) => &links[offsets[at] as usize..offsets[at + 1] as usize],
+            None => &[],
         }
     }
 }
