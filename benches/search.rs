@@ -221,8 +221,7 @@ fn sweep(set: &Queries, mut search: impl FnMut(&[&[f32]], usize) -> Vec<(Vec<u32
         let (mut recall, mut cost) = (0.0, Cost::default());
         for ((found, work), truth) in search(&queries, ef).into_iter().zip(&set.truth) {
             recall += exact::recall(truth, &found) / set.rows.len() as f64;
-            cost.visited_nodes += work.visited_nodes;
-            cost.scored_vectors += work.scored_vectors;
+            cost += work;
         }
         let mut round = |repeats: usize| {
             let (_, time) = timed(|| (0..repeats).for_each(|_| drop(black_box(search(&queries, ef)))));

@@ -493,7 +493,7 @@ fn the_search_is_measured() {
         let (told, computed) = (lines(&told), lines(&bench(0, &narrow)));
         for (told, computed) in told.iter().zip(&computed) {
             assert_eq!(told["truth"], "file");
-            for name in ["recall", "visited_nodes", "scored_vectors", "rescore"] {
+            for name in ["recall", "visited_nodes", "scored_vectors", "rescored_vectors", "rescore"] {
                 assert_eq!(told[name], computed[name], "{name}");
             }
         }
@@ -691,14 +691,16 @@ fn a_target_is_asked_for_and_what_was_found_is_counted() {
         let live = described["live_recall"].as_array().unwrap().clone();
         live.into_iter().find(|l| l["kind"] == "audio")
     };
-    // By the clock and not by a number of tries: the thread that measures has the lowest priority on a machine that is busy.
-    let until = Instant::now() + Duration::from_secs(60);
+    // By the clock and not by a number of tries: the thread that measures has the lowest priority on a machine that is busy,
+    // and must be left a moment.
+    let until = Instant::now() + Duration::from_secs(180);
     let live = loop {
         search(0, &["--query-kind", "audio"]);
         if let Some(live) = sampled(&described()) {
             break live;
         }
         assert!(Instant::now() < until, "a search is sampled: {}", described());
+        std::thread::sleep(Duration::from_millis(100));
     };
     let recall = live["recall_at_10"].as_f64().unwrap();
     assert!((0.5..=1.0).contains(&recall) && live["samples"].as_u64() > Some(0), "{live}");

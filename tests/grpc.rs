@@ -312,7 +312,9 @@ async fn a_reply_holds_what_was_asked_for() {
     assert!((total - 1.0).abs() < 1e-5, "{total}");
     let fast = world.enhance(EnhanceRequest { search: None, ..to_rows(&queries) }).await;
     assert!(fast.results.iter().all(|r| r.cost.unwrap().visited_nodes > 0));
+    assert!(fast.results.iter().all(|r| r.cost.unwrap().rescored_vectors > 0));
     assert!(plain.results.iter().all(|r| r.cost.unwrap().scored_vectors == 300));
+    assert!(plain.results.iter().all(|r| r.cost.unwrap().rescored_vectors == 0));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -297,8 +297,7 @@ impl Snapshot {
         let count = matching.map_or(self.live_slots(), |matching| matching.slots.len());
         if count == index.len() {
             let (candidates, work) = searcher.search(index, query, wanted, params)?;
-            cost.visited_nodes += work.visited_nodes;
-            cost.scored_vectors += work.scored_vectors;
+            *cost += work;
             return Ok((Plan::Graph, Some(candidates)));
         }
         let price = ScanPrice::of(count, wanted, self.row_price());
@@ -347,12 +346,12 @@ impl Snapshot {
             let slack = self.frozen.index.score_error(query);
             let score = |slots: &[u32], out: &mut Vec<f32>| rows.score(slots, query, out);
             let (best, read) = exact::rescore(candidates, top_k, slack, score);
-            cost.scored_vectors += read as u64;
+            cost.rescored_vectors += read as u64;
             return self.hits(best);
         }
         let slots: Vec<Slot> = candidates.iter().map(|c| c.slot).collect();
         let mut best = TopK::new(top_k);
-        cost.scored_vectors += slots.len() as u64;
+        cost.rescored_vectors += slots.len() as u64;
         let mut by_slot: HashMap<Slot, Vec<f32>> = HashMap::with_capacity(slots.len());
         for (&slot, row) in slots.iter().zip(self.read(&slots)?) {
             if let Some(row) = row {

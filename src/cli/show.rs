@@ -332,6 +332,7 @@ fn cost(cost: Option<&proto::Cost>) -> Value {
     json!({
         "visited_nodes": c.visited_nodes,
         "scored_vectors": c.scored_vectors,
+        "rescored_vectors": c.rescored_vectors,
         "matching_items": c.matching_items,
         "plan": plan(c.plan()),
         "ef_search": c.ef_search,

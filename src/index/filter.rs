@@ -168,15 +168,13 @@ impl Searcher {
         if found.is_none() {
             let purse = ((among.purse / STEP) as u64).saturating_sub(spent.scored_vectors);
             let (candidates, work) = self.step_over(index, query, ef, params, &among.allowed, purse)?;
-            spent.visited_nodes += work.visited_nodes;
-            spent.scored_vectors += work.scored_vectors;
+            spent += work;
             found = candidates.map(|mut best| {
                 best.truncate(wanted);
                 (Plan::GraphWithSkip, best)
             });
         }
-        cost.visited_nodes += spent.visited_nodes;
-        cost.scored_vectors += spent.scored_vectors;
+        *cost += spent;
         Ok(found.unwrap_or((Plan::Exact, Vec::new())))
     }
 

@@ -40,8 +40,18 @@ pub struct Candidate {
 pub struct Cost {
     /// Nodes whose links were read.
     pub visited_nodes: u64,
-    /// Rows scored, on codes or (exact search) in full.
+    /// Rows scored to find candidates: on codes, or in full where they are scanned.
     pub scored_vectors: u64,
+    /// Candidates scored again in full.
+    pub rescored_vectors: u64,
+}
+
+impl std::ops::AddAssign for Cost {
+    fn add_assign(&mut self, other: Self) {
+        self.visited_nodes += other.visited_nodes;
+        self.scored_vectors += other.scored_vectors;
+        self.rescored_vectors += other.rescored_vectors;
+    }
 }
 
 /// A layered graph to walk: an [`Index`], or one that is being built.
@@ -396,7 +406,7 @@ impl Walker {
     fn begin(&mut self, graph: &impl Links, ef: usize, judge: &mut impl Judge) {
         self.ef = ef;
         judge.score(&[graph.entry()], &mut self.scores);
-        self.cost = Cost { visited_nodes: 0, scored_vectors: 1 };
+        self.cost = Cost { scored_vectors: 1, ..Cost::default() };
         self.pool.begin();
         self.pool.insert(key(self.scores[0], graph.entry()));
         self.land(graph, graph.upper_levels());

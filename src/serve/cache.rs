@@ -315,10 +315,11 @@ fn cost(cost: Cost, plan: Plan, matching: usize, params: &SearchParams) -> proto
         Plan::GraphWithSkip => proto::Plan::GraphWithSkip,
         Plan::Exact => proto::Plan::Exact,
     };
-    let Cost { visited_nodes, scored_vectors } = cost;
+    let Cost { visited_nodes, scored_vectors, rescored_vectors } = cost;
     let ef_search = if params.exact { 0 } else { params.ef_search as u32 };
     let matching_items = matching as u64;
-    proto::Cost { visited_nodes, scored_vectors, matching_items, plan: plan.into(), ef_search }
+    let plan = plan.into();
+    proto::Cost { visited_nodes, scored_vectors, rescored_vectors, matching_items, plan, ef_search }
 }
 
 fn timings(queue: Duration, embed: Duration, search: Duration, blend: Duration) -> proto::Timings {

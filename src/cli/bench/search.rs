@@ -71,8 +71,8 @@ pub fn run(config: &Config, args: SearchBench) -> anyhow::Result<ExitCode> {
         let [recall, rate, p50, p99] = ["recall", "queries/s", "p50 µs", "p99 µs"];
         writeln!(
             out,
-            "{ef:>9} {rescore:>8} {recall:>8} {rate:>10} {p50:>9} {p99:>9} {:>8} {:>8}",
-            "visited", "scored"
+            "{ef:>9} {rescore:>8} {recall:>8} {rate:>10} {p50:>9} {p99:>9} {:>8} {:>8} {:>8}",
+            "visited", "scored", "rescored"
         )?;
     }
     for &ef_search in &args.ef_search {
@@ -82,7 +82,8 @@ pub fn run(config: &Config, args: SearchBench) -> anyhow::Result<ExitCode> {
         let point = measure(&snapshot, &queries, &truth, args.top_k, &params, args.threads, time)?;
         let rate = point.durations.len() as f64 / point.wall.as_secs_f64();
         let [p50, p99] = [0.5, 0.99].map(|share| percentile(&point.durations, share).unwrap_or_default());
-        let [visited, scored] = [point.cost.visited_nodes, point.cost.scored_vectors]
+        let Cost { visited_nodes, scored_vectors, rescored_vectors } = point.cost;
+        let [visited, scored, rescored] = [visited_nodes, scored_vectors, rescored_vectors]
             .map(|count| count as f64 / queries.len() as f64);
         if args.json {
             show::print_line(&json!({
@@ -100,13 +101,14 @@ pub fn run(config: &Config, args: SearchBench) -> anyhow::Result<ExitCode> {
                 "p99_us": p99,
                 "visited_nodes": visited,
                 "scored_vectors": scored,
+                "rescored_vectors": rescored,
                 "searches": point.durations.len(),
                 "seconds": point.wall.as_secs_f64(),
             }))?;
         } else {
             writeln!(
                 out,
-                "{ef_search:>9} {rescore:>8} {:>8.4} {rate:>10.0} {p50:>9.1} {p99:>9.1} {visited:>8.0} {scored:>8.0}",
+                "{ef_search:>9} {rescore:>8} {:>8.4} {rate:>10.0} {p50:>9.1} {p99:>9.1} {visited:>8.0} {scored:>8.0} {rescored:>8.0}",
                 point.recall
             )?;
         }
@@ -129,8 +131,7 @@ fn measure(
         let found = snapshot.search(&mut searcher, query, top_k, params)?;
         let ids: Vec<u64> = found.hits.iter().map(|hit| hit.id.0).collect();
         recall += exact::recall(truth, &ids);
-        cost.visited_nodes += found.cost.visited_nodes;
-        cost.scored_vectors += found.cost.scored_vectors;
+        cost += found.cost;
     }
     let (together, share) = (Barrier::new(threads), queries.len() / threads);
     let begin = |thread: usize| thread * share + thread.min(queries.len() % threads);
