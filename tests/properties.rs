@@ -22,7 +22,7 @@ use viscache::cache::{
 use viscache::index::{BuildParams, CodeKind, SearchParams, Searcher};
 use viscache::kernels::Kernels;
 use viscache::store::{Access, ItemRecord, RowType, Store};
-use viscache::types::{CacheName, Embedding, Fingerprint, Hit, ItemId, Origin};
+use viscache::types::{CacheName, Embedding, Filter, Fingerprint, Hit, ItemId, Origin};
 
 const CODES: [CodeKind; 4] = [CodeKind::F32, CodeKind::F16, CodeKind::U8, CodeKind::U4];
 
@@ -209,6 +209,9 @@ proptest! {
         if snapshot.delta().masked == 0 {
             let ended = snapshot.search(&mut searcher, &queries[0], top_k, &late);
             prop_assert!(ended.is_err_and(|e| e.to_string().contains("deadline")), "an exact search is not ended");
+            let one = Filter::Ids([ItemId(snapshot.index().ids()[0])].into());
+            let ended = snapshot.filtered(&one).unwrap().search(&mut searcher, &queries[0], top_k, &late);
+            prop_assert!(ended.is_err_and(|e| e.to_string().contains("deadline")), "a filtered one is not ended");
         }
         for &id in live.keys() {
             prop_assert!(store.item(snapshot.record().id, ItemId(id)).unwrap().is_some());

@@ -32,6 +32,7 @@
 mod beam;
 mod calibrate;
 mod change;
+mod clock;
 mod compact;
 mod delta;
 mod filtered;

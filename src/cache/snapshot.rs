@@ -13,10 +13,9 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
 
 use super::Error;
+use super::clock::Clock;
 use super::delta::{Delta, Overlay};
 use super::filtered::Matching;
 use super::generation::{Frozen, LoadOptions, Loaded, find_generation};
@@ -317,7 +316,11 @@ impl Snapshot {
             (Plan::Graph | Plan::GraphWithSkip, _) => Some(candidates),
             (Plan::Exact, Some(matching)) if price.codes_pay() => {
                 cost.scored_vectors += count as u64;
-                Some(index.scan(query, matching.slots.list(), wanted))
+                let found = index.scan(query, matching.slots.list(), wanted);
+                let clock = Clock::of(params);
+                clock.look();
+                clock.in_time()?;
+                Some(found)
             }
             (Plan::Exact, _) => None,
         };
@@ -374,29 +377,21 @@ impl Snapshot {
         matching: Option<&Matching>,
         cost: &mut Cost,
     ) -> Result<Vec<Hit>, Error> {
-        let (frozen, masked) = (&self.frozen, self.delta.masked());
+        let (frozen, masked, clock) = (&self.frozen, self.delta.masked(), Clock::of(params));
         let (record, ids) = (&frozen.record, frozen.index.ids());
         if let Some(matching) = matching {
-            return self.scanned_list(query, top_k, matching.slots.list(), cost);
+            return self.scanned_list(query, top_k, matching.slots.list(), &clock, cost);
         }
-        // Once it is late no row is kept, so that the scan ends; the clock is looked at between stretches of rows.
-        let late = AtomicBool::new(false);
-        let past = || params.deadline.is_some_and(|deadline| Instant::now() >= deadline);
+        // Once it is late no row is kept, so that the scan ends.
         let keep = |slot: Slot| {
-            if slot.0.is_multiple_of(CLOCK_ROWS) && past() {
-                late.store(true, Ordering::Relaxed);
-            }
-            !late.load(Ordering::Relaxed) && (masked.is_empty() || !masked.contains(slot.0))
-        };
-        let in_time = |late: &AtomicBool| match late.load(Ordering::Relaxed) {
-            true => Err(Error::Index(crate::index::Error::Deadline)),
-            false => Ok(()),
+            let late = if slot.0.is_multiple_of(CLOCK_ROWS) { clock.look() } else { clock.late() };
+            !late && (masked.is_empty() || !masked.contains(slot.0))
         };
         cost.scored_vectors += self.live_slots() as u64;
         if let Some(rows) = frozen.rows.block() {
             let score = |slots: &[u32], out: &mut Vec<f32>| rows.score(slots, query.as_slice(), out);
             let best = exact::scan(ids.len(), top_k, keep, score);
-            in_time(&late)?;
+            clock.in_time()?;
             return self.hits(best);
         }
         let (mut best, mut at) = (TopK::new(top_k), 0);
@@ -410,7 +405,7 @@ impl Snapshot {
                 let row = check_row(&record.name, id, Some(bytes), record.rows, record.dim)?;
                 best.push(Scored { slot, score: Kernels::get().dot(query.as_slice(), &row) });
             }
-            in_time(&late)?;
+            clock.in_time()?;
             Ok::<bool, Error>(at < ids.len())
         })?;
         self.hits(best.into_sorted())
@@ -422,15 +417,22 @@ impl Snapshot {
         query: &Embedding,
         top_k: usize,
         slots: &[u32],
+        clock: &Clock,
         cost: &mut Cost,
     ) -> Result<Vec<Hit>, Error> {
         cost.scored_vectors += slots.len() as u64;
         if let Some(rows) = self.frozen.rows.block() {
-            let score = |slots: &[u32], out: &mut Vec<f32>| rows.score(slots, query.as_slice(), out);
-            return self.hits(exact::scan_slots(slots, top_k, score));
+            let best = exact::scan_slots(slots, top_k, |slots, out| match clock.look() {
+                true => out.clear(),
+                false => rows.score(slots, query.as_slice(), out),
+            });
+            clock.in_time()?;
+            return self.hits(best);
         }
         let mut best = TopK::new(top_k);
         for part in slots.chunks(DISK_ROWS) {
+            clock.look();
+            clock.in_time()?;
             let part: Vec<Slot> = part.iter().map(|&slot| Slot(slot)).collect();
             for (slot, row) in part.iter().zip(self.read(&part)?) {
                 if let Some(row) = row {
