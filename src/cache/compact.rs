@@ -33,6 +33,8 @@ use super::LoadOptions;
 /// What gathering tags takes, in lengths of the table that it makes: a map's nodes and small bitmaps are more than their
 /// bytes.
 const TAG_COPIES: u64 = 4;
+/// What the sample of queries takes, in lengths of its blob: floats are twice as long as halves, and both are there at a time.
+const QUERY_COPIES: u64 = 3;
 
 /// When and how the delta is compacted.
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
@@ -200,8 +202,11 @@ impl Cache {
         let build = before.generation_record().build.clone();
         let params = serde_json::from_value::<BuildParams>(build).unwrap_or_default();
         let params = BuildParams { threads, ..params };
-        let tags = self.snapshot().generation_record().tags_bytes.unwrap_or(0);
-        let needed = build_bytes(&record, &params) + TAG_COPIES * tags;
+        let [tags, queries] = {
+            let generation = before.generation_record();
+            [generation.tags_bytes, generation.queries_bytes].map(Option::unwrap_or_default)
+        };
+        let needed = build_bytes(&record, &params) + TAG_COPIES * tags + QUERY_COPIES * queries;
         let budget = self.options.memory_budget;
         if needed > budget {
             let (cache, needed, budget) = (self.name.clone(), needed >> 20, budget >> 20);

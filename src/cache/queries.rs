@@ -38,8 +38,11 @@ struct Header {
 }
 
 impl QuerySample {
-    /// Most queries to repair by that are kept with a generation; an even choice of more.
+    /// Queries to repair by that are kept with a generation, at the most: so many, or one for [`Self::ROWS`] rows where that is
+    /// more; an even choice of what was given. In halves they are a fourteenth of what the rows take.
     pub const KEPT: usize = 16_384;
+    /// See [`Self::KEPT`].
+    pub const ROWS: usize = 8;
 
     /// Whether it holds nothing.
     pub fn is_empty(&self) -> bool {
@@ -48,9 +51,9 @@ impl QuerySample {
 
     /// The bytes that are kept.
     ///
-    /// * `dim`: of every query.
-    pub(super) fn encode(&self, dim: usize) -> Vec<u8> {
-        let every = (self.repair.len() / dim).div_ceil(Self::KEPT).max(1);
+    /// * `dim`: of every query. `rows`: of the generation.
+    pub(super) fn encode(&self, dim: usize, rows: usize) -> Vec<u8> {
+        let every = (self.repair.len() / dim).div_ceil(Self::KEPT.max(rows / Self::ROWS)).max(1);
         let repair: Vec<&[f32]> = self.repair.chunks_exact(dim).step_by(every).collect();
         let held_out = self.held_out.iter().map(|(kind, queries)| (kind.clone(), queries.len()));
         let header = Header { dim, repair: repair.len(), held_out: held_out.collect() };
@@ -84,9 +87,12 @@ impl QuerySample {
         if header.dim != dim || expected != Some(values.len()) {
             return Err(damaged("its length does not fit its header"));
         }
-        let halves: Vec<f16> = values.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]])).collect();
-        let mut values = vec![0.0f32; halves.len()];
-        halves.convert_to_f32_slice(&mut values);
+        let mut floats = vec![0.0f32; values.len() / 2];
+        for (floats, halves) in floats.chunks_mut(dim.max(1)).zip(values.chunks(2 * dim.max(1))) {
+            let halves: Vec<f16> = halves.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]])).collect();
+            halves.convert_to_f32_slice(floats);
+        }
+        let mut values = floats;
         if !values.iter().all(|v| v.is_finite()) {
             return Err(damaged("it holds a value that is not finite"));
         }
@@ -115,11 +121,16 @@ mod tests {
     fn a_sample_survives_and_a_large_one_is_thinned() {
         for repair in [0, 1, 5] {
             let sample = sample(repair);
-            assert_eq!(QuerySample::decode(&sample.encode(3), 3).unwrap(), sample);
+            assert_eq!(QuerySample::decode(&sample.encode(3, 1), 3).unwrap(), sample);
         }
-        let thinned = QuerySample::decode(&sample(QuerySample::KEPT + 1).encode(3), 3).unwrap();
-        assert_eq!(thinned.repair.len() / 3, (QuerySample::KEPT + 1).div_ceil(2));
-        assert!(QuerySample::decode(&sample(2).encode(3), 4).is_err());
+        let many = sample(QuerySample::KEPT + 1);
+        for (rows, kept) in
+            [(1, many.repair.len() / 6 + 1), (QuerySample::ROWS * many.repair.len(), many.repair.len() / 3)]
+        {
+            let thinned = QuerySample::decode(&many.encode(3, rows), 3).unwrap();
+            assert_eq!(thinned.repair.len() / 3, kept, "{rows} rows");
+        }
+        assert!(QuerySample::decode(&sample(2).encode(3, 1), 4).is_err());
         assert!(QuerySample::default().is_empty() && !sample(0).is_empty());
     }
 
@@ -128,7 +139,7 @@ mod tests {
         fn damaged_bytes_are_refused_or_read_and_never_a_panic(
             flips in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4), cut in any::<prop::sample::Index>()
         ) {
-            let mut bytes = sample(3).encode(3);
+            let mut bytes = sample(3).encode(3, 1);
             for (at, byte) in flips {
                 let at = at.index(bytes.len());
                 bytes[at] = byte;

@@ -311,7 +311,7 @@ where
     let seconds = [read, built, lap()];
     let (items, sequence) = (rows.ids.len() as u64, record.sequence);
     let build = serde_json::to_value(params).unwrap_or_default();
-    let queries = if queries.is_empty() { Vec::new() } else { queries.encode(record.dim) };
+    let queries = if queries.is_empty() { Vec::new() } else { queries.encode(record.dim, rows.ids.len()) };
     Ok(Built { index, tags, queries, items, sequence, build, reach, recall, seconds })
 }
 
