@@ -339,16 +339,18 @@ enum Phase {
     Done,
 }
 
-/// Nodes that an upper level hands down at the least.
-const LEAST_WIDTH: usize = 2;
+/// Rows from which on every level hands down two nodes at least: with one, two or three in a thousand narrow beams still come
+/// down in the wrong region of a million rows, of 100k none.
+const TWO_FROM: usize = 250_000;
 /// A level of so many nodes hands down as many nodes as the beam on level 0 is wide. Synthetic 1M (62 000 nodes on level 1)
-/// wants an eighth of it and gains little by a quarter; at 100k (6000) more than two cost more than they find.
+/// wants an eighth of it and gains little by a quarter; at 100k (6000) more than one cost more than they find.
 const FULL_WIDTH: usize = 500_000;
 
-/// Beam of a level of `nodes` nodes above a beam of `ef` on level 0.
-fn width(nodes: usize, ef: usize) -> usize {
+/// Beam of a level of `nodes` nodes above a beam of `ef` over all `rows`.
+fn width(nodes: usize, rows: usize, ef: usize) -> usize {
     let share = ef as f64 * nodes as f64 / FULL_WIDTH as f64;
-    (share as usize).max(LEAST_WIDTH).min(ef)
+    let least = if rows < TWO_FROM { 1 } else { 2 };
+    (share as usize).max(least).min(ef)
 }
 
 /// The expansion of one node.
@@ -418,7 +420,7 @@ impl Walker {
         self.level = level;
         self.pool.reopen(match level.checked_sub(1) {
             None => self.ef,
-            Some(upper) => width(graph.upper_len(upper), self.ef),
+            Some(upper) => width(graph.upper_len(upper), graph.len(), self.ef),
         });
         self.visited.begin(graph.len());
         for &key in &self.pool.keys {
