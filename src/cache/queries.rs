@@ -39,7 +39,7 @@ struct Header {
 
 impl QuerySample {
     /// Queries to repair by that are kept with a generation, at the most: so many, or one for [`Self::ROWS`] rows where that is
-    /// more; an even choice of what was given. In halves they are a fourteenth of what the rows take.
+    /// more; an even choice of what was given. In halves they are a sixteenth of what rows in f32 take.
     pub const KEPT: usize = 16_384;
     /// See [`Self::KEPT`].
     pub const ROWS: usize = 8;

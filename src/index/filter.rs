@@ -21,8 +21,9 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
 use super::exact::{self, Scored};
+use super::pool::{key, score_of, slot_of};
 use super::quant;
-use super::search::{Links, check_deadline, key, score_of, slot_of};
+use super::search::{Links, check_deadline};
 use super::view::Index;
 use super::visited::Visited;
 use super::{Candidate, Cost, Error, SearchParams, Searcher};

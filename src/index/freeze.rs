@@ -76,6 +76,9 @@ impl Reach {
 impl Graph {
     /// Most nodes of one generation: a search marks a slot with its top bit.
     pub const MAX_NODES: usize = 1 << 31;
+    /// Most levels above 0. Each holds one node in M, so that half of them suffice for as many nodes as there may be; a file that
+    /// says more costs memory for nothing.
+    pub(super) const MAX_UPPER: usize = 64;
 
     /// What freezing had to mend.
     pub fn reach(&self) -> Reach {
@@ -121,6 +124,8 @@ impl Graph {
             links: level.links.iter().map(slot_of).collect(),
             offsets: level.offsets,
         }));
+        // The entry is on every level, and so on the one that is now the top.
+        self.upper.truncate(Self::MAX_UPPER);
         self.reach.add(upper.reach);
         // What the former entry reached, this one need not.
         self.reconnect_level0(space);
@@ -356,6 +361,28 @@ mod tests {
             assert_proper(&graph);
             prop_assert_eq!(&graph.upper[0].slots, &members);
         }
+    }
+
+    #[test]
+    fn levels_have_a_limit() {
+        use super::super::{AlignedBytes, CodeKind, Codec, Index, Parts};
+        use crate::types::ItemId;
+        let lists = [vec![1], vec![0]];
+        let (mut graph, codes) = frozen(&lists);
+        for _ in 0..2 * Graph::MAX_UPPER {
+            let upper = std::mem::replace(&mut graph, frozen(&lists).0);
+            graph.set_upper(upper, &[0, 1], &Space::new(&codes, 64));
+        }
+        let rows = [1.0, 0.0, 0.0, 1.0];
+        let codec = Codec::train(CodeKind::F32, &rows, 2);
+        let opens = |graph: &Graph| {
+            let (ids, codes, mut bytes) = ([0, 1].map(ItemId), codec.encode(&rows), Vec::new());
+            Parts { graph, codec: &codec, ids: &ids, codes: &codes }.write(&mut bytes).unwrap();
+            Index::open(AlignedBytes::copy_of(&bytes).unwrap()).is_ok()
+        };
+        assert!(graph.upper.len() == Graph::MAX_UPPER && opens(&graph));
+        graph.upper.push(UpperLevel::from_lists(Vec::new(), &[]));
+        assert!(!opens(&graph));
     }
 
     #[test]

@@ -41,6 +41,7 @@ mod filter;
 mod freeze;
 mod layout;
 mod params;
+mod pool;
 mod quant;
 mod ranks;
 mod repair;

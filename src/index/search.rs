@@ -11,13 +11,12 @@
 //! level 0 does not leave again, and of queries from another modality one in six; so every level hands down all that its
 //! pool has found.
 //!
-//! The pool is one sorted array of 64-bit keys, score above, slot below, so that a comparison is one instruction and
-//! an insertion one binary search and one move. It ends when every pool entry is expanded. Scores are those of the
-//! codes; the caller rescores the candidates on the stored rows.
+//! Scores are those of the codes; the caller rescores the candidates on the stored rows.
 
 use std::time::Instant;
 
 use super::filter::Stepper;
+use super::pool::{Pool, key, score_of, slot_of};
 use super::quant::{self, Coded, CodedQuery};
 use super::sketch::{Aim, Sketch};
 use super::view::Index;
@@ -400,7 +399,7 @@ impl Walker {
 
     /// What the last walk collected, best first.
     pub(super) fn found(&self) -> impl Iterator<Item = Candidate> {
-        self.pool.keys.iter().map(|&key| Candidate { slot: Slot(slot_of(key)), score: score_of(key) })
+        self.pool.keys().iter().map(|&key| Candidate { slot: Slot(slot_of(key)), score: score_of(key) })
     }
 
     /// Begins a walk, which comes down to level 0 and collects the best `ef` nodes it meets there; [`Walker::advance`] goes on
@@ -423,7 +422,7 @@ impl Walker {
             Some(upper) => width(graph.upper_len(upper), graph.len(), self.ef),
         });
         self.visited.begin(graph.len());
-        for &key in &self.pool.keys {
+        for &key in self.pool.keys() {
             self.visited.insert(slot_of(key));
         }
         self.next.slot = None;
@@ -484,119 +483,11 @@ impl Walker {
     }
 }
 
-/// Set in a key's slot half once the node has been expanded.
-const EXPANDED: u64 = 1 << 31;
-
-/// Score in the upper half, in an order-preserving form; slot in the lower.
-pub(super) fn key(score: f32, slot: u32) -> u64 {
-    let bits = score.to_bits();
-    let ordered = if bits >> 31 == 0 { bits | 1 << 31 } else { !bits };
-    u64::from(ordered) << 32 | u64::from(slot)
-}
-
-pub(super) fn slot_of(key: u64) -> u32 {
-    (key & (EXPANDED - 1)) as u32
-}
-
-pub(super) fn score_of(key: u64) -> f32 {
-    let ordered = (key >> 32) as u32;
-    f32::from_bits(if ordered >> 31 == 1 { ordered & !(1 << 31) } else { !ordered })
-}
-
-/// The best `ef` keys seen so far, descending.
-#[derive(Debug, Default)]
-struct Pool {
-    keys: Vec<u64>,
-    ef: usize,
-    /// Everything before it is expanded.
-    next: usize,
-}
-
-impl Pool {
-    /// Empty, with one place.
-    fn begin(&mut self) {
-        self.keys.clear();
-        self.reopen(1);
-    }
-
-    /// The best `ef` of what it holds, none of it expanded.
-    fn reopen(&mut self, ef: usize) {
-        self.keys.truncate(ef);
-        self.keys.reserve(ef + 1);
-        self.keys.iter_mut().for_each(|key| *key &= !EXPANDED);
-        self.ef = ef;
-        self.next = 0;
-    }
-
-    /// Whether the key is now among the next two to be expanded.
-    fn insert(&mut self, key: u64) -> bool {
-        if self.keys.len() == self.ef {
-            if self.keys.last().is_some_and(|&worst| key <= worst) {
-                return false;
-            }
-            self.keys.pop();
-        }
-        // The mark of expanded nodes lies in the low half: compare scores only.
-        let at = self.keys.partition_point(|&other| other >> 32 >= key >> 32);
-        self.keys.insert(at, key);
-        self.next = self.next.min(at);
-        at <= self.next + 1
-    }
-
-    /// The score that a key must beat to enter, once the pool is full.
-    fn floor(&self) -> Option<f32> {
-        self.keys.last().filter(|_| self.keys.len() == self.ef).map(|&worst| score_of(worst))
-    }
-
-    /// The best key not yet expanded.
-    fn peek_next(&mut self) -> Option<u32> {
-        while self.keys.get(self.next)? & EXPANDED != 0 {
-            self.next += 1;
-        }
-        self.keys.get(self.next).map(|&key| slot_of(key))
-    }
-
-    /// As [`Pool::peek_next`], and marks it expanded.
-    fn expand_next(&mut self) -> Option<u32> {
-        let slot = self.peek_next()?;
-        self.keys[self.next] |= EXPANDED;
-        Some(slot)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::{AlignedBytes, BuildParams, CodeKind, Codec, Parts, build, exact};
     use super::*;
     use crate::types::ItemId;
-    use proptest::prelude::*;
-
-    proptest! {
-        #[test]
-        fn keys_order_like_scores_and_give_them_back(a in -1e6f32..1e6, b in -1e6f32..1e6, slot in 0u32..1 << 31) {
-            prop_assert_eq!(score_of(key(a, slot)), a);
-            prop_assert_eq!(slot_of(key(a, slot) | EXPANDED), slot);
-            prop_assert_eq!(key(a, 5) >> 32 > key(b, 5) >> 32, a > b);
-        }
-
-        #[test]
-        fn a_pool_keeps_the_best_in_order(scores in prop::collection::vec(-1.0f32..1.0, 1..200), ef in 1usize..50) {
-            let mut pool = Pool::default();
-            pool.begin();
-            pool.reopen(ef);
-            for (i, &score) in scores.iter().enumerate() {
-                pool.insert(key(score, i as u32));
-                if i % 3 == 0 {
-                    pool.expand_next();
-                }
-            }
-            let kept: Vec<f32> = pool.keys.iter().map(|&k| score_of(k)).collect();
-            let mut best = scores.clone();
-            best.sort_by(|a, b| b.total_cmp(a));
-            best.truncate(ef);
-            prop_assert_eq!(kept, best);
-        }
-    }
 
     /// Rows around a few centres and queries near them, with the index of their 4-bit or wider codes.
     fn clustered(kind: CodeKind) -> (Vec<f32>, Vec<Vec<f32>>, Index) {

@@ -391,8 +391,10 @@ impl Header {
             row_len: word(36) as usize,
             upper_levels: word(44) as usize,
         };
-        let sound =
-            header.dim > 0 && header.row_len > 1 && header.row_len <= Graph::row_len(u16::MAX as usize);
+        let sound = header.dim > 0
+            && header.row_len > 1
+            && header.row_len <= Graph::row_len(u16::MAX as usize)
+            && header.upper_levels <= Graph::MAX_UPPER;
         // Past it, a sum of products of codes leaves the kernels' integers.
         let longest = match kind {
             CodeKind::F32 | CodeKind::F16 => usize::MAX,
