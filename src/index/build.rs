@@ -16,7 +16,9 @@
 //! for ever; distances must not be negative; iterating while inserting deadlocks; its parallel insertion runs on the
 //! current rayon pool, so a pool of our own bounds the threads.
 
-use hnsw_rs::prelude::{Distance, Hnsw};
+use std::sync::Arc;
+
+use hnsw_rs::prelude::{Distance, Hnsw, Point};
 use rayon::prelude::*;
 
 use super::freeze::Graph;
@@ -197,15 +199,17 @@ fn insert(
         (1..n).into_par_iter().for_each(insert);
     }
 
+    // Copying the links out touches every one of them: worth all threads.
+    let points: Vec<_> = hnsw.get_point_indexation().into_iter().collect();
+    let read = |point: &Arc<Point<'_, u32>>| {
+        let links = point.get_neighborhood_id().into_iter().next().unwrap_or_default();
+        let links: Vec<u32> = links.into_iter().map(|link| link.d_id as u32).collect();
+        (point.get_origin_id() as u32, point.get_point_id().0 > 0, links)
+    };
     let (mut links, mut climbers) = (vec![Vec::new(); n], Vec::new());
-    for point in hnsw.get_point_indexation() {
-        let node = point.get_origin_id();
-        if let Some(level0) = point.get_neighborhood_id().first() {
-            links[node] = level0.iter().map(|link| link.d_id as u32).collect();
-        }
-        if point.get_point_id().0 > 0 {
-            climbers.push(node as u32);
-        }
+    for (slot, climbs, list) in points.par_iter().map(read).collect::<Vec<_>>() {
+        links[slot as usize] = list;
+        climbers.extend(climbs.then_some(slot));
     }
     climbers.sort_unstable();
     (links, climbers)

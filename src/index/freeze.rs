@@ -16,6 +16,7 @@
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use rayon::prelude::*;
 
@@ -95,13 +96,14 @@ impl Graph {
     /// * `space`: 8-bit codes of all rows; distances for pruning come from them.
     pub(super) fn freeze(mut lists: Vec<Vec<u32>>, params: &BuildParams, space: &Space<'_>) -> Graph {
         let mut reach = Reach::default();
-        for (slot, list) in (0..).zip(&mut lists) {
+        let illegal = lists.par_iter_mut().enumerate().map(|(slot, list)| {
             let raw = list.len();
-            list.retain(|&to| to != slot);
+            list.retain(|&to| to != slot as u32);
             list.sort_unstable();
             list.dedup();
-            reach.illegal_links += raw - list.len();
-        }
+            raw - list.len()
+        });
+        reach.illegal_links = illegal.sum();
         mirror_and_prune(space, &mut lists, params.m0(), Pruning::PAPER);
         let row_len = Graph::row_len(params.m);
         let level0 = vec![0u32; lists.len() * row_len];
@@ -140,15 +142,19 @@ impl Graph {
         self.reconnect_level0(space);
     }
 
+    /// Links that a row has places left for.
+    pub(super) fn free_places(&self, slot: u32) -> usize {
+        self.row_len - 1 - self.links(slot).len()
+    }
+
     /// Adds a link if the row has a place left.
     pub(super) fn try_link(&mut self, from: u32, to: u32) -> bool {
-        let row = &mut self.level0[from as usize * self.row_len..][..self.row_len];
-        let degree = row[0] as usize;
-        if degree + 1 >= row.len() {
+        if self.free_places(from) == 0 {
             return false;
         }
-        row[degree + 1] = to;
+        let row = &mut self.level0[from as usize * self.row_len..][..self.row_len];
         row[0] += 1;
+        row[row[0] as usize] = to;
         true
     }
 
@@ -251,18 +257,36 @@ impl UpperLevel {
 
 /// Adds the reverse of every link, then leaves at most `limit` a node.
 pub(super) fn mirror_and_prune(space: &Space<'_>, lists: &mut [Vec<u32>], limit: usize, pruning: Pruning) {
-    let mut incoming: Vec<Vec<u32>> = vec![Vec::new(); lists.len()];
-    for (slot, list) in (0..).zip(lists.iter()) {
-        list.iter().for_each(|&to| incoming[to as usize].push(slot));
-    }
-    lists.par_iter_mut().zip(incoming).enumerate().for_each(|(slot, (list, incoming))| {
-        list.extend(incoming);
+    let (incoming, offsets) = reversed(lists);
+    lists.par_iter_mut().enumerate().for_each(|(slot, list)| {
+        list.extend(&incoming[offsets[slot]..offsets[slot + 1]]);
         list.sort_unstable();
         list.dedup();
         if list.len() > limit {
             *list = diverse(space, slot as u32, list, limit, pruning);
         }
     });
+}
+
+/// The reverse of every link, by target: those to slot i are `links[offsets[i]..offsets[i + 1]]`, in no order.
+fn reversed(lists: &[Vec<u32>]) -> (Vec<u32>, Vec<usize>) {
+    let degrees: Vec<AtomicU32> = lists.par_iter().map(|_| AtomicU32::new(0)).collect();
+    lists.par_iter().flatten().for_each(|&to| _ = degrees[to as usize].fetch_add(1, Ordering::Relaxed));
+    let mut offsets = vec![0];
+    offsets.extend(degrees.iter().scan(0, |end, degree| {
+        *end += degree.load(Ordering::Relaxed) as usize;
+        Some(*end)
+    }));
+    let links: Vec<AtomicU32> =
+        (0..offsets[lists.len()]).into_par_iter().map(|_| AtomicU32::new(0)).collect();
+    lists.par_iter().enumerate().for_each(|(slot, list)| {
+        for &to in list {
+            // The degrees are counted down again, so that every link has a place of its own.
+            let place = degrees[to as usize].fetch_sub(1, Ordering::Relaxed) as usize - 1;
+            links[offsets[to as usize] + place].store(slot as u32, Ordering::Relaxed);
+        }
+    });
+    (links.into_iter().map(AtomicU32::into_inner).collect(), offsets)
 }
 
 /// At most `limit` of `candidates`, nearest first, none much nearer to one already kept than to `slot` itself

@@ -44,7 +44,7 @@ const FIX_EF: usize = 200;
 /// Of what the beam finds, so many are scored on wider codes to choose the nearest.
 const FIX_RESCORE: usize = 150;
 /// Queries searched for at once; links are added between such batches, so that later queries profit.
-const FIX_BATCH: usize = 4096;
+const FIX_BATCH: usize = 2048;
 /// Searches that a thread does in one go.
 const SHARE: usize = 64;
 
@@ -155,24 +155,33 @@ impl<'a> Repair<'a> {
         queries: &[f32],
         progress: &(impl Fn(usize) + Sync),
     ) -> Result<usize, Error> {
-        let dim = self.wide.dim();
-        let (mut added, mut places) = (0, vec![0; self.space.len()]);
+        let (dim, mut added) = (self.wide.dim(), 0);
         for batch in queries.chunks(FIX_BATCH * dim) {
             let now = &*graph;
-            let nearest: Vec<Vec<u32>> = batch
+            let missing: Vec<Vec<(u32, u32)>> = batch
                 .par_chunks(SHARE * dim)
-                .map_init(Searcher::default, |searcher, queries| {
-                    let narrow = queries.chunks_exact(dim).map(|query| self.narrow.codec.code_query(query));
-                    let found = self.found(searcher, now, narrow, FIX_EF, FIX_RESCORE)?;
-                    let nearest = queries.chunks_exact(dim).zip(found);
-                    Ok(nearest.map(|(query, found)| self.nearest(query, &found)).collect::<Vec<_>>())
-                })
-                .collect::<Result<Vec<_>, Error>>()?
-                .concat();
-            for near in &nearest {
-                let sets = FIX_NEAREST.map(|count| &near[..count.min(near.len())]);
-                added += sets.map(|set| connect(graph, self.space, set, &mut places)).iter().sum::<usize>();
-            }
+                .map_init(
+                    || (Searcher::default(), vec![0; now.len()]),
+                    |(searcher, places), queries| {
+                        let narrow =
+                            queries.chunks_exact(dim).map(|query| self.narrow.codec.code_query(query));
+                        let found = self.found(searcher, now, narrow, FIX_EF, FIX_RESCORE)?;
+                        let mut missing = Vec::new();
+                        for (query, found) in queries.chunks_exact(dim).zip(found) {
+                            missing.extend(missing_links(
+                                now,
+                                self.space,
+                                &self.nearest(query, &found),
+                                places,
+                            ));
+                        }
+                        Ok(missing)
+                    },
+                )
+                .collect::<Result<_, Error>>()?;
+            let mut missing = missing.concat();
+            missing.retain(|&(from, to)| !graph.links(from).contains(&to) && graph.try_link(from, to));
+            added += missing.len();
             progress(batch.len() / dim);
         }
         Ok(added)
@@ -211,46 +220,48 @@ impl<'a> Repair<'a> {
     }
 }
 
-/// Makes every one of `nearest` (best first) reachable from the first along links inside the set, as far as rows have
-/// places left; the number of links added.
+/// The links that make every one of `nearest` (best first) reachable from the first along links inside the set, and so its
+/// beginnings of [`FIX_NEAREST`], as far as rows have places left.
 ///
 /// * `places`: a zero for every node, and so again afterwards: where in `nearest` a node stands is looked up for every link.
-fn connect(graph: &mut Graph, space: &Space<'_>, nearest: &[u32], places: &mut [u16]) -> usize {
-    for (slot, place) in nearest.iter().zip(1..) {
-        places[*slot as usize] = place;
-    }
-    let mut reached = vec![false; nearest.len()];
-    if let Some(first) = reached.first_mut() {
-        *first = true;
-    }
-    let mut open = vec![0];
-    let mut added = 0;
-    loop {
-        while let Some(at) = open.pop() {
-            for &to in graph.links(nearest[at]) {
-                if let Some(to) = places[to as usize].checked_sub(1).map(usize::from)
-                    && !std::mem::replace(&mut reached[to], true)
-                {
-                    open.push(to);
+fn missing_links(graph: &Graph, space: &Space<'_>, nearest: &[u32], places: &mut [u16]) -> Vec<(u32, u32)> {
+    let mut missing: Vec<(u32, u32)> = Vec::new();
+    for count in FIX_NEAREST {
+        let nearest = &nearest[..count.min(nearest.len())];
+        for (slot, place) in nearest.iter().zip(1..) {
+            places[*slot as usize] = place;
+        }
+        let mut reached = vec![false; nearest.len()];
+        if let Some(first) = reached.first_mut() {
+            *first = true;
+        }
+        let mut open = vec![0];
+        loop {
+            while let Some(at) = open.pop() {
+                let from = nearest[at];
+                let new = missing.iter().filter(|link| link.0 == from).map(|link| &link.1);
+                for &to in graph.links(from).iter().chain(new) {
+                    if let Some(to) = places[to as usize].checked_sub(1).map(usize::from)
+                        && !std::mem::replace(&mut reached[to], true)
+                    {
+                        open.push(to);
+                    }
                 }
             }
+            let Some(lost) = reached.iter().position(|&r| !r) else { break };
+            let view = space.from(nearest[lost]);
+            let free =
+                |from: &u32| graph.free_places(*from) > missing.iter().filter(|link| link.0 == *from).count();
+            let ways = nearest.iter().zip(&reached).filter(|&(from, &reached)| reached && free(from));
+            let way = ways.map(|(&from, _)| (view.distance(from), from)).min();
+            missing.extend(way.map(|(_, from)| (from, nearest[lost])));
+            // Without a place anywhere it stays lost to this query; what lies behind it is still looked at.
+            reached[lost] = true;
+            open.push(lost);
         }
-        let Some(lost) = reached.iter().position(|&r| !r) else { break };
-        let view = space.from(nearest[lost]);
-        let mut ways: Vec<(u32, u32)> = nearest
-            .iter()
-            .zip(&reached)
-            .filter(|&(_, &reached)| reached)
-            .map(|(&from, _)| (view.distance(from), from))
-            .collect();
-        ways.sort_unstable();
-        added += usize::from(ways.into_iter().any(|(_, from)| graph.try_link(from, nearest[lost])));
-        // Without a place anywhere it stays lost to this query; what lies behind it is still looked at.
-        reached[lost] = true;
-        open.push(lost);
     }
     nearest.iter().for_each(|&slot| places[slot as usize] = 0);
-    added
+    missing
 }
 
 #[cfg(test)]
