@@ -10,12 +10,13 @@
 //! touching what readers hold. Small blocks are merged as they come (never above [`BLOCK_ROWS`]), so a row is copied a
 //! few times at most. An [`Overlay`] is the writer's side: the newest delta, and where each item lies in it.
 //!
-//! **The scan is exact**, and reads a thirtieth of the bytes. Three looks at a row, each at what the one before left over:
+//! **The scan is exact**, and reads a thirtieth of the bytes. Three looks at a row, each at what the one before left over;
+//! the first two at the row less the generation's mean, rotated:
 //!
 //! ```text
-//! signs    a bit a component                estimate ± six deviations of its error      from 256 components on
-//! code     8 bits a component               estimate ± |what the code leaves out|       (Cauchy–Schwarz)
-//! row      f32                              its score
+//! signs    a bit a component       estimate ± six deviations of its error       from 256 components on
+//! code     8 bits a component      estimate ± likewise                          below: ± |what the code leaves out|
+//! row      f32                     its score                                    (Cauchy–Schwarz)
 //! ```
 //!
 //! A row is done with when its upper bound does not reach what is needed: the score that the generation's k-th hit has, or
@@ -102,10 +103,10 @@ struct Block {
     tags: Vec<Tags>,
     /// Row-major `[n, dim]`.
     rows: Vec<f32>,
-    /// 128 + the row in steps of its scale, likewise.
+    /// 128 + the row, [`Signs::turned`], in steps of its scale, likewise.
     codes: Vec<u8>,
     coded: Vec<Coded>,
-    /// [`Signs`] of the rows, and their lengths less the mean; none for short rows.
+    /// [`Signs`] of the rows, and the lengths of what they are of; none for short rows.
     signs: Vec<u8>,
     lengths: Vec<f32>,
 }
@@ -166,14 +167,15 @@ impl Delta {
     /// * `signs`: of the index that this is the delta of.
     pub(super) fn search(&self, query: &[f32], k: usize, floor: f32, signs: &Signs<'_>) -> Vec<Scored> {
         let mut best = Vec::new();
-        let query_code = CodedQuery::of(query);
         let few = self.live() <= SCAN_BELOW.max(k);
-        if few || self.dim > MAX_CODED_DIM || !CODED_LENGTHS.contains(&query_code.length) {
+        if few || self.dim > MAX_CODED_DIM || !CODED_LENGTHS.contains(&(norm(query) as f32)) {
             self.each_live(|block, at, slot| best.push(Scored { slot, score: block.score(at, query) }));
             return self.best(best, k);
         }
+        let (turned, mean) = signs.turned_query(query);
+        let query_code = CodedQuery::of(&turned, mean);
         let (mut needed, mut products) = (floor, Vec::new());
-        let left = self.sifted(k, &mut needed, &signs.of_query(query));
+        let left = self.sifted(k, &mut needed, &Signs::of_query(&turned, mean));
         let mut lowest = TopK::new(k);
         let mut bounds = Vec::with_capacity(left.iter().map(Vec::len).sum());
         for (block, rows) in self.blocks.iter().zip(&left) {
@@ -340,13 +342,15 @@ impl Block {
     ) -> Self {
         let (mut codes, mut coded) = (Vec::with_capacity(rows.len()), Vec::with_capacity(ids.len()));
         let mut steps = vec![0i8; dim];
-        for row in rows.chunks_exact(dim) {
-            coded.push(code(row, &mut steps));
-            codes.extend(steps.iter().map(|&step| (i16::from(step) + 128) as u8));
-        }
         let (mut signs, mut lengths) = (Vec::new(), Vec::new());
-        if dim >= Signs::LEAST_DIM {
-            lengths.extend(rows.chunks_exact(dim).map(|row| signing.of_row(row, &mut signs)));
+        for row in rows.chunks_exact(dim) {
+            let turned = signing.turned(row);
+            coded.push(code(&turned, &mut steps));
+            codes.extend(steps.iter().map(|&step| (i16::from(step) + 128) as u8));
+            if dim >= Signs::LEAST_DIM {
+                Signs::of_turned(&turned, &mut signs);
+                lengths.push(norm(&turned) as f32);
+            }
         }
         Block { start, ids, tags, rows, codes, coded, signs, lengths }
     }
@@ -388,21 +392,33 @@ struct CodedQuery {
     sum: i64,
     coded: Coded,
     length: f32,
+    /// Its score on the mean.
+    mean: f32,
+    /// What share of the most that two vectors' product may be it is surely below.
+    surely: f32,
 }
 
 impl CodedQuery {
-    fn of(query: &[f32]) -> Self {
-        let mut steps = vec![0i8; query.len()];
-        let coded = code(query, &mut steps);
+    /// * `turned`, `mean`: [`Signs::turned_query`].
+    fn of(turned: &[f32], mean: f32) -> Self {
+        let mut steps = vec![0i8; turned.len()];
+        let coded = code(turned, &mut steps);
         let sum = steps.iter().map(|&step| i64::from(step)).sum();
-        CodedQuery { steps, sum, coded, length: norm(query) as f32 }
+        // Errors of a rotated vector's components have nothing to do with another vector's, where there are many.
+        let surely = match turned.len() {
+            dim if dim >= Signs::LEAST_DIM => Signs::DEVIATIONS / (dim as f32).sqrt(),
+            _ => 1.0,
+        };
+        CodedQuery { steps, sum, coded, length: norm(turned) as f32, mean, surely }
     }
 
     /// An estimate of a row's score, from the product of the codes, and how far it may be off.
     fn score(&self, product: i32, row: Coded) -> (f32, f32) {
         let estimate = self.coded.scale * row.scale * (i64::from(product) - 128 * self.sum) as f32;
-        let bound = self.length * row.error + self.coded.error * row.length;
-        (estimate, bound + ROUNDING * self.length * (row.length + row.error))
+        let left_out = self.length * row.error + self.coded.error * row.length;
+        // Of the product with the mean as well, which is no longer than a row.
+        let rounding = ROUNDING * self.length * (1.0 + row.length + row.error);
+        (self.mean + estimate, self.surely * left_out + rounding)
     }
 }
 

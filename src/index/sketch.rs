@@ -131,41 +131,52 @@ impl<'a> Signs<'a> {
 
     /// Components from which on a sum over signs is near enough to normal for six deviations to bound it.
     pub const LEAST_DIM: usize = 256;
+    /// Deviations that an estimate is never off: one in 10⁹ would be, if they were normal.
+    pub const DEVIATIONS: f32 = 6.0;
 
     /// Bytes of a row's signs.
     pub fn bytes(dim: usize) -> usize {
         dim.next_multiple_of(64) / 8
     }
 
-    /// Adds a row's signs to `bits`.
+    /// A row less the mean, rotated: what its signs are of.
+    pub fn turned(&self, row: &[f32]) -> Vec<f32> {
+        let mut turned: Vec<f32> = row.iter().zip(&self.codec.mean).map(|(v, m)| v - m).collect();
+        rotate(&mut turned);
+        turned
+    }
+
+    /// Adds the signs of a row to `bits`.
     ///
-    /// * Returns the length of the row less the mean.
-    pub fn of_row(&self, row: &[f32], bits: &mut Vec<u8>) -> f32 {
-        let mut centred: Vec<f32> = row.iter().zip(&self.codec.mean).map(|(v, m)| v - m).collect();
-        let length = Kernels::get().dot(&centred, &centred).sqrt();
-        rotate(&mut centred);
-        centred.resize(row.len().next_multiple_of(64), -1.0);
-        bits.extend(
-            centred.chunks_exact(8).map(|v| v.iter().rev().fold(0u8, |b, v| b << 1 | u8::from(*v >= 0.0))),
-        );
-        length
+    /// * `turned`: the row, [`Signs::turned`].
+    pub fn of_turned(turned: &[f32], bits: &mut Vec<u8>) {
+        let end = bits.len() + Signs::bytes(turned.len());
+        bits.extend(turned.chunks(8).map(|v| v.iter().rev().fold(0u8, |b, v| b << 1 | u8::from(*v >= 0.0))));
+        bits.resize(end, 0);
+    }
+
+    /// A query rotated, as rows are, and its score on the mean.
+    pub fn turned_query(&self, query: &[f32]) -> (Vec<f32>, f32) {
+        let mut turned = query.to_vec();
+        rotate(&mut turned);
+        (turned, Kernels::get().dot(query, &self.codec.mean))
     }
 
     /// A query in the form that signs want.
-    pub fn of_query(&self, query: &[f32]) -> SignQuery {
-        let mut rotated = query.to_vec();
-        rotate(&mut rotated);
-        let mut values = vec![0i8; query.len().next_multiple_of(64)];
-        let scale = Kernels::get().scale_query(&rotated, &mut values[..query.len()]);
+    ///
+    /// * `turned`, `mean`: [`Signs::turned_query`].
+    pub fn of_query(turned: &[f32], mean: f32) -> SignQuery {
+        let mut values = vec![0i8; turned.len().next_multiple_of(64)];
+        let scale = Kernels::get().scale_query(turned, &mut values[..turned.len()]);
         let mut planes = Vec::new();
         set_planes(&values, &mut planes);
         SignQuery {
             planes,
-            mean: Kernels::get().dot(query, &self.codec.mean),
+            mean,
             unit: if scale > 0.0 { 1.0 / scale } else { 0.0 },
             total: values.iter().map(|&v| i32::from(v)).sum::<i32>() as f32,
-            length: Kernels::get().dot(query, query).sqrt(),
-            dim: query.len() as f32,
+            length: Kernels::get().dot(turned, turned).sqrt(),
+            dim: turned.len() as f32,
         }
     }
 }
@@ -173,7 +184,7 @@ impl<'a> Signs<'a> {
 impl SignQuery {
     /// What the signs of some rows say: of each, an estimate of its score and how far that may be off.
     ///
-    /// * `bits`, `lengths`: of all rows, as [`Signs::of_row`] gave them. `rows`: those that are wanted.
+    /// * `bits`, `lengths`: of all rows, and the lengths of those rows [`Signs::turned`]. `rows`: those that are wanted.
     pub fn judge(
         &self,
         bits: &[u8],
@@ -184,7 +195,7 @@ impl SignQuery {
     ) {
         Kernels::get().score_signs(bits, rows, &self.planes, sums);
         let root = self.dim.sqrt();
-        let (factor, error) = (FACTOR * self.unit / root, BOUND * ERROR * self.length / root);
+        let (factor, error) = (FACTOR * self.unit / root, Signs::DEVIATIONS * ERROR * self.length / root);
         for (&row, &sum) in rows.iter().zip(&*sums) {
             let length = lengths[row as usize];
             each(row, self.mean + length * factor * (PER_SUM * sum as f32 - self.total), length * error);
@@ -206,7 +217,7 @@ impl SignQuery {
     ) {
         Kernels::get().score_signs(bits, rows, &self.planes, sums);
         let root = self.dim.sqrt();
-        let (factor, error) = (FACTOR * self.unit / root, BOUND * ERROR * self.length / root);
+        let (factor, error) = (FACTOR * self.unit / root, Signs::DEVIATIONS * ERROR * self.length / root);
         let (per_sum, beside) = (factor * PER_SUM, error - factor * self.total);
         kept.clear();
         kept.resize(rows.len(), 0);
@@ -220,8 +231,6 @@ impl SignQuery {
     }
 }
 
-/// Deviations that an estimate by signs is never off: one in 10⁹ would be, if they were normal.
-const BOUND: f32 = 6.0;
 /// √(π/2), and √(π/2 − 1).
 const FACTOR: f32 = 1.253_314_1;
 const ERROR: f32 = 0.755_510_6;
@@ -289,19 +298,25 @@ mod tests {
         let codec = Codec::train(CodeKind::U8, &stored, dim);
         let signs = Signs::new(&codec);
         let mut bits = Vec::new();
-        let lengths: Vec<f32> = stored.chunks_exact(dim).map(|row| signs.of_row(row, &mut bits)).collect();
+        let one = |row: &[f32]| {
+            let turned = signs.turned(row);
+            Signs::of_turned(&turned, &mut bits);
+            crate::types::norm(&turned) as f32
+        };
+        let lengths: Vec<f32> = stored.chunks_exact(dim).map(one).collect();
         assert_eq!(bits.len(), 2000 * Signs::bytes(dim));
         let all: Vec<u32> = (0..2000).collect();
         let (mut squares, mut sums) = (0.0f64, Vec::new());
         for query in queries.chunks_exact(dim) {
-            let asked = signs.of_query(query);
+            let (turned, mean) = signs.turned_query(query);
+            let asked = Signs::of_query(&turned, mean);
             let (mut kept, needed, mut reach) = (Vec::new(), 0.3, Vec::new());
             asked.sift(&bits, &lengths, &all, needed, &mut sums, &mut kept);
             asked.judge(&bits, &lengths, &all, &mut sums, |row, estimate, bound| {
                 reach.push((row, estimate + bound));
                 let truth = Kernels::get().dot(query, &stored[row as usize * dim..][..dim]);
                 assert!((truth - estimate).abs() <= bound, "row {row}: {truth} and {estimate} ± {bound}");
-                squares += f64::from((truth - estimate) * BOUND / bound).powi(2);
+                squares += f64::from((truth - estimate) * Signs::DEVIATIONS / bound).powi(2);
             });
             // One sum in two orders: what lies on the edge may fall on either side.
             for (row, most) in reach {
