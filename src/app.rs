@@ -33,7 +33,7 @@ pub fn open(config: &Config, wants_model: bool) -> anyhow::Result<App> {
     let mut caches: BTreeMap<CacheName, ServedCache> = BTreeMap::new();
     for record in &records {
         let expected = encoder.as_ref().map(Encoder::origin);
-        let opened = Cache::open(&store, &record.name, expected, config.load_options());
+        let opened = Cache::open_early(&store, &record.name, expected, config.load_options());
         let opened = match opened {
             Ok(cache) => {
                 let (snapshot, loaded) = (cache.snapshot(), cache.snapshot().loaded());

@@ -4,14 +4,13 @@ use std::fmt;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use rayon::prelude::*;
-
 use super::Error;
 use super::rows::{Rows, RowsMode};
 use super::tags::{self, TagTable};
+use super::warming::Warming;
 use crate::index::{self, AlignedBytes, BuildParams, Index};
-use crate::store::{BlobKind, CacheRecord, GenerationRecord, RowType, Store};
-use crate::types::{Generation, ItemId, Slot};
+use crate::store::{BlobKind, CacheRecord, GenerationRecord, Store};
+use crate::types::{Generation, ItemId};
 
 /// How a generation is brought into memory.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -50,11 +49,9 @@ impl fmt::Display for MemoryPlan {
 /// What loading did.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
 pub struct Loaded {
-    /// Memory taken.
+    /// Memory taken, once the rows are there.
     pub plan: MemoryPlan,
-    /// Whether rows are in memory.
-    pub rows_in_memory: bool,
-    /// Time it took.
+    /// Time it took, without the rows.
     pub took: Duration,
 }
 
@@ -64,7 +61,7 @@ pub(super) struct Frozen {
     /// The cache's record as of loading.
     pub(super) record: CacheRecord,
     pub(super) generation: GenerationRecord,
-    pub(super) index: Index,
+    pub(super) index: Arc<Index>,
     pub(super) rows: Rows,
     pub(super) loaded: Loaded,
     memory_budget: u64,
@@ -74,7 +71,7 @@ pub(super) struct Frozen {
 }
 
 impl Frozen {
-    /// Loads a generation. With it come the slots whose rows are gone from the store: the log must know why.
+    /// Loads a generation; rows that belong in memory are on their way there, and wait to hear what the log says.
     ///
     /// # Errors
     /// As [`super::Cache::open`].
@@ -83,7 +80,7 @@ impl Frozen {
         record: CacheRecord,
         generation: GenerationRecord,
         options: LoadOptions,
-    ) -> Result<(Self, Vec<Slot>), Error> {
+    ) -> Result<Self, Error> {
         let start = Instant::now();
         let rows_bytes = generation.items * (record.dim * record.rows.bytes()) as u64;
         let build = serde_json::from_value::<BuildParams>(generation.build.clone()).unwrap_or_default();
@@ -103,21 +100,16 @@ impl Frozen {
         };
         check_plan(&record, plan, options.memory_budget)?;
 
-        let index = load_index(store, &record, &generation)?;
+        let index = Arc::new(load_index(store, &record, &generation)?);
         let tags = OnceLock::new();
         if let Some(table) = load_tags(store, &record, &generation, index.len())? {
             tags.get_or_init(|| table);
         }
-        let (rows, gone) = match keep_rows {
-            true => {
-                let (bytes, gone) = load_rows(store, &record, index.ids())?;
-                (Rows::Ram { kind: record.rows, bytes }, gone)
-            }
-            false => (Rows::Disk { kind: record.rows }, Vec::new()),
-        };
-        let loaded = Loaded { plan, rows_in_memory: keep_rows, took: start.elapsed() };
+        let warming = keep_rows.then(|| Warming::begin(store, &record, &index)).transpose()?;
+        let rows = Rows::new(record.rows, warming);
+        let loaded = Loaded { plan, took: start.elapsed() };
         let (store, memory_budget, making) = (store.clone(), options.memory_budget, Mutex::new(()));
-        Ok((Frozen { store, record, generation, index, rows, loaded, memory_budget, tags, making }, gone))
+        Ok(Frozen { store, record, generation, index, rows, loaded, memory_budget, tags, making })
     }
 
     /// Which slots have which tag. A generation that was stored without the table gets it from the items' records, once.
@@ -173,7 +165,8 @@ fn load_index(store: &Store, record: &CacheRecord, generation: &GenerationRecord
     let len = usize::try_from(generation.index_bytes).unwrap_or(usize::MAX);
     let mut bytes = AlignedBytes::zeroed(len)?;
     store.read_blob(record.id, generation.generation, BlobKind::Index, bytes.as_mut_slice())?;
-    let index = Index::open(bytes)?;
+    // Every part of the blob has been held against its checksum.
+    let index = Index::open_unchanged(bytes)?;
     if index.dim() != record.dim || index.len() as u64 != generation.items {
         let what = format!("it holds {} rows of {} components", index.len(), index.dim());
         return Err(index::Error::Format(format!(
@@ -197,66 +190,4 @@ fn load_tags(
     let mut bytes = AlignedBytes::zeroed(len)?;
     store.read_blob(record.id, generation.generation, BlobKind::Tags, bytes.as_mut_slice())?;
     TagTable::open(bytes, slots).map(Some)
-}
-
-/// The rows of exactly these items, in their order, read by several threads, and the slots whose row is not stored (any
-/// more): zeros stand for it.
-///
-/// * `ids`: ascending. The cache may hold other items between them, put since the generation was made.
-fn load_rows(store: &Store, record: &CacheRecord, ids: &[u64]) -> Result<(AlignedBytes, Vec<Slot>), Error> {
-    let len = record.dim * record.rows.bytes();
-    let share = ids.len().div_ceil(rayon::current_num_threads()).max(1);
-    let mut bytes = AlignedBytes::zeroed(ids.len() * len)?;
-    let gone = bytes
-        .as_mut_slice()
-        .par_chunks_mut(share * len)
-        .zip(ids.par_chunks(share))
-        .enumerate()
-        .map(|(i, (into, ids))| load_share(store, record, ids, into, i * share))
-        .collect::<Result<Vec<_>, Error>>()?;
-    Ok((bytes, gone.concat()))
-}
-
-/// One thread's share of [`load_rows`]: a scan from its first id, in step with the ids it wants.
-///
-/// * `first`: slot of the first of them.
-fn load_share(
-    store: &Store,
-    record: &CacheRecord,
-    ids: &[u64],
-    into: &mut [u8],
-    first: usize,
-) -> Result<Vec<Slot>, Error> {
-    let len = record.dim * record.rows.bytes();
-    let wrong = |id: ItemId, why: String| Error::Row { cache: record.name.clone(), id, why };
-    let Some(&start) = ids.first() else { return Ok(Vec::new()) };
-    let (mut gone, mut next) = (Vec::new(), 0);
-    store.scan_rows(record.id, ItemId(start), |id, row| {
-        while next < ids.len() && ids[next] < id.0 {
-            gone.push(Slot((first + next) as u32));
-            next += 1;
-        }
-        if ids.get(next) == Some(&id.0) {
-            if row.len() != len {
-                return Err(wrong(id, format!("{} bytes long instead of {len}", row.len())));
-            }
-            let place = &mut into[next * len..][..len];
-            place.copy_from_slice(row);
-            // A row that is not finite would poison every score; rows are finite by type when they are put.
-            if !finite(place, record.rows) {
-                return Err(wrong(id, "not finite".into()));
-            }
-            next += 1;
-        }
-        Ok(next < ids.len())
-    })?;
-    gone.extend((next..ids.len()).map(|at| Slot((first + at) as u32)));
-    Ok(gone)
-}
-
-fn finite(row: &[u8], kind: RowType) -> bool {
-    match kind {
-        RowType::F32 => row.chunks_exact(4).all(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]).is_finite()),
-        RowType::F16 => row.chunks_exact(2).all(|b| half::f16::from_le_bytes([b[0], b[1]]).is_finite()),
-    }
 }

@@ -43,6 +43,7 @@ mod rows;
 mod scan;
 mod snapshot;
 mod tags;
+mod warming;
 mod writer;
 
 use std::sync::atomic::{AtomicBool, AtomicU64};
@@ -50,7 +51,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use arc_swap::ArcSwap;
 
-use crate::store::{self, Access, CacheRecord, Store};
+use crate::store::{self, Access, CacheRecord, GenerationRecord, Store};
 use crate::types::{CacheName, Generation, Origin};
 use crate::{blend, index, metrics};
 
@@ -181,6 +182,9 @@ pub enum Error {
         /// What was published.
         published: Generation,
     },
+    /// The system has no thread to give.
+    #[error("no thread can be started")]
+    Thread(#[source] std::io::Error),
     /// No id is left for an item that names none.
     #[error("cache `{0}` has no free id after its largest; name the item's id")]
     NoFreeId(CacheName),
@@ -219,6 +223,9 @@ impl Snapshot {
     }
 }
 
+type OpenSnapshot =
+    fn(&Arc<Store>, CacheRecord, GenerationRecord, LoadOptions) -> Result<(Snapshot, Overlay), Error>;
+
 /// The newest state, as the writer knows it.
 struct State {
     /// As of the last commit.
@@ -240,13 +247,37 @@ impl Cache {
         expected: Option<&Origin>,
         options: LoadOptions,
     ) -> Result<Self, Error> {
+        Cache::opened(store, name, expected, options, Snapshot::open)
+    }
+
+    /// As [`Cache::open`], for serving at once: rows that belong in memory are read from the store until they are there
+    /// ([`Snapshot::rows_in_memory`]). Where that fails, for a damaged row, they stay in the store and the log says so.
+    ///
+    /// # Errors
+    /// As [`Cache::open`], except for rows.
+    pub fn open_early(
+        store: &Arc<Store>,
+        name: &CacheName,
+        expected: Option<&Origin>,
+        options: LoadOptions,
+    ) -> Result<Self, Error> {
+        Cache::opened(store, name, expected, options, Snapshot::open_early)
+    }
+
+    fn opened(
+        store: &Arc<Store>,
+        name: &CacheName,
+        expected: Option<&Origin>,
+        options: LoadOptions,
+        open: OpenSnapshot,
+    ) -> Result<Self, Error> {
         let record = store.cache(name)?;
         if let Some(difference) = expected.and_then(|origin| record.origin.difference(origin)) {
             return Err(Error::Origin { cache: name.clone(), difference });
         }
         let current = record.current.ok_or_else(|| Error::NotIndexed(name.clone()))?;
         let generation = find_generation(store, &record, current)?;
-        let (snapshot, overlay) = Snapshot::open(store, record.clone(), generation, options)?;
+        let (snapshot, overlay) = open(store, record.clone(), generation, options)?;
         snapshot.observe();
         Ok(Cache {
             name: name.clone(),

@@ -1,9 +1,13 @@
 //! Where stored rows are read from: a block of memory, or RocksDB one batch at a time.
 
+use std::borrow::Cow;
+
 use half::f16;
+use half::slice::HalfFloatSliceExt;
 
 use super::Error;
-use crate::index::AlignedBytes;
+use super::mask::Mask;
+use super::warming::{Search, Warming};
 use crate::kernels::Kernels;
 use crate::store::{RowType, Store};
 use crate::types::{CacheName, ItemId, Slot};
@@ -34,50 +38,70 @@ impl std::str::FromStr for RowsMode {
     }
 }
 
-/// The rows of one generation, by slot.
-pub(super) enum Rows {
-    Ram { kind: RowType, bytes: AlignedBytes },
-    Disk { kind: RowType },
+/// The rows of one generation, by slot: in memory, or in the store, where they are read from until then.
+pub(super) struct Rows {
+    kind: RowType,
+    warming: Option<Warming>,
 }
 
 impl Rows {
-    /// Reads the rows of `slots` as f32, in their order. `None` for an item that was deleted since the reader's moment:
-    /// its record is gone as well.
+    /// * `warming`: brings them into memory, if they belong there.
+    pub(super) fn new(kind: RowType, warming: Option<Warming>) -> Self {
+        Rows { kind, warming }
+    }
+
+    /// Says which slots the change log knows to be replaced or deleted.
+    pub(super) fn settle(&self, masked: &Mask) {
+        self.warming.iter().for_each(|warming| warming.settle(masked));
+    }
+
+    /// Waits for rows that belong in memory.
+    ///
+    /// # Errors
+    /// As [`Warming::join`].
+    pub(super) fn join(&mut self) -> Result<(), Error> {
+        self.warming.as_mut().map_or(Ok(()), Warming::join)
+    }
+
+    /// Lets a search go before the reading of rows into memory, for as long as what comes back lives.
+    pub(super) fn search(&self) -> Option<Search<'_>> {
+        self.warming.as_ref().map(Warming::search)
+    }
+
+    /// Reads the rows of `slots` as f32, in their order; from memory where they lie there as such. `None` for an item that was
+    /// deleted since the reader's moment: its record is gone as well.
     pub(super) fn read(
         &self,
         store: &Store,
         cache: &crate::store::CacheRecord,
         slots: &[Slot],
         ids: &[ItemId],
-    ) -> Result<Vec<Option<Vec<f32>>>, Error> {
-        match self {
-            Rows::Ram { kind, bytes } => {
-                let len = cache.dim * kind.bytes();
-                let row = |slot: &Slot| decode_row(&bytes.as_slice()[slot.index() * len..][..len], *kind);
-                Ok(slots.iter().map(row).map(Some).collect())
+    ) -> Result<Vec<Option<Cow<'_, [f32]>>>, Error> {
+        let at = |slot: &Slot| slot.index() * cache.dim..(slot.index() + 1) * cache.dim;
+        match self.block() {
+            Some(Block::F32(rows)) => Ok(slots.iter().map(|slot| Some(rows[at(slot)].into())).collect()),
+            Some(Block::F16(rows)) => {
+                let row = |slot| rows[at(slot)].to_f32_vec().into();
+                Ok(slots.iter().map(|slot| Some(row(slot))).collect())
             }
-            Rows::Disk { kind } => {
+            None => {
                 let found = store.rows(cache.id, ids)?;
                 let one = |(row, &id): (Option<Vec<u8>>, &ItemId)| match row {
                     None if store.item(cache.id, id)?.is_none() => Ok(None),
-                    row => check_row(&cache.name, id, row.as_deref(), *kind, cache.dim).map(Some),
+                    row => Ok(Some(check_row(&cache.name, id, row.as_deref(), self.kind, cache.dim)?.into())),
                 };
                 found.into_iter().zip(ids).map(one).collect()
             }
         }
     }
 
-    /// All rows, when they are in memory.
+    /// All rows, once they are in memory.
     pub(super) fn block(&self) -> Option<Block<'_>> {
-        match self {
-            Rows::Ram { kind: RowType::F32, bytes } => {
-                Some(Block::F32(bytemuck::cast_slice(bytes.as_slice())))
-            }
-            Rows::Ram { kind: RowType::F16, bytes } => {
-                Some(Block::F16(bytemuck::cast_slice(bytes.as_slice())))
-            }
-            Rows::Disk { .. } => None,
-        }
+        let bytes = self.warming.as_ref()?.bytes()?;
+        Some(match self.kind {
+            RowType::F32 => Block::F32(bytemuck::cast_slice(bytes)),
+            RowType::F16 => Block::F16(bytemuck::cast_slice(bytes)),
+        })
     }
 }
 

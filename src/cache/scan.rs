@@ -8,6 +8,7 @@
 //!
 //! Blocks are small enough to stay in a core's cache while many queries are scored on each. A visitor may end the scan.
 
+use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -66,7 +67,12 @@ impl RowAccess for Snapshot {
         }
         let frozen = &self.frozen;
         let id = frozen.index.id(slot);
-        Ok(frozen.rows.read(&frozen.store, &frozen.record, &[slot], &[id])?.pop().flatten())
+        Ok(frozen
+            .rows
+            .read(&frozen.store, &frozen.record, &[slot], &[id])?
+            .pop()
+            .flatten()
+            .map(Cow::into_owned))
     }
 
     fn scan(&self, visit: &mut dyn FnMut(Slot, &[f32]) -> bool) -> Result<(), Error> {

@@ -11,6 +11,7 @@
 //! With rows on disk, a reader sees rows as they are *now*: an item that was replaced after the reader took its snapshot
 //! is scored on its new row, one that was deleted is left out.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -88,7 +89,29 @@ impl Snapshot {
         generation: GenerationRecord,
         options: LoadOptions,
     ) -> Result<(Self, Overlay), Error> {
-        let (frozen, gone) = Frozen::load(store, record, generation, options)?;
+        let (mut frozen, overlay) = Snapshot::begin(store, record, generation, options)?;
+        frozen.rows.join()?;
+        Ok(Snapshot::of(frozen, overlay))
+    }
+
+    /// As [`Snapshot::open`], with rows that belong in memory on their way there.
+    pub(super) fn open_early(
+        store: &Arc<Store>,
+        record: CacheRecord,
+        generation: GenerationRecord,
+        options: LoadOptions,
+    ) -> Result<(Self, Overlay), Error> {
+        let (frozen, overlay) = Snapshot::begin(store, record, generation, options)?;
+        Ok(Snapshot::of(frozen, overlay))
+    }
+
+    fn begin(
+        store: &Arc<Store>,
+        record: CacheRecord,
+        generation: GenerationRecord,
+        options: LoadOptions,
+    ) -> Result<(Frozen, Overlay), Error> {
+        let frozen = Frozen::load(store, record, generation, options)?;
         let mut overlay = Overlay::new(frozen.record.dim, frozen.generation.sequence);
         overlay.replay(store, &frozen.record, &frozen.index)?;
         let (found, expected) = (overlay.delta().sequence(), frozen.record.sequence);
@@ -97,13 +120,12 @@ impl Snapshot {
             let why = format!("it ends at change {found}, the cache's record knows of {expected}");
             return Err(store::Error::Damaged { what, why }.into());
         }
-        // The rows were read before the log: whatever took one away is in it.
-        if let Some(slot) = gone.into_iter().find(|slot| !overlay.delta().masked().contains(slot.0)) {
-            let (cache, id) = (frozen.record.name.clone(), frozen.index.id(slot));
-            return Err(Error::Row { cache, id, why: "missing".into() });
-        }
-        let delta = overlay.delta().clone();
-        Ok((Snapshot { frozen: Arc::new(frozen), delta }, overlay))
+        frozen.rows.settle(overlay.delta().masked());
+        Ok((frozen, overlay))
+    }
+
+    fn of(frozen: Frozen, overlay: Overlay) -> (Self, Overlay) {
+        (Snapshot { frozen: Arc::new(frozen), delta: overlay.delta().clone() }, overlay)
     }
 
     /// The cache's record as of loading its generation.
@@ -129,6 +151,11 @@ impl Snapshot {
     /// What loading the generation did.
     pub fn loaded(&self) -> Loaded {
         self.frozen.loaded
+    }
+
+    /// Whether its rows are in memory (yet).
+    pub fn rows_in_memory(&self) -> bool {
+        self.frozen.rows.block().is_some()
     }
 
     /// The sample of queries that came with the generation; an empty one when it came without.
@@ -234,6 +261,7 @@ impl Snapshot {
             return Err(Error::Dimension { cache: record.name.clone(), expected, received });
         }
         params.validate()?;
+        let _first = self.frozen.rows.search();
         let mut cost = Cost::default();
         let (plan, candidates) = match params.exact {
             true => (Plan::Exact, None),
@@ -256,27 +284,28 @@ impl Snapshot {
         matching: Option<&Matching>,
         mut cost: Cost,
     ) -> Result<Found, Error> {
-        let mut hits = match candidates {
+        let mut best = match candidates {
             Some(candidates) => self.rescored(&candidates, query, top_k, &mut cost)?,
             None => self.scanned(query, top_k, params, matching, &mut cost)?,
         };
         let items = matching.map_or(self.delta.live(), |matching| matching.delta.len());
         if items > 0 {
             // What does not come among the hits of the generation need not be looked at.
-            let floor = hits.get(top_k.saturating_sub(1)).map_or(f32::NEG_INFINITY, |worst| worst.score);
+            let floor = best.get(top_k.saturating_sub(1)).map_or(f32::NEG_INFINITY, |worst| worst.score);
             let (query, signs) = (query.as_slice(), self.frozen.index.signs());
             let (found, scored) = match matching {
                 None => (self.delta.search(query, top_k, floor, &signs), self.delta.rows()),
                 Some(matching) => self.delta.search_kept(query, top_k, floor, &signs, &matching.delta),
             };
             cost.scored_vectors += scored as u64;
-            for Scored { slot, score } in found {
+            best.extend(found.into_iter().map(|Scored { slot, score }| {
                 let (id, row) = self.delta.row(slot);
-                hits.push(self.hit(id, score, row.to_vec())?);
-            }
-            hits.sort_by(|a, b| b.score.total_cmp(&a.score).then(a.id.cmp(&b.id)));
-            hits.truncate(top_k);
+                Ranked { id, score, row: row.into() }
+            }));
+            best.sort_by(|a, b| b.score.total_cmp(&a.score).then(a.id.cmp(&b.id)));
+            best.truncate(top_k);
         }
+        let hits = best.into_iter().map(|ranked| self.hit(ranked)).collect::<Result<_, _>>()?;
         let slots = matching.map_or(self.live_slots(), |matching| matching.slots.len());
         Ok(Found { hits, cost, plan, matching: slots + items })
     }
@@ -330,7 +359,7 @@ impl Snapshot {
     /// What scoring a row in full costs, in rows scored on codes.
     fn row_price(&self) -> f64 {
         let record = self.record();
-        match self.loaded().rows_in_memory {
+        match self.rows_in_memory() {
             true => (record.dim * record.rows.bytes()) as f64 / self.frozen.index.code_bytes() as f64,
             false => DISK_ROW,
         }
@@ -343,29 +372,40 @@ impl Snapshot {
         query: &Embedding,
         top_k: usize,
         cost: &mut Cost,
-    ) -> Result<Vec<Hit>, Error> {
+    ) -> Result<Vec<Ranked<'_>>, Error> {
         let query = query.as_slice();
+        let slack = self.frozen.index.score_error(query);
         if let Some(rows) = self.frozen.rows.block() {
-            let slack = self.frozen.index.score_error(query);
             let score = |slots: &[u32], out: &mut Vec<f32>| rows.score(slots, query, out);
             let (best, read) = exact::rescore(candidates, top_k, slack, score);
             cost.rescored_vectors += read as u64;
-            return self.hits(best);
+            return self.ranked(best);
         }
-        let slots: Vec<Slot> = candidates.iter().map(|c| c.slot).collect();
-        let mut best = TopK::new(top_k);
-        cost.rescored_vectors += slots.len() as u64;
-        let mut by_slot: HashMap<Slot, Vec<f32>> = HashMap::with_capacity(slots.len());
-        for (&slot, row) in slots.iter().zip(self.read(&slots)?) {
-            if let Some(row) = row {
-                best.push(Scored { slot, score: Kernels::get().dot(query, &row) });
-                by_slot.insert(slot, row);
-            }
+        let (mut by_slot, mut failed) = (HashMap::new(), None);
+        let score = |slots: &[u32], out: &mut Vec<f32>| {
+            let slots: Vec<Slot> = slots.iter().map(|&slot| Slot(slot)).collect();
+            let rows = self.read(&slots).unwrap_or_else(|error| {
+                failed = Some(error);
+                vec![None; slots.len()]
+            });
+            out.clear();
+            // One that is gone comes after all others, and is left out below.
+            let score = |row: &Option<Cow<'_, [f32]>>| {
+                row.as_ref().map_or(f32::NEG_INFINITY, |row| Kernels::get().dot(query, row))
+            };
+            out.extend(rows.iter().map(score));
+            by_slot.extend(slots.into_iter().zip(rows).filter_map(|(slot, row)| Some((slot, row?))));
+        };
+        let (best, read) = exact::rescore(candidates, top_k, slack, score);
+        cost.rescored_vectors += read as u64;
+        if let Some(error) = failed {
+            return Err(error);
         }
-        let hits = best.into_sorted().into_iter().map(|Scored { slot, score }| {
-            self.hit(self.frozen.index.id(slot), score, by_slot.remove(&slot).unwrap_or_default())
+        let ranked = best.into_iter().filter_map(|Scored { slot, score }| {
+            let row = by_slot.remove(&slot)?;
+            Some(Ranked { id: self.frozen.index.id(slot), score, row })
         });
-        hits.collect()
+        Ok(ranked.collect())
     }
 
     /// The best of all slots that may be found.
@@ -376,7 +416,7 @@ impl Snapshot {
         params: &SearchParams,
         matching: Option<&Matching>,
         cost: &mut Cost,
-    ) -> Result<Vec<Hit>, Error> {
+    ) -> Result<Vec<Ranked<'_>>, Error> {
         let (frozen, masked, clock) = (&self.frozen, self.delta.masked(), Clock::of(params));
         let (record, ids) = (&frozen.record, frozen.index.ids());
         if let Some(matching) = matching {
@@ -392,7 +432,7 @@ impl Snapshot {
             let score = |slots: &[u32], out: &mut Vec<f32>| rows.score(slots, query.as_slice(), out);
             let best = exact::scan(ids.len(), top_k, keep, score);
             clock.in_time()?;
-            return self.hits(best);
+            return self.ranked(best);
         }
         let (mut best, mut at) = (TopK::new(top_k), 0);
         frozen.store.scan_rows(record.id, ItemId(ids.first().copied().unwrap_or(0)), |id, bytes| {
@@ -408,7 +448,7 @@ impl Snapshot {
             clock.in_time()?;
             Ok::<bool, Error>(at < ids.len())
         })?;
-        self.hits(best.into_sorted())
+        self.ranked(best.into_sorted())
     }
 
     /// The best of some slots, ascending.
@@ -419,7 +459,7 @@ impl Snapshot {
         slots: &[u32],
         clock: &Clock,
         cost: &mut Cost,
-    ) -> Result<Vec<Hit>, Error> {
+    ) -> Result<Vec<Ranked<'_>>, Error> {
         cost.scored_vectors += slots.len() as u64;
         if let Some(rows) = self.frozen.rows.block() {
             let best = exact::scan_slots(slots, top_k, |slots, out| match clock.look() {
@@ -427,7 +467,7 @@ impl Snapshot {
                 false => rows.score(slots, query.as_slice(), out),
             });
             clock.in_time()?;
-            return self.hits(best);
+            return self.ranked(best);
         }
         let mut best = TopK::new(top_k);
         for part in slots.chunks(DISK_ROWS) {
@@ -440,27 +480,34 @@ impl Snapshot {
                 }
             }
         }
-        self.hits(best.into_sorted())
+        self.ranked(best.into_sorted())
     }
 
-    fn read(&self, slots: &[Slot]) -> Result<Vec<Option<Vec<f32>>>, Error> {
+    fn read(&self, slots: &[Slot]) -> Result<Vec<Option<Cow<'_, [f32]>>>, Error> {
         let Frozen { store, record, index, rows, .. } = &*self.frozen;
         let ids: Vec<ItemId> = slots.iter().map(|&slot| index.id(slot)).collect();
         rows.read(store, record, slots, &ids)
     }
 
-    fn hits(&self, scored: Vec<Scored>) -> Result<Vec<Hit>, Error> {
+    fn ranked(&self, scored: Vec<Scored>) -> Result<Vec<Ranked<'_>>, Error> {
         let slots: Vec<Slot> = scored.iter().map(|s| s.slot).collect();
         let pairs = scored.into_iter().zip(self.read(&slots)?);
-        let hit = |(scored, row): (Scored, Option<Vec<f32>>)| {
-            Some(self.hit(self.frozen.index.id(scored.slot), scored.score, row?))
+        let one = |(Scored { slot, score }, row): (Scored, Option<_>)| {
+            Some(Ranked { id: self.frozen.index.id(slot), score, row: row? })
         };
-        pairs.filter_map(hit).collect()
+        Ok(pairs.filter_map(one).collect())
     }
 
-    fn hit(&self, id: ItemId, score: f32, row: Vec<f32>) -> Result<Hit, Error> {
+    fn hit(&self, Ranked { id, score, row }: Ranked<'_>) -> Result<Hit, Error> {
         let wrong =
             |e: crate::types::Error| Error::Row { cache: self.record().name.clone(), id, why: e.to_string() };
-        Ok(Hit { id, score, embedding: Embedding::new(row).map_err(wrong)? })
+        Ok(Hit { id, score, embedding: Embedding::new(row.into_owned()).map_err(wrong)? })
     }
+}
+
+/// A hit whose row is not copied yet.
+struct Ranked<'a> {
+    id: ItemId,
+    score: f32,
+    row: Cow<'a, [f32]>,
 }

@@ -181,8 +181,8 @@ async fn enhance(
 const LIGHT_QUERIES: i64 = 4;
 const LIGHT_EF: usize = 256;
 
-/// Upserted rows beyond which scanning them is no longer light.
-const LIGHT_DELTA: u64 = 8192;
+/// Upserted rows beyond which scanning them is no longer light: so many take some 100 µs.
+const LIGHT_DELTA: u64 = 16_384;
 
 /// What an Enhance asks of its thread. Neighbours in the reply are looked up on the disk; a filter may scan much, and its
 /// first use in an old generation reads every item's record.
@@ -201,7 +201,7 @@ fn load(app: &App, request: &proto::EnhanceRequest) -> Load {
         .and_then(params)
         .is_ok_and(|search| !search.exact && search.ef_search.max(search.rescore) <= LIGHT_EF)
         && convert::blend_params(app, request.blend).is_ok_and(|blend| blend.top_k <= LIGHT_EF);
-    let in_memory = snapshot.loaded().rows_in_memory && snapshot.delta().rows <= LIGHT_DELTA;
+    let in_memory = snapshot.rows_in_memory() && snapshot.delta().rows <= LIGHT_DELTA;
     let all = request.filter.is_none();
     if few && narrow && all && !request.return_neighbors && in_memory { Load::Light } else { Load::Heavy }
 }
@@ -272,7 +272,7 @@ fn describe(app: &App, cache: &Cache) -> proto::DescribeResponse {
             RowType::F16 => Dtype::F16.into(),
         },
         codes: snapshot.index().summary().codes.word().into(),
-        rows_in_memory: snapshot.loaded().rows_in_memory,
+        rows_in_memory: snapshot.rows_in_memory(),
         memory_bytes: snapshot.loaded().plan.total(),
         recall: convert::recall(&generation.recall),
         default_blend: Some(proto::BlendParams {

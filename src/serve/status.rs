@@ -149,7 +149,7 @@ fn classify_cache(error: &cache::Error) -> (Code, &'static str) {
         cache::Error::Compacting(_) => (Code::Unavailable, "COMPACTING"),
         cache::Error::Overtaken { .. } => (Code::Aborted, "OVERTAKEN"),
         cache::Error::NoFreeId(_) => (Code::InvalidArgument, "INVALID_ARGUMENT"),
-        cache::Error::Poisoned(_) => (Code::Internal, "INTERNAL"),
+        cache::Error::Poisoned(_) | cache::Error::Thread(_) => (Code::Internal, "INTERNAL"),
         cache::Error::Row { .. } => (Code::DataLoss, "DATA_DAMAGED"),
     }
 }

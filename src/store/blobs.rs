@@ -7,9 +7,12 @@
 //! Parts are written as the bytes arrive and are nobody's until a generation record says that they count. A reader
 //! knows the whole length from that record, so a missing part, a short one and a flipped byte are all told apart.
 
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::thread::ScopedJoinHandle;
 
-use rayon::prelude::*;
 use rocksdb::WriteOptions;
 
 use super::{Access, BLOBS, CacheId, Error, Key, Store};
@@ -18,6 +21,8 @@ use crate::types::Generation;
 /// Most data bytes of one part.
 pub const PART_LEN: usize = 4 << 20;
 
+/// Threads that check and copy parts, behind one that reads ahead.
+const READERS: usize = 2;
 const VERSION: u8 = 1;
 const CHECKSUM_LEN: usize = 16;
 const PREFIX_LEN: usize = 1 + CHECKSUM_LEN;
@@ -52,7 +57,7 @@ impl Store {
         BlobWriter { store: self, cache, generation, kind, buffer, parts: 0, len: 0 }
     }
 
-    /// Reads a blob into `into`, whose length must be the blob's; parts are read and checked in parallel.
+    /// Reads a blob into `into`, whose length must be the blob's; parts are read and checked by several threads.
     ///
     /// # Errors
     /// [`Error::Damaged`] naming the part.
@@ -63,7 +68,7 @@ impl Store {
         kind: BlobKind,
         into: &mut [u8],
     ) -> Result<(), Error> {
-        into.par_chunks_mut(PART_LEN).enumerate().try_for_each(|(part, data)| {
+        let read = |part: usize, data: &mut [u8]| {
             let damaged = |why: &str| Error::Damaged {
                 what: format!("part {part} of the {kind:?} blob of generation {generation}"),
                 why: why.into(),
@@ -88,7 +93,50 @@ impl Store {
             }
             data.copy_from_slice(stored);
             Ok(())
+        };
+        let parts = Mutex::new(into.chunks_mut(PART_LEN).enumerate());
+        let next = || parts.lock().unwrap_or_else(PoisonError::into_inner).next();
+        let work = || std::iter::from_fn(next).try_for_each(|(part, data)| read(part, data));
+        let [first, last] = [0, u32::MAX].map(|part| Key::blob_part(cache, generation, kind, part));
+        let files = self.files_of(BLOBS, &first, &last);
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            // Where the system has no threads to give, this one does the work alone.
+            let spawn = || std::thread::Builder::new().name("blob-read".into());
+            let ahead = spawn().spawn_scoped(scope, || read_ahead(&files, &done));
+            let others: Vec<_> = (1..READERS).map_while(|_| spawn().spawn_scoped(scope, work).ok()).collect();
+            let join = |other: ScopedJoinHandle<'_, _>| {
+                other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            };
+            let mine = work();
+            let all = others.into_iter().map(join).fold(mine, Result::and);
+            done.store(true, Ordering::Relaxed);
+            drop(ahead);
+            all
         })
+    }
+
+    /// The table files of a family that have keys between two, in the order of their keys.
+    fn files_of(&self, family: &str, from: &[u8], to: &[u8]) -> Vec<PathBuf> {
+        let mut files = self.db.live_files().unwrap_or_default();
+        files.retain(|file| {
+            let (first, last) = (file.start_key.as_deref(), file.end_key.as_deref());
+            file.column_family_name == family
+                && first.is_none_or(|first| first <= to)
+                && last.is_none_or(|last| last >= from)
+        });
+        files.sort_by(|a, b| a.start_key.cmp(&b.start_key));
+        files.iter().map(|file| self.path.join(file.name.trim_start_matches('/'))).collect()
+    }
+}
+
+/// Reads files into the system's cache, from which RocksDB takes them: it asks for them as one who jumps about, so that the
+/// system does not read ahead.
+fn read_ahead(files: &[PathBuf], done: &AtomicBool) {
+    let mut buffer = vec![0u8; 1 << 20];
+    for file in files {
+        let Ok(mut file) = std::fs::File::open(file) else { continue };
+        while !done.load(Ordering::Relaxed) && file.read(&mut buffer).is_ok_and(|read| read > 0) {}
     }
 }
 

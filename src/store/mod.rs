@@ -52,6 +52,9 @@ use keys::Key;
 /// gets the family when it is opened for writing.
 pub const STORE_VERSION: u32 = 2;
 
+/// Bytes a scan reads at a time.
+const READ_AHEAD: usize = 1 << 20;
+
 const META: &str = "meta";
 const ITEMS: &str = "items";
 const VECTORS: &str = "vectors";
@@ -370,7 +373,7 @@ impl Store {
     fn scan_options(cache: CacheId) -> ReadOptions {
         let mut options = ReadOptions::default();
         options.set_iterate_upper_bound(Key::after_prefix(&Key::items(cache)));
-        options.set_readahead_size(4 << 20);
+        options.set_readahead_size(READ_AHEAD);
         options.fill_cache(false);
         options
     }
@@ -383,20 +386,12 @@ impl Store {
         options: ReadOptions,
         visit: &mut VisitItem<'_, E>,
     ) -> Result<(), E> {
-        let start = Key::item(cache, from);
-        let mut rows = self.db.raw_iterator_cf_opt(&self.family(family), options);
-        rows.seek(&start);
-        while let Some((key, value)) = rows.item() {
-            let id = keys::item_of(key).ok_or_else(|| Error::Damaged {
-                what: format!("key {key:?} of `{family}`"),
-                why: "it is not an item's key".into(),
-            })?;
-            if !visit(id, value)? {
-                return Ok(());
-            }
-            rows.next();
-        }
-        rows.status().map_err(|e| E::from(self.rocks(e)))
+        ItemScan::begin(self, family, cache, from, options).each(visit)
+    }
+
+    /// A scan of the rows of items `from..` as they are now, whatever is written before it comes to them.
+    pub fn row_scan(&self, cache: CacheId, from: ItemId) -> ItemScan<'_> {
+        ItemScan::begin(self, VECTORS, cache, from, Store::scan_options(cache))
     }
 
     /// The changes after a sequence number, in order, without gaps.
@@ -598,6 +593,48 @@ impl Store {
 
     fn rocks(&self, source: rocksdb::Error) -> Error {
         Error::Rocks { path: self.path.clone(), source }
+    }
+}
+
+/// A look through a family in the order of items, with a view of the store as of its beginning.
+pub struct ItemScan<'a> {
+    store: &'a Store,
+    family: &'static str,
+    rows: rocksdb::DBRawIteratorWithThreadMode<'a, DB>,
+}
+
+impl<'a> ItemScan<'a> {
+    fn begin(
+        store: &'a Store,
+        family: &'static str,
+        cache: CacheId,
+        from: ItemId,
+        options: ReadOptions,
+    ) -> Self {
+        let mut rows = store.db.raw_iterator_cf_opt(&store.family(family), options);
+        rows.seek(Key::item(cache, from));
+        ItemScan { store, family, rows }
+    }
+
+    /// Visits what is left in ascending order until `visit` answers false or it ends.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`], [`Error::Rocks`], and whatever `visit` fails with.
+    pub fn each<E: From<Error>>(
+        &mut self,
+        mut visit: impl FnMut(ItemId, &[u8]) -> Result<bool, E>,
+    ) -> Result<(), E> {
+        while let Some((key, value)) = self.rows.item() {
+            let id = keys::item_of(key).ok_or_else(|| Error::Damaged {
+                what: format!("key {key:?} of `{}`", self.family),
+                why: "it is not an item's key".into(),
+            })?;
+            if !visit(id, value)? {
+                return Ok(());
+            }
+            self.rows.next();
+        }
+        self.rows.status().map_err(|e| E::from(self.store.rocks(e)))
     }
 }
 

@@ -1,0 +1,236 @@
+//! Rows on their way into memory.
+//!
+//! Reading the rows of a large generation takes much longer than reading its index, and a search can do without them: it
+//! reads the few that it needs from the store. So they come behind, while the cache is served.
+//!
+//! ```text
+//! begin ─► every reader holds its view of the store ─► the change log is read ─► settle ─► … ─► in memory
+//! ```
+//!
+//! Searches go first: while one reads from the store, the readers wait, a little.
+//!
+//! What a reader sees is the store as of its beginning, however long it takes. An item that was deleted before that has no
+//! row, and the log, which is read afterwards, must know why.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock, mpsc};
+use std::thread::{Builder, JoinHandle};
+use std::time::{Duration, Instant};
+
+use super::Error;
+use super::mask::Mask;
+use crate::index::{AlignedBytes, Index};
+use crate::store::{CacheRecord, RowType, Store};
+use crate::types::{ItemId, Slot};
+
+/// Bytes between two looks whether a search is waiting, and how long it may keep a reader: 1 MiB in 2 ms is half a GiB a second.
+const WAY_EVERY: usize = 1 << 20;
+const PATIENCE: Duration = Duration::from_millis(2);
+
+/// The rows of one generation, once they are read. Dropped before, they are not read any further.
+pub(super) struct Warming {
+    rows: Arc<OnceLock<AlignedBytes>>,
+    stop: Arc<AtomicBool>,
+    /// Searches that are reading from the store.
+    searches: Arc<AtomicUsize>,
+    /// To the thread: what the log says.
+    masked: mpsc::Sender<Mask>,
+    thread: Option<JoinHandle<Result<(), Error>>>,
+}
+
+impl Warming {
+    /// Begins to read the rows of an index, in threads of its own.
+    ///
+    /// # Errors
+    /// [`Error::Index`] when there is no memory, [`Error::Store`], [`Error::Thread`].
+    pub(super) fn begin(store: &Arc<Store>, record: &CacheRecord, index: &Arc<Index>) -> Result<Self, Error> {
+        let (rows, stop) = (Arc::new(OnceLock::new()), Arc::new(AtomicBool::new(false)));
+        let searches = Arc::new(AtomicUsize::new(0));
+        let (begun, all_begun) = mpsc::channel();
+        let (masked, log) = mpsc::channel::<Mask>();
+        let (store, record, index) = (store.clone(), record.clone(), index.clone());
+        let (into, stopped, searching) = (rows.clone(), stop.clone(), searches.clone());
+        let work = move || {
+            let reader = Reader { store: &store, record: &record, stop: &stopped, searches: &searching };
+            let (bytes, gone) = reader.all(index.ids(), begun)?;
+            // Without an answer the cache was not opened after all.
+            let Ok(masked) = log.recv() else { return Ok(()) };
+            if let Some(slot) = gone.into_iter().find(|slot| !masked.contains(slot.0)) {
+                return Err(reader.wrong(index.id(slot), "missing"));
+            }
+            if !stopped.load(Ordering::Relaxed) {
+                into.get_or_init(|| bytes);
+            }
+            Ok(())
+        };
+        let thread = Builder::new().name("warm-rows".into()).spawn(move || {
+            work().inspect_err(|problem| {
+                let problem: &dyn std::error::Error = problem;
+                tracing::error!(problem, "rows are not read into memory");
+            })
+        });
+        let mut warming =
+            Warming { rows, stop, searches, masked, thread: Some(thread.map_err(Error::Thread)?) };
+        match all_begun.recv() {
+            Ok(()) => Ok(warming),
+            Err(_) => warming.join().map(|()| warming),
+        }
+    }
+
+    /// Says which slots the change log knows to be replaced or deleted.
+    pub(super) fn settle(&self, masked: &Mask) {
+        // A thread that does not listen has failed, and said so.
+        let _ = self.masked.send(masked.clone());
+    }
+
+    /// Waits until the rows are in memory.
+    ///
+    /// # Errors
+    /// [`Error::Row`] naming one that is missing or misshapen, [`Error::Store`].
+    pub(super) fn join(&mut self) -> Result<(), Error> {
+        match self.thread.take().map(JoinHandle::join) {
+            Some(Ok(done)) => done,
+            Some(Err(panic)) => std::panic::resume_unwind(panic),
+            None => Ok(()),
+        }
+    }
+
+    /// Keeps the readers from the disk for as long as what comes back lives, and a little patience allows.
+    pub(super) fn search(&self) -> Search<'_> {
+        self.searches.fetch_add(1, Ordering::Relaxed);
+        Search(&self.searches)
+    }
+
+    /// The rows, row-major, as stored; zeros for those that are gone.
+    pub(super) fn bytes(&self) -> Option<&[u8]> {
+        self.rows.get().map(AlignedBytes::as_slice)
+    }
+}
+
+/// A search that reads from the store.
+pub(super) struct Search<'a>(&'a AtomicUsize);
+
+impl Drop for Search<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Warming {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        // It waits for the log.
+        self.masked = mpsc::channel().0;
+        if let Some(thread) = self.thread.take() {
+            // What it failed with was told where it happened.
+            let _ = thread.join();
+        }
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Reader<'a> {
+    store: &'a Store,
+    record: &'a CacheRecord,
+    stop: &'a AtomicBool,
+    searches: &'a AtomicUsize,
+}
+
+impl Reader<'_> {
+    /// The rows of exactly these items, in their order, and the slots whose row is not stored (any more): zeros stand for it.
+    ///
+    /// * `ids`: ascending. The cache may hold other items between them, put since the generation was made.
+    /// * `begun`: told when every thread has its view of the store.
+    fn all(self, ids: &[u64], begun: mpsc::Sender<()>) -> Result<(AlignedBytes, Vec<Slot>), Error> {
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let (len, share) = (self.row_len(), ids.len().div_ceil(threads).max(1));
+        let mut bytes = AlignedBytes::zeroed(ids.len() * len)?;
+        let gone = std::thread::scope(|scope| {
+            let shares = bytes.as_mut_slice().chunks_mut(share * len).zip(ids.chunks(share)).enumerate();
+            let (started, starts) = mpsc::channel();
+            let threads: Vec<_> = shares
+                .map(|(i, (into, ids))| {
+                    let started = started.clone();
+                    let work = move || self.share(ids, into, i * share, started);
+                    Builder::new().name(format!("warm-rows-{i}")).spawn_scoped(scope, work)
+                })
+                .collect::<Result<_, _>>()
+                .map_err(Error::Thread)?;
+            drop(started);
+            // A thread that fails before it starts is left out: its error comes below.
+            while starts.recv().is_ok() {}
+            let _ = begun.send(());
+            let join = |thread: std::thread::ScopedJoinHandle<'_, Result<Vec<Slot>, Error>>| {
+                thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            };
+            Ok::<_, Error>(threads.into_iter().map(join).collect::<Result<Vec<_>, _>>()?.concat())
+        })?;
+        Ok((bytes, gone))
+    }
+
+    /// One thread's share of [`Reader::all`]: a scan from its first id, in step with the ids it wants.
+    ///
+    /// * `first`: slot of the first of them. `started`: dropped once the view of the store is held.
+    fn share(
+        self,
+        ids: &[u64],
+        into: &mut [u8],
+        first: usize,
+        started: mpsc::Sender<()>,
+    ) -> Result<Vec<Slot>, Error> {
+        let len = self.row_len();
+        let Some(&start) = ids.first() else { return Ok(Vec::new()) };
+        let mut rows = self.store.row_scan(self.record.id, ItemId(start));
+        drop(started);
+        let (mut gone, mut next, mut read) = (Vec::new(), 0, 0);
+        rows.each(|id, row| {
+            read += row.len();
+            if read >= WAY_EVERY {
+                read = 0;
+                self.give_way();
+            }
+            while next < ids.len() && ids[next] < id.0 {
+                gone.push(Slot((first + next) as u32));
+                next += 1;
+            }
+            if ids.get(next) == Some(&id.0) {
+                if row.len() != len {
+                    return Err(self.wrong(id, &format!("{} bytes long instead of {len}", row.len())));
+                }
+                let place = &mut into[next * len..][..len];
+                place.copy_from_slice(row);
+                // A row that is not finite would poison every score; rows are finite by type when they are put.
+                if !finite(place, self.record.rows) {
+                    return Err(self.wrong(id, "not finite"));
+                }
+                next += 1;
+            }
+            Ok(next < ids.len() && !self.stop.load(Ordering::Relaxed))
+        })?;
+        gone.extend((next..ids.len()).map(|at| Slot((first + at) as u32)));
+        Ok(gone)
+    }
+
+    /// Lets searches go first, but not for ever: there may always be one.
+    fn give_way(&self) {
+        let start = Instant::now();
+        while self.searches.load(Ordering::Relaxed) > 0 && start.elapsed() < PATIENCE {
+            std::thread::sleep(PATIENCE / 20);
+        }
+    }
+
+    fn row_len(&self) -> usize {
+        self.record.dim * self.record.rows.bytes()
+    }
+
+    fn wrong(&self, id: ItemId, why: &str) -> Error {
+        Error::Row { cache: self.record.name.clone(), id, why: why.into() }
+    }
+}
+
+fn finite(row: &[u8], kind: RowType) -> bool {
+    match kind {
+        RowType::F32 => row.chunks_exact(4).all(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]).is_finite()),
+        RowType::F16 => row.chunks_exact(2).all(|b| half::f16::from_le_bytes([b[0], b[1]]).is_finite()),
+    }
+}
