@@ -51,7 +51,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use arc_swap::ArcSwap;
 
-use crate::store::{self, Access, CacheRecord, GenerationRecord, Store};
+use crate::store::{self, Access, CacheRecord, Store};
 use crate::types::{CacheName, Generation, Origin};
 use crate::{blend, index, metrics};
 
@@ -223,9 +223,6 @@ impl Snapshot {
     }
 }
 
-type OpenSnapshot =
-    fn(&Arc<Store>, CacheRecord, GenerationRecord, LoadOptions) -> Result<(Snapshot, Overlay), Error>;
-
 /// The newest state, as the writer knows it.
 struct State {
     /// As of the last commit.
@@ -247,11 +244,14 @@ impl Cache {
         expected: Option<&Origin>,
         options: LoadOptions,
     ) -> Result<Self, Error> {
-        Cache::opened(store, name, expected, options, Snapshot::open)
+        let cache = Cache::open_early(store, name, expected, options)?;
+        cache.snapshot().wait_for_rows()?;
+        Ok(cache)
     }
 
     /// As [`Cache::open`], for serving at once: rows that belong in memory are read from the store until they are there
-    /// ([`Snapshot::rows_in_memory`]). Where that fails, for a damaged row, they stay in the store and the log says so.
+    /// ([`Snapshot::rows_in_memory`], [`Snapshot::wait_for_rows`]). Where that fails, for a damaged row, they stay in the store
+    /// and the log says so.
     ///
     /// # Errors
     /// As [`Cache::open`], except for rows.
@@ -261,23 +261,13 @@ impl Cache {
         expected: Option<&Origin>,
         options: LoadOptions,
     ) -> Result<Self, Error> {
-        Cache::opened(store, name, expected, options, Snapshot::open_early)
-    }
-
-    fn opened(
-        store: &Arc<Store>,
-        name: &CacheName,
-        expected: Option<&Origin>,
-        options: LoadOptions,
-        open: OpenSnapshot,
-    ) -> Result<Self, Error> {
         let record = store.cache(name)?;
         if let Some(difference) = expected.and_then(|origin| record.origin.difference(origin)) {
             return Err(Error::Origin { cache: name.clone(), difference });
         }
         let current = record.current.ok_or_else(|| Error::NotIndexed(name.clone()))?;
         let generation = find_generation(store, &record, current)?;
-        let (snapshot, overlay) = open(store, record.clone(), generation, options)?;
+        let (snapshot, overlay) = Snapshot::open_early(store, record.clone(), generation, options)?;
         snapshot.observe();
         Ok(Cache {
             name: name.clone(),

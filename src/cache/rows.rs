@@ -19,7 +19,7 @@ pub enum RowsMode {
     /// In memory when they fit the budget, else on disk.
     #[default]
     Auto,
-    /// In memory, or refuse.
+    /// In memory, or refuse. A server that starts reads them from RocksDB until they are there.
     Ram,
     /// Read from RocksDB for every query.
     Disk,
@@ -59,13 +59,13 @@ impl Rows {
     ///
     /// # Errors
     /// As [`Warming::join`].
-    pub(super) fn join(&mut self) -> Result<(), Error> {
-        self.warming.as_mut().map_or(Ok(()), Warming::join)
+    pub(super) fn join(&self) -> Result<(), Error> {
+        self.warming.as_ref().map_or(Ok(()), Warming::join)
     }
 
     /// Lets a search go before the reading of rows into memory, for as long as what comes back lives.
     pub(super) fn search(&self) -> Option<Search<'_>> {
-        self.warming.as_ref().map(Warming::search)
+        self.warming.as_ref().filter(|warming| warming.bytes().is_none()).map(Warming::search)
     }
 
     /// Reads the rows of `slots` as f32, in their order; from memory where they lie there as such. `None` for an item that was

@@ -89,9 +89,9 @@ impl Snapshot {
         generation: GenerationRecord,
         options: LoadOptions,
     ) -> Result<(Self, Overlay), Error> {
-        let (mut frozen, overlay) = Snapshot::begin(store, record, generation, options)?;
-        frozen.rows.join()?;
-        Ok(Snapshot::of(frozen, overlay))
+        let opened = Snapshot::open_early(store, record, generation, options)?;
+        opened.0.wait_for_rows()?;
+        Ok(opened)
     }
 
     /// As [`Snapshot::open`], with rows that belong in memory on their way there.
@@ -101,16 +101,6 @@ impl Snapshot {
         generation: GenerationRecord,
         options: LoadOptions,
     ) -> Result<(Self, Overlay), Error> {
-        let (frozen, overlay) = Snapshot::begin(store, record, generation, options)?;
-        Ok(Snapshot::of(frozen, overlay))
-    }
-
-    fn begin(
-        store: &Arc<Store>,
-        record: CacheRecord,
-        generation: GenerationRecord,
-        options: LoadOptions,
-    ) -> Result<(Frozen, Overlay), Error> {
         let frozen = Frozen::load(store, record, generation, options)?;
         let mut overlay = Overlay::new(frozen.record.dim, frozen.generation.sequence);
         overlay.replay(store, &frozen.record, &frozen.index)?;
@@ -120,12 +110,9 @@ impl Snapshot {
             let why = format!("it ends at change {found}, the cache's record knows of {expected}");
             return Err(store::Error::Damaged { what, why }.into());
         }
-        frozen.rows.settle(overlay.delta().masked());
-        Ok((frozen, overlay))
-    }
-
-    fn of(frozen: Frozen, overlay: Overlay) -> (Self, Overlay) {
-        (Snapshot { frozen: Arc::new(frozen), delta: overlay.delta().clone() }, overlay)
+        let delta = overlay.delta().clone();
+        frozen.rows.settle(delta.masked());
+        Ok((Snapshot { frozen: Arc::new(frozen), delta }, overlay))
     }
 
     /// The cache's record as of loading its generation.
@@ -151,6 +138,14 @@ impl Snapshot {
     /// What loading the generation did.
     pub fn loaded(&self) -> Loaded {
         self.frozen.loaded
+    }
+
+    /// Waits until the rows that belong in memory are there. What they fail with is told once, to the first who waits.
+    ///
+    /// # Errors
+    /// [`Error::Row`] naming one that is missing or misshapen, [`Error::Store`].
+    pub fn wait_for_rows(&self) -> Result<(), Error> {
+        self.frozen.rows.join()
     }
 
     /// Whether its rows are in memory (yet).
@@ -228,7 +223,7 @@ impl Snapshot {
         top_k: usize,
         params: &SearchParams,
     ) -> Vec<Result<Found, Error>> {
-        let index = &self.frozen.index;
+        let (index, _first) = (&self.frozen.index, self.frozen.rows.search());
         let sound = queries.iter().all(|query| query.dim() == index.dim());
         if !sound || params.exact || !self.delta.masked().is_empty() {
             return queries.iter().map(|query| self.search(searcher, query, top_k, params)).collect();

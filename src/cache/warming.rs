@@ -13,7 +13,7 @@
 //! row, and the log, which is read afterwards, must know why.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock, mpsc};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, mpsc};
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -35,7 +35,7 @@ pub(super) struct Warming {
     searches: Arc<AtomicUsize>,
     /// To the thread: what the log says.
     masked: mpsc::Sender<Mask>,
-    thread: Option<JoinHandle<Result<(), Error>>>,
+    thread: Mutex<Option<JoinHandle<Result<(), Error>>>>,
 }
 
 impl Warming {
@@ -48,7 +48,8 @@ impl Warming {
         let searches = Arc::new(AtomicUsize::new(0));
         let (begun, all_begun) = mpsc::channel();
         let (masked, log) = mpsc::channel::<Mask>();
-        let (store, record, index) = (store.clone(), record.clone(), index.clone());
+        let (store, record, index, cache) =
+            (store.clone(), record.clone(), index.clone(), record.name.clone());
         let (into, stopped, searching) = (rows.clone(), stop.clone(), searches.clone());
         let work = move || {
             let reader = Reader { store: &store, record: &record, stop: &stopped, searches: &searching };
@@ -66,11 +67,11 @@ impl Warming {
         let thread = Builder::new().name("warm-rows".into()).spawn(move || {
             work().inspect_err(|problem| {
                 let problem: &dyn std::error::Error = problem;
-                tracing::error!(problem, "rows are not read into memory");
+                tracing::error!(%cache, problem, "the rows are not read into memory");
             })
         });
-        let mut warming =
-            Warming { rows, stop, searches, masked, thread: Some(thread.map_err(Error::Thread)?) };
+        let thread = Mutex::new(Some(thread.map_err(Error::Thread)?));
+        let warming = Warming { rows, stop, searches, masked, thread };
         match all_begun.recv() {
             Ok(()) => Ok(warming),
             Err(_) => warming.join().map(|()| warming),
@@ -83,12 +84,13 @@ impl Warming {
         let _ = self.masked.send(masked.clone());
     }
 
-    /// Waits until the rows are in memory.
+    /// Waits until the rows are in memory, or have failed to get there; the first who waits hears why.
     ///
     /// # Errors
     /// [`Error::Row`] naming one that is missing or misshapen, [`Error::Store`].
-    pub(super) fn join(&mut self) -> Result<(), Error> {
-        match self.thread.take().map(JoinHandle::join) {
+    pub(super) fn join(&self) -> Result<(), Error> {
+        let mut thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
+        match thread.take().map(JoinHandle::join) {
             Some(Ok(done)) => done,
             Some(Err(panic)) => std::panic::resume_unwind(panic),
             None => Ok(()),
@@ -121,10 +123,9 @@ impl Drop for Warming {
         self.stop.store(true, Ordering::Relaxed);
         // It waits for the log.
         self.masked = mpsc::channel().0;
-        if let Some(thread) = self.thread.take() {
-            // What it failed with was told where it happened.
-            let _ = thread.join();
-        }
+        let thread = self.thread.get_mut().unwrap_or_else(PoisonError::into_inner).take();
+        // What it failed with was told where it happened.
+        let _ = thread.map(JoinHandle::join);
     }
 }
 

@@ -272,7 +272,7 @@ fn describe(app: &App, cache: &Cache) -> proto::DescribeResponse {
             RowType::F16 => Dtype::F16.into(),
         },
         codes: snapshot.index().summary().codes.word().into(),
-        rows_in_memory: snapshot.rows_in_memory(),
+        rows_in_memory: snapshot.loaded().plan.rows > 0,
         memory_bytes: snapshot.loaded().plan.total(),
         recall: convert::recall(&generation.recall),
         default_blend: Some(proto::BlendParams {

@@ -26,6 +26,7 @@ mod blobs;
 mod keys;
 mod moment;
 mod records;
+mod scan;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -45,15 +46,13 @@ pub use records::{
     CacheRecord, ChangeKind, ChangeRecord, GenerationRecord, ItemRecord, LedgerRecord, ModelSource, Outcome,
     RecallCurve, Recalls, RowType, Stamp,
 };
+pub use scan::ItemScan;
 
 use keys::Key;
 
 /// Version of the store's layout; a newer one is refused. 2 added `changes`: a store of version 1 is read as it is, and
 /// gets the family when it is opened for writing.
 pub const STORE_VERSION: u32 = 2;
-
-/// Bytes a scan reads at a time.
-const READ_AHEAD: usize = 1 << 20;
 
 const META: &str = "meta";
 const ITEMS: &str = "items";
@@ -138,9 +137,6 @@ fn list(names: &[CacheName]) -> String {
     }
     names.iter().map(CacheName::as_str).collect::<Vec<_>>().join(", ")
 }
-
-/// Sees one item's key and value; false ends the scan.
-type VisitItem<'a, E> = dyn FnMut(ItemId, &[u8]) -> Result<bool, E> + 'a;
 
 /// How a store is opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -330,68 +326,6 @@ impl Store {
             .into_iter()
             .map(|value| Ok(value.map_err(|e| self.rocks(e))?.map(|pinned| pinned.to_vec())))
             .collect()
-    }
-
-    /// Visits the rows of items `from..` in ascending order until `visit` answers false or they end.
-    ///
-    /// # Errors
-    /// [`Error::Damaged`], [`Error::Rocks`], and whatever `visit` fails with.
-    pub fn scan_rows<E: From<Error>>(
-        &self,
-        cache: CacheId,
-        from: ItemId,
-        mut visit: impl FnMut(ItemId, &[u8]) -> Result<bool, E>,
-    ) -> Result<(), E> {
-        self.scan_items_of(VECTORS, cache, from, &mut visit)
-    }
-
-    /// As [`Store::scan_rows`], over item records.
-    ///
-    /// # Errors
-    /// As [`Store::scan_rows`].
-    pub fn scan_items<E: From<Error>>(
-        &self,
-        cache: CacheId,
-        from: ItemId,
-        mut visit: impl FnMut(ItemId, ItemRecord) -> Result<bool, E>,
-    ) -> Result<(), E> {
-        self.scan_items_of(ITEMS, cache, from, &mut |id, value| {
-            visit(id, records::decode("item record", value).map_err(E::from)?)
-        })
-    }
-
-    fn scan_items_of<E: From<Error>>(
-        &self,
-        family: &'static str,
-        cache: CacheId,
-        from: ItemId,
-        visit: &mut VisitItem<'_, E>,
-    ) -> Result<(), E> {
-        self.scan_items_with(family, cache, from, Store::scan_options(cache), visit)
-    }
-
-    fn scan_options(cache: CacheId) -> ReadOptions {
-        let mut options = ReadOptions::default();
-        options.set_iterate_upper_bound(Key::after_prefix(&Key::items(cache)));
-        options.set_readahead_size(READ_AHEAD);
-        options.fill_cache(false);
-        options
-    }
-
-    fn scan_items_with<E: From<Error>>(
-        &self,
-        family: &'static str,
-        cache: CacheId,
-        from: ItemId,
-        options: ReadOptions,
-        visit: &mut VisitItem<'_, E>,
-    ) -> Result<(), E> {
-        ItemScan::begin(self, family, cache, from, options).each(visit)
-    }
-
-    /// A scan of the rows of items `from..` as they are now, whatever is written before it comes to them.
-    pub fn row_scan(&self, cache: CacheId, from: ItemId) -> ItemScan<'_> {
-        ItemScan::begin(self, VECTORS, cache, from, Store::scan_options(cache))
     }
 
     /// The changes after a sequence number, in order, without gaps.
@@ -593,48 +527,6 @@ impl Store {
 
     fn rocks(&self, source: rocksdb::Error) -> Error {
         Error::Rocks { path: self.path.clone(), source }
-    }
-}
-
-/// A look through a family in the order of items, with a view of the store as of its beginning.
-pub struct ItemScan<'a> {
-    store: &'a Store,
-    family: &'static str,
-    rows: rocksdb::DBRawIteratorWithThreadMode<'a, DB>,
-}
-
-impl<'a> ItemScan<'a> {
-    fn begin(
-        store: &'a Store,
-        family: &'static str,
-        cache: CacheId,
-        from: ItemId,
-        options: ReadOptions,
-    ) -> Self {
-        let mut rows = store.db.raw_iterator_cf_opt(&store.family(family), options);
-        rows.seek(Key::item(cache, from));
-        ItemScan { store, family, rows }
-    }
-
-    /// Visits what is left in ascending order until `visit` answers false or it ends.
-    ///
-    /// # Errors
-    /// [`Error::Damaged`], [`Error::Rocks`], and whatever `visit` fails with.
-    pub fn each<E: From<Error>>(
-        &mut self,
-        mut visit: impl FnMut(ItemId, &[u8]) -> Result<bool, E>,
-    ) -> Result<(), E> {
-        while let Some((key, value)) = self.rows.item() {
-            let id = keys::item_of(key).ok_or_else(|| Error::Damaged {
-                what: format!("key {key:?} of `{}`", self.family),
-                why: "it is not an item's key".into(),
-            })?;
-            if !visit(id, value)? {
-                return Ok(());
-            }
-            self.rows.next();
-        }
-        self.rows.status().map_err(|e| E::from(self.store.rocks(e)))
     }
 }
 

@@ -2,7 +2,7 @@
 
 use rocksdb::SnapshotWithThreadMode;
 
-use super::{CacheId, DB, Error, Key, Store, VECTORS};
+use super::{CacheId, DB, Error, ItemScan, Key, Store, VECTORS, scan};
 use crate::types::ItemId;
 
 /// Rows as of one moment, however often they are read. Held for long, it keeps RocksDB from dropping what was replaced since.
@@ -26,11 +26,11 @@ impl Moment<'_> {
     pub fn scan_rows<E: From<Error>>(
         &self,
         cache: CacheId,
-        mut visit: impl FnMut(ItemId, &[u8]) -> Result<bool, E>,
+        visit: impl FnMut(ItemId, &[u8]) -> Result<bool, E>,
     ) -> Result<(), E> {
-        let mut options = Store::scan_options(cache);
+        let mut options = scan::options(cache);
         options.set_snapshot(&self.snapshot);
-        self.store.scan_items_with(VECTORS, cache, ItemId(0), options, &mut visit)
+        ItemScan::begin(self.store, VECTORS, cache, ItemId(0), options).each(visit)
     }
 
     /// As [`Store::rows`].

@@ -49,6 +49,7 @@ pub fn run(config: &Config, args: SearchBench) -> anyhow::Result<ExitCode> {
     }
     let app = app::open(config, false)?;
     let snapshot = app.cache(args.cache.as_deref().unwrap_or_default())?.snapshot();
+    snapshot.wait_for_rows()?;
     let (record, generation) = (snapshot.record(), snapshot.generation());
     let queries = queries(&args.vectors, record.name.as_str(), record.dim)?;
     if args.threads > queries.len() {
