@@ -19,8 +19,8 @@ use std::time::{Duration, Instant};
 use tracing::{error, info};
 
 use super::calibrate::{RECALL_SAMPLE, calibrate};
-use super::delta::Overlay;
 use super::generation::{Frozen, find_generation};
+use super::overlay::Overlay;
 use super::writer::{self, Measure, flip, write_generation};
 use super::{Cache, Error, Snapshot, publish_existing};
 use crate::index::{self, BuildParams};

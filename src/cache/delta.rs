@@ -8,7 +8,7 @@
 //!
 //! A [`Delta`] is immutable and cheap to copy: blocks and masks are shared, so a write makes the next one without
 //! touching what readers hold. Small blocks are merged as they come (never above [`BLOCK_ROWS`]), so a row is copied a
-//! few times at most. An [`Overlay`] is the writer's side: the newest delta, and where each item lies in it.
+//! few times at most.
 //!
 //! **The scan is exact**, and reads a thirtieth of the bytes. Three looks at a row, each at what the one before left over;
 //! the first two at the row less the generation's mean, rotated:
@@ -22,20 +22,17 @@
 //! A row is done with when its upper bound does not reach what is needed: the score that the generation's k-th hit has, or
 //! the k-th best lower bound. Six deviations are not a proof, as Cauchy–Schwarz is; one row in 10⁹ would be missed.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::Error;
 use super::mask::Mask;
-use super::rows::check_row;
 use crate::index::exact::{Scored, TopK};
-use crate::index::{Index, SignQuery, Signs};
+use crate::index::{SignQuery, Signs};
 use crate::kernels::Kernels;
-use crate::store::{CacheRecord, ChangeKind, Store};
 use crate::types::{Filter, ItemId, Slot, norm};
 
 /// Most rows of a block that was made by merging.
-const BLOCK_ROWS: usize = 1024;
+pub(super) const BLOCK_ROWS: usize = 1024;
 /// Rows below which codes do not pay.
 const SCAN_BELOW: usize = 32;
 /// Longest row whose code product fits the kernels' integers.
@@ -44,18 +41,11 @@ const MAX_CODED_DIM: usize = 1 << 15;
 const CODED_LENGTHS: std::ops::Range<f32> = 1e-12..1e12;
 /// What f32 sums may be off, for vectors of length 1.
 const ROUNDING: f32 = 1e-4;
-/// Dead rows that are borne before the live ones are moved together.
-const DEAD_BORNE: usize = 1024;
-/// Changes replayed at a time.
-const REPLAY_CHUNK: usize = 1024;
 
 /// Rows that a filter keeps of which so many are worth scanning all: one costs in full what four cost on codes.
 const SCAN_SHARE: usize = 4;
 /// Bytes that a tag takes beside its texts.
 const TAG_OVERHEAD: usize = 64;
-
-/// The change of one item: its new row and tags, or nothing for a deletion.
-pub(super) type Change = (ItemId, Option<(Vec<f32>, Tags)>);
 
 /// Tags of an item; most have none.
 #[derive(Clone, Default)]
@@ -84,25 +74,25 @@ pub(super) fn bytes_of_tags(tags: &BTreeMap<String, String>) -> u64 {
 /// Changes since a generation, as of one moment.
 #[derive(Clone)]
 pub(super) struct Delta {
-    dim: usize,
+    pub(super) dim: usize,
     blocks: Vec<Arc<Block>>,
     /// Rows in the blocks.
-    rows: u32,
+    pub(super) rows: u32,
     /// Bytes of their tags.
     tag_bytes: u64,
-    dead: Mask,
-    masked: Mask,
-    sequence: u64,
+    pub(super) dead: Mask,
+    pub(super) masked: Mask,
+    pub(super) sequence: u64,
 }
 
 /// Rows that came one after another.
-struct Block {
+pub(super) struct Block {
     /// Position of the first.
     start: u32,
-    ids: Vec<ItemId>,
-    tags: Vec<Tags>,
+    pub(super) ids: Vec<ItemId>,
+    pub(super) tags: Vec<Tags>,
     /// Row-major `[n, dim]`.
-    rows: Vec<f32>,
+    pub(super) rows: Vec<f32>,
     /// 128 + the row, [`Signs::turned`], in steps of its scale, likewise.
     codes: Vec<u8>,
     coded: Vec<Coded>,
@@ -123,7 +113,7 @@ struct Coded {
 }
 
 impl Delta {
-    fn new(dim: usize, sequence: u64) -> Self {
+    pub(super) fn new(dim: usize, sequence: u64) -> Self {
         let (dead, masked) = (Mask::default(), Mask::default());
         Delta { dim, blocks: Vec::new(), rows: 0, tag_bytes: 0, dead, masked, sequence }
     }
@@ -285,7 +275,7 @@ impl Delta {
         (self.best(best, k), kept.positions.len())
     }
 
-    fn each_live<'a>(&'a self, mut visit: impl FnMut(&'a Block, usize, Slot)) {
+    pub(super) fn each_live<'a>(&'a self, mut visit: impl FnMut(&'a Block, usize, Slot)) {
         for block in &self.blocks {
             for at in 0..block.ids.len() {
                 let position = block.start + at as u32;
@@ -296,7 +286,7 @@ impl Delta {
         }
     }
 
-    fn push(&mut self, block: Block) {
+    pub(super) fn push(&mut self, block: Block) {
         let mut block = block;
         self.tag_bytes += block.tags.iter().map(Tags::bytes).sum::<u64>();
         while let Some(last) = self.blocks.last()
@@ -332,7 +322,7 @@ fn bytes_per_row(dim: usize) -> usize {
 }
 
 impl Block {
-    fn new(
+    pub(super) fn new(
         start: u32,
         ids: Vec<ItemId>,
         tags: Vec<Tags>,
@@ -419,125 +409,6 @@ impl CodedQuery {
         // Of the product with the mean as well, which is no longer than a row.
         let rounding = ROUNDING * self.length * (1.0 + row.length + row.error);
         (self.mean + estimate, self.surely * left_out + rounding)
-    }
-}
-
-/// The writer's side of a delta.
-pub(super) struct Overlay {
-    delta: Delta,
-    /// Where the live rows are.
-    at: HashMap<ItemId, u32>,
-}
-
-impl Overlay {
-    /// No changes since a watermark.
-    pub(super) fn new(dim: usize, sequence: u64) -> Self {
-        Overlay { delta: Delta::new(dim, sequence), at: HashMap::new() }
-    }
-
-    /// The newest delta.
-    pub(super) fn delta(&self) -> &Delta {
-        &self.delta
-    }
-
-    /// Takes in changes, in order; `sequence` is the number of the last.
-    pub(super) fn apply(&mut self, index: &Index, changes: Vec<Change>, sequence: u64) {
-        let (mut ids, mut tags, mut rows, start) = (Vec::new(), Vec::new(), Vec::new(), self.delta.rows);
-        for (id, put) in changes {
-            if let Some(position) = self.at.remove(&id) {
-                self.delta.dead.insert(position);
-            }
-            if let Some(slot) = index.slot(id) {
-                self.delta.masked.insert(slot.0);
-            }
-            if let Some((row, said)) = put {
-                self.at.insert(id, start + ids.len() as u32);
-                ids.push(id);
-                tags.push(said);
-                rows.extend_from_slice(&row);
-            }
-        }
-        if !ids.is_empty() {
-            self.delta.push(Block::new(start, ids, tags, rows, self.delta.dim, &index.signs()));
-        }
-        self.delta.sequence = sequence;
-        let dead = self.delta.dead.len();
-        if dead > DEAD_BORNE && 2 * dead > self.delta.rows() {
-            self.squeeze(&index.signs());
-        }
-    }
-
-    /// Moves the live rows together.
-    fn squeeze(&mut self, signs: &Signs<'_>) {
-        let (old, dim) = (self.delta.clone(), self.delta.dim);
-        self.delta = Delta { masked: old.masked.clone(), ..Delta::new(dim, old.sequence) };
-        self.at.clear();
-        let (mut ids, mut tags, mut rows) = (Vec::new(), Vec::new(), Vec::new());
-        let mut full = |ids: &mut Vec<ItemId>, tags: &mut Vec<Tags>, rows: &mut Vec<f32>| {
-            let (start, taken) = (self.delta.rows, std::mem::take(ids));
-            self.at.extend(taken.iter().enumerate().map(|(i, &id)| (id, start + i as u32)));
-            self.delta.push(Block::new(start, taken, std::mem::take(tags), std::mem::take(rows), dim, signs));
-        };
-        old.each_live(|block, at, _| {
-            ids.push(block.ids[at]);
-            tags.push(block.tags[at].clone());
-            rows.extend_from_slice(&block.rows[at * dim..][..dim]);
-            if ids.len() == BLOCK_ROWS {
-                full(&mut ids, &mut tags, &mut rows);
-            }
-        });
-        if !ids.is_empty() {
-            full(&mut ids, &mut tags, &mut rows);
-        }
-    }
-
-    /// Takes in what the store's log has beyond this delta, with the rows and tags as they are stored now.
-    ///
-    /// # Errors
-    /// [`Error::Store`] when the log is damaged, [`Error::Row`] for a row that should be there.
-    pub(super) fn replay(&mut self, store: &Store, record: &CacheRecord, index: &Index) -> Result<(), Error> {
-        // An upsert whose row is gone was followed by a deletion, which the log then has, perhaps in the next look at it.
-        let mut absent = HashSet::new();
-        loop {
-            let changes = store.changes(record.id, self.delta.sequence)?;
-            if changes.is_empty() {
-                break;
-            }
-            for chunk in changes.chunks(REPLAY_CHUNK) {
-                let mut last: HashMap<ItemId, ChangeKind> = HashMap::new();
-                for (_, change) in chunk {
-                    last.insert(change.item, change.kind);
-                    absent.remove(&change.item);
-                }
-                let put = |kind: &ChangeKind| *kind == ChangeKind::Upsert;
-                let mut ids: Vec<ItemId> =
-                    last.iter().filter(|(_, kind)| put(kind)).map(|(&id, _)| id).collect();
-                ids.sort_unstable();
-                let rows = store.rows(record.id, &ids)?;
-                let items = store.items(record.id, &ids)?;
-                let mut changes: Vec<Change> =
-                    last.iter().filter(|(_, kind)| !put(kind)).map(|(&id, _)| (id, None)).collect();
-                for ((id, bytes), item) in ids.into_iter().zip(rows).zip(items) {
-                    let row = match bytes {
-                        Some(bytes) => {
-                            let row = check_row(&record.name, id, Some(&bytes), record.rows, record.dim)?;
-                            Some((row, Tags::new(item.map(|item| item.tags).unwrap_or_default())))
-                        }
-                        None => {
-                            absent.insert(id);
-                            None
-                        }
-                    };
-                    changes.push((id, row));
-                }
-                let sequence = chunk.last().map_or(self.delta.sequence, |(sequence, _)| *sequence);
-                self.apply(index, changes, sequence);
-            }
-        }
-        match absent.into_iter().next() {
-            Some(id) => Err(Error::Row { cache: record.name.clone(), id, why: "missing".into() }),
-            None => Ok(()),
-        }
     }
 }
 

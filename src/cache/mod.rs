@@ -9,8 +9,10 @@
 //! | file | its one idea |
 //! |---|---|
 //! | `generation.rs` | one generation in memory: loaded, verified |
+//! | `warming.rs` | rows that come into memory while they are already searched |
 //! | `rows.rs` | where the stored rows are read from: memory or RocksDB |
-//! | `delta.rs` | what has changed since the generation |
+//! | `delta.rs` | what has changed since the generation, scanned exactly |
+//! | `overlay.rs` | the writer's side of a delta: changes taken in, from callers and from the log |
 //! | `mask.rs` | a set of positions that is cheap to copy |
 //! | `snapshot.rs` | generation and delta as of one moment, searched |
 //! | `queries.rs` | the sample of queries that a graph is repaired for and measured by |
@@ -19,6 +21,7 @@
 //! | `scan.rs` | all rows in order, wherever they lie; the truth of one query |
 //! | `calibrate.rs` | recall measured, by width of the beam and kind of query |
 //! | `beam.rs` | a wished recall becomes the width of a beam |
+//! | `clock.rs` | when a scan is no longer wanted |
 //! | `change.rs` | upsert and delete, visible at once |
 //! | `compact.rs` | the delta becomes a generation, in the background; generations are switched |
 //! | `writer.rs` | the single writer: put items in bulk, index them, publish |
@@ -38,6 +41,7 @@ mod delta;
 mod filtered;
 mod generation;
 mod mask;
+mod overlay;
 mod queries;
 mod rows;
 mod scan;
@@ -55,8 +59,8 @@ use crate::store::{self, Access, CacheRecord, Store};
 use crate::types::{CacheName, Generation, Origin};
 use crate::{blend, index, metrics};
 
-use delta::Overlay;
 use generation::{Frozen, find_generation};
+use overlay::Overlay;
 
 pub use calibrate::{RECALL_K, RECALL_SAMPLE, calibrate};
 pub use compact::{CompactOptions, Compacted};

@@ -17,9 +17,10 @@ use std::sync::Arc;
 
 use super::Error;
 use super::clock::Clock;
-use super::delta::{Delta, Overlay};
+use super::delta::Delta;
 use super::filtered::Matching;
 use super::generation::{Frozen, LoadOptions, Loaded, find_generation};
+use super::overlay::Overlay;
 use super::queries::QuerySample;
 use super::rows::check_row;
 use crate::index::exact::{self, Scored, TopK};
