@@ -287,7 +287,8 @@ fn kernels() {
     let halves: Vec<half::f16> = b.iter().map(|&v| half::f16::from_f32(v)).collect();
     println!("kernels, ns a call of {DIM} components (and times faster than scalar):");
     let (slots, out) = ([0u32; 100], std::cell::RefCell::new(Vec::new()));
-    let mut base = [0.0; 6];
+    let planes: Vec<u64> = codes[..DIM / 2].chunks_exact(8).map(bytemuck::pod_read_unaligned).collect();
+    let mut base = [0.0; 7];
     for kernels in Kernels::available() {
         let time = |work: &dyn Fn()| {
             let round = |_| {
@@ -304,11 +305,13 @@ fn kernels() {
             time(&|| _ = black_box(kernels.distance_codes(black_box(&codes), &others))),
             time(&|| kernels.score_codes(black_box(&codes), &slots, &query, &mut out.borrow_mut())) / 100.0,
             time(&|| kernels.score_nibbles(black_box(&codes), &slots, &query, &mut out.borrow_mut())) / 100.0,
+            time(&|| kernels.score_signs(black_box(&codes), &slots, &planes, &mut out.borrow_mut())) / 100.0,
         ];
         if kernels.name() == "scalar" {
             base = times;
         }
-        let names = ["dot", "dot_f16", "dot_codes", "distance_codes", "score_codes", "score_nibbles"];
+        let names =
+            ["dot", "dot_f16", "dot_codes", "distance_codes", "score_codes", "score_nibbles", "score_signs"];
         let shown = names.into_iter().zip(times).zip(base);
         let shown = shown.map(|((name, t), b)| format!("{name} {t:.1} ({:.1} ×)", b / t));
         println!("  {:<11} {}", kernels.name(), shown.collect::<Vec<_>>().join("   "));

@@ -6,6 +6,10 @@ use half::f16;
 
 use super::{PLANES, scalar, score_rows, tail};
 
+/// Words of signs in a register, and the most registers of a row: 2048 components.
+const WORDS: usize = 4;
+const SIGN_LINES: usize = 8;
+
 /// Proof of AVX2, FMA, F16C and POPCNT.
 #[derive(Debug, Clone, Copy)]
 pub struct Avx2(());
@@ -141,7 +145,46 @@ fn score_nibbles(rows: &[u8], slots: &[u32], query: &[i8], out: &mut Vec<i32>) {
 
 #[target_feature(enable = "avx2,popcnt")]
 pub(super) fn score_signs(rows: &[u8], slots: &[u32], planes: &[u64], out: &mut Vec<i32>) {
-    score_rows(rows, slots, planes.len() / PLANES * 8, out, |row| scalar::sum_signs(row, planes));
+    let words = planes.len() / PLANES;
+    if !words.is_multiple_of(WORDS) || words > WORDS * SIGN_LINES {
+        return score_rows(rows, slots, words * 8, out, |row| scalar::sum_signs(row, planes));
+    }
+    // Bits are counted by looking up half a byte at a time. A plane's table says what its bits are worth, twice 2ᵖ each; the
+    // row's own, -15 each. All five together are from -120 to 120, so they are added up within a byte, whatever wraps on the way.
+    let mask = _mm256_set1_epi8(15);
+    let halves = |x: __m256i| [_mm256_and_si256(x, mask), _mm256_and_si256(_mm256_srli_epi16::<4>(x), mask)];
+    let mut query = [[[_mm256_setzero_si256(); 2]; PLANES]; SIGN_LINES];
+    for (line, query) in query.iter_mut().take(words / WORDS).enumerate() {
+        for (p, query) in query.iter_mut().enumerate() {
+            let plane = &planes[p * words + line * WORDS..][..WORDS];
+            // SAFETY: `plane` holds 32 bytes.
+            *query = halves(unsafe { _mm256_loadu_si256(plane.as_ptr().cast()) });
+        }
+    }
+    let bits = _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4));
+    let twice = |x: __m256i| _mm256_add_epi8(x, x);
+    let one = twice(bits);
+    let worth = [one, twice(one), twice(twice(one)), twice(twice(twice(one)))];
+    let own = _mm256_sub_epi8(bits, twice(worth[2])); // 1 - 16
+    let sign = _mm256_set1_epi8(i8::MIN);
+    score_rows(rows, slots, words * 8, out, |row| {
+        let mut sums = _mm256_setzero_si256();
+        for (line, query) in row.chunks_exact(8 * WORDS).zip(&query) {
+            // SAFETY: `line` holds 32 bytes.
+            let row = halves(unsafe { _mm256_loadu_si256(line.as_ptr().cast()) });
+            let [mut low, mut high] = row.map(|half| _mm256_shuffle_epi8(own, half));
+            for (plane, &worth) in query.iter().zip(&worth) {
+                let found =
+                    |half: usize| _mm256_shuffle_epi8(worth, _mm256_and_si256(row[half], plane[half]));
+                low = _mm256_add_epi8(low, found(0));
+                high = _mm256_add_epi8(high, found(1));
+            }
+            // From 8 to 248 with 128 more, which unsigned sums can take.
+            let bytes = _mm256_xor_si256(_mm256_add_epi8(low, high), sign);
+            sums = _mm256_add_epi64(sums, _mm256_sad_epu8(bytes, _mm256_setzero_si256()));
+        }
+        sum_i32(sums) - 128 * row.len() as i32
+    });
 }
 
 #[target_feature(enable = "avx2")]
