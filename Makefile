@@ -10,6 +10,7 @@ demo: setup
 	$(CARGO) run --locked --quiet --example demo
 
 test: setup
+	@scripts/setup.sh ffmpeg
 	$(CARGO) test --locked --workspace
 	$(CARGO) test --locked -p index-builder --features failpoints --test crash
 	$(CARGO) test --locked -p viscache --features failpoints --test crash_living

@@ -18,9 +18,9 @@ use std::path::Path;
 use std::process::Command;
 
 use common::{Noise, cores, machine, setting, timed, verdict};
-use viscache::media::{Limits, Orientation};
+use viscache::media::{MediaLimits, Orientation};
 use viscache::models::DeviceKind;
-use viscache::models::encoder::{Encoder, EncoderOptions, Prepared};
+use viscache::models::encoder::{Encoder, EncoderOptions, Prepared, Values};
 use viscache::models::imagebind::Config;
 use viscache::types::Modality;
 
@@ -41,16 +41,21 @@ fn main() {
     let options = EncoderOptions {
         weights: Some(weights),
         sizes: None,
-        modalities: vec![Modality::Image],
+        modalities: Some(vec![Modality::Image]),
         device: DeviceKind::Cpu,
         threads,
         orientation: Orientation::Apply,
-        limits: Limits::default(),
+        limits: MediaLimits::default(),
     };
     let (encoder, took) = timed(|| Encoder::open(&options).unwrap());
     println!("{threads} threads; loaded in {:.1} s", took.wall);
     let mut noise = Noise(11);
-    let picture = |_| Prepared::Image((0..3 * 224 * 224).map(|_| noise.next()).collect());
+    let picture = |_| Prepared {
+        modality: Modality::Image,
+        shape: vec![3, 224, 224],
+        values: Values::Float((0..3 * 224 * 224).map(|_| noise.next()).collect()),
+        start: 0,
+    };
     let pictures: Vec<Prepared> = (0..8).map(picture).collect();
 
     let rounds = setting("VISCACHE_BENCH_ROUNDS", 3);

@@ -1,6 +1,6 @@
 //! The whole road once, on pictures drawn for the purpose: `make demo`.
 //!
-//! Draws scenes, builds a cache from their files, serves it, and asks it over gRPC with a picture, a text, and both. For
+//! Draws scenes, builds a cache from their files, serves it, and asks it over gRPC with a picture, a text, a voice, and both. For
 //! each query it prints the neighbours with their weights, and how near the query is to the nearest real picture before
 //! and after. It is also the shortest example of a Rust client.
 
@@ -16,6 +16,8 @@ use viscache::serve::proto::{BlendParams, EnhanceRequest, Media, Part, Query, Se
 
 const SCENES: &str = "5000";
 const CACHE: &str = "scenes";
+/// Three words by a speech synthesiser.
+const SPEECH: &[u8] = include_bytes!("../assets/nano/large_orange_cross.wav");
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
@@ -42,6 +44,7 @@ async fn main() -> anyhow::Result<()> {
     let queries = [
         (format!("a picture the cache has never seen ({asked})"), vec![(image()?, 1.0)]),
         (format!("the text “{small}”"), vec![(text(small), 1.0)]),
+        ("a voice that says “large orange cross”".to_owned(), vec![(media::Kind::Audio(SPEECH.into()), 1.0)]),
         (
             "that picture (weight 0.5) and the text “a large cyan star on a striped background” (0.5)"
                 .to_owned(),
@@ -82,7 +85,7 @@ async fn ask(
         content: Some(part::Content::Media(Media { kind: Some(kind) })),
         weight: Some(weight),
     };
-    let query = Query { parts: parts.into_iter().map(part).collect() };
+    let query = Query { parts: parts.into_iter().map(part).collect(), ..Query::default() };
     let request = EnhanceRequest {
         cache: CACHE.into(),
         queries: vec![query.clone()],

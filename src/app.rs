@@ -10,7 +10,7 @@ use viscache::cache::Cache;
 use viscache::flow::{App, ServedCache};
 use viscache::models::encoder::{Encoder, EncoderOptions};
 use viscache::store::{Access, CacheRecord, ModelSource, Store};
-use viscache::types::{CacheName, Modality};
+use viscache::types::CacheName;
 
 use crate::config::Config;
 
@@ -123,7 +123,7 @@ fn encoder_options(config: &Config, source: &ModelSource) -> EncoderOptions {
     EncoderOptions {
         weights: source.weights.clone(),
         sizes: config.sizes.clone().or_else(|| source.sizes.clone()),
-        modalities: Modality::ALL.to_vec(),
+        modalities: None,
         device: config.device,
         threads: config.threads(),
         orientation: config.orientation.unwrap_or(source.orientation),

@@ -22,7 +22,7 @@
 //! Source: Han et al., *ImageBind-LLM* (arXiv 2309.03905), §3.3; OpenGVLab/LLaMA-Adapter,
 //! `imagebind_LLM/llama/llama_adapter.py`, `forward_visual`.
 
-use crate::types::{Embedding, Hit};
+use crate::types::{Embedding, Hit, Modality};
 
 /// Added to the sum of the weights before they are divided by it, as in the reference.
 const WEIGHT_EPS: f64 = 1e-6;
@@ -95,9 +95,9 @@ pub enum Error {
     /// No input at all.
     #[error("there is no input to mix; send at least one embedding or media part")]
     NoInput,
-    /// A weight that is zero, negative or not finite. The reference refuses 0 for a selected input too.
+    /// A weight that is zero or not finite. The reference refuses 0 for a selected input too.
     #[error(
-        "the weight of input {position} is {weight}; it must be above 0 and finite (leave the input out instead of weighing it 0)"
+        "the weight of input {position} is {weight}; it must be finite and not 0 (leave the input out instead of weighing it 0)"
     )]
     InputWeight {
         /// Index of the input.
@@ -151,9 +151,10 @@ pub struct Blended {
     pub cosine: f32,
 }
 
-/// Mixes several inputs into one query: `q = Σ (wᵢ / (Σw + 1e-6)) · uᵢ/‖uᵢ‖`. The result is **not** unit.
+/// Mixes several inputs into one query: `q = Σ (wᵢ / (Σ|w| + 1e-6)) · uᵢ/‖uᵢ‖`. The result is **not** unit.
 ///
-/// * `inputs`: embeddings of equal length D with their weights, in the order of the request. Weights above 0.
+/// * `inputs`: embeddings of equal length D with their weights, in the order of the request. Weights are not 0; those below
+///   it take away, which is ours (the reference has none; for weights above 0 this is its formula).
 ///
 /// # Errors
 /// [`Error::NoInput`], [`Error::InputWeight`], [`Error::Dimension`], [`Error::Degenerate`] for a zero vector.
@@ -189,10 +190,20 @@ pub fn mix_unnormalised(inputs: &[(&Embedding, f64)]) -> Result<Embedding, Error
     weighted_sum(inputs, &parts)
 }
 
+/// What an embedding before the postprocessor counts as in the image-generation path: a point cloud's is divided by 5.
+///
+/// Source: `forward_visual`'s image-generation variant.
+pub fn generation_part(modality: Modality, prenorm: Embedding) -> Result<Embedding, crate::types::Error> {
+    match modality {
+        Modality::Point => Embedding::new(prenorm.as_slice().iter().map(|v| v / 5.0).collect()),
+        _ => Ok(prenorm),
+    }
+}
+
 fn weighted_sum(inputs: &[(&Embedding, f64)], parts: &[Vec<f32>]) -> Result<Embedding, Error> {
     let dim = inputs.first().ok_or(Error::NoInput)?.0.dim();
     for (position, (embedding, weight)) in inputs.iter().enumerate() {
-        if !weight.is_finite() || *weight <= 0.0 {
+        if !weight.is_finite() || *weight == 0.0 {
             return Err(Error::InputWeight { position, weight: *weight });
         }
         if embedding.dim() != dim {
@@ -200,7 +211,7 @@ fn weighted_sum(inputs: &[(&Embedding, f64)], parts: &[Vec<f32>]) -> Result<Embe
             return Err(Error::Dimension { what, expected: dim, received: embedding.dim() });
         }
     }
-    let total: f64 = inputs.iter().map(|(_, weight)| weight).sum::<f64>() + WEIGHT_EPS;
+    let total: f64 = inputs.iter().map(|(_, weight)| weight.abs()).sum::<f64>() + WEIGHT_EPS;
     let mut sum = vec![0.0f64; dim];
     for ((_, weight), part) in inputs.iter().zip(parts) {
         let share = weight / total;
@@ -398,7 +409,7 @@ mod tests {
         let zero = blend(&embedding(&[0.0, 0.0]), &hits(&q, &[&[1.0, 0.0]]), &default);
         assert!(matches!(zero, Err(Error::Degenerate { .. })), "{zero:?}");
         assert_eq!(mix(&[]), Err(Error::NoInput));
-        for weight in [0.0, -1.0, f64::NAN, f64::INFINITY] {
+        for weight in [0.0, f64::NAN, f64::INFINITY] {
             assert!(matches!(mix(&[(&q, weight)]), Err(Error::InputWeight { position: 0, .. })), "{weight}");
         }
         assert!(matches!(mix(&[(&q, 1.0), (&embedding(&[1.0]), 1.0)]), Err(Error::Dimension { .. })));

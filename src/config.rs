@@ -12,9 +12,9 @@ use figment::providers::{Env, Format, Serialized, Toml};
 use serde::{Deserialize, Serialize};
 use viscache::blend::BlendParams;
 use viscache::cache::{CompactOptions, LoadOptions, RowsMode};
-use viscache::flow::{Limits, SamplingOptions};
+use viscache::flow::{Limits, SamplingOptions, VideoLimits};
 use viscache::index::{SearchParams, TargetRecall};
-use viscache::media::{self, Orientation};
+use viscache::media::{self, AudioLimits, MediaLimits, Orientation, PointLimits};
 use viscache::models::DeviceKind;
 use viscache::types::CacheName;
 
@@ -127,6 +127,22 @@ pub struct LimitSettings {
     pub max_image_side: u32,
     /// Pixels of a picture.
     pub max_image_pixels: u64,
+    /// Bytes of one sound file, MiB.
+    pub max_audio_mib: usize,
+    /// Length of a sound.
+    pub max_audio_seconds: u32,
+    /// Bytes of one film file, MiB.
+    pub max_video_mib: usize,
+    /// Length of a film.
+    pub max_video_seconds: u32,
+    /// Pixels of a frame of a film.
+    pub max_video_pixels: u64,
+    /// Time that decoding a film may take.
+    pub video_timeout_seconds: u32,
+    /// Bytes of one point cloud or table of measurements, MiB.
+    pub max_table_mib: usize,
+    /// Points of a cloud.
+    pub max_points: usize,
 }
 
 impl Default for Config {
@@ -178,9 +194,17 @@ impl Default for LimitSettings {
             max_batch: limits.max_batch,
             max_parts: limits.max_parts,
             max_concurrent: limits.max_concurrent,
-            max_image_mib: limits.media.max_bytes >> 20,
-            max_image_side: limits.media.max_side,
-            max_image_pixels: limits.media.max_pixels,
+            max_image_mib: limits.media.image.max_bytes >> 20,
+            max_image_side: limits.media.image.max_side,
+            max_image_pixels: limits.media.image.max_pixels,
+            max_audio_mib: limits.media.audio.max_bytes >> 20,
+            max_audio_seconds: limits.media.audio.max_seconds,
+            max_video_mib: limits.video.max_bytes >> 20,
+            max_video_seconds: limits.video.max_seconds,
+            max_video_pixels: limits.video.max_pixels,
+            video_timeout_seconds: limits.video.timeout_seconds,
+            max_table_mib: limits.media.point.max_bytes >> 20,
+            max_points: limits.media.point.max_points,
         }
     }
 }
@@ -290,10 +314,23 @@ impl Config {
             max_batch: limits.max_batch,
             max_parts: limits.max_parts,
             max_concurrent: limits.max_concurrent,
-            media: media::Limits {
-                max_bytes: limits.max_image_mib << 20,
-                max_side: limits.max_image_side,
-                max_pixels: limits.max_image_pixels,
+            media: MediaLimits {
+                image: media::Limits {
+                    max_bytes: limits.max_image_mib << 20,
+                    max_side: limits.max_image_side,
+                    max_pixels: limits.max_image_pixels,
+                },
+                audio: AudioLimits {
+                    max_bytes: limits.max_audio_mib << 20,
+                    max_seconds: limits.max_audio_seconds,
+                },
+                point: PointLimits { max_bytes: limits.max_table_mib << 20, max_points: limits.max_points },
+            },
+            video: VideoLimits {
+                max_bytes: limits.max_video_mib << 20,
+                max_seconds: limits.max_video_seconds,
+                max_pixels: limits.max_video_pixels,
+                timeout_seconds: limits.video_timeout_seconds,
             },
         }
     }

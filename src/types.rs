@@ -43,7 +43,7 @@ pub enum Error {
     #[error("`{0}` is not a fingerprint (64 hexadecimal digits)")]
     Fingerprint(String),
     /// A modality nobody knows.
-    #[error("`{0}` is not a modality this version can embed; it knows `image` and `text`")]
+    #[error("`{0}` is not a modality; there are: {known}", known = Modality::ALL.map(Modality::word).join(", "))]
     Modality(String),
     /// A word that could not be the kind of a query.
     #[error("`{word}` is not a kind of query: use 1 to {max} of a-z, 0-9, `_`, as in `text` or `audio`", max = QueryKind::MAX_LEN)]
@@ -94,17 +94,44 @@ pub enum Modality {
     Image,
     /// A sentence.
     Text,
+    /// A film: its moving pictures, without its sound.
+    Video,
+    /// A sound.
+    Audio,
+    /// How far away every point of a picture is.
+    Depth,
+    /// How warm every point of a picture is.
+    Thermal,
+    /// Acceleration and rotation over time.
+    Imu,
+    /// A cloud of points in space.
+    Point,
 }
 
 impl Modality {
     /// Every modality this version embeds.
-    pub const ALL: [Modality; 2] = [Modality::Image, Modality::Text];
+    pub const ALL: [Modality; 8] = [
+        Modality::Image,
+        Modality::Text,
+        Modality::Video,
+        Modality::Audio,
+        Modality::Depth,
+        Modality::Thermal,
+        Modality::Imu,
+        Modality::Point,
+    ];
 
     /// The word used in protos, settings, records and messages.
     pub fn word(self) -> &'static str {
         match self {
             Modality::Image => "image",
             Modality::Text => "text",
+            Modality::Video => "video",
+            Modality::Audio => "audio",
+            Modality::Depth => "depth",
+            Modality::Thermal => "thermal",
+            Modality::Imu => "imu",
+            Modality::Point => "point",
         }
     }
 }

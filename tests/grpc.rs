@@ -585,19 +585,28 @@ async fn describe_tells_what_there_is_and_every_limit() {
         max_parts: 5,
         max_top_k: 1000,
         max_ef_search: 16_384,
-        max_image_bytes: limits.media.max_bytes as u64,
-        max_image_side: limits.media.max_side,
-        max_image_pixels: limits.media.max_pixels,
+        max_image_bytes: limits.media.image.max_bytes as u64,
+        max_image_side: limits.media.image.max_side,
+        max_image_pixels: limits.media.image.max_pixels,
         max_text_bytes: limits.max_text_bytes() as u32,
         max_concurrent_requests: 9,
         max_filter_depth: 16,
         max_filter_conditions: 256,
         max_filter_values: 65_536,
+        max_audio_bytes: 64 << 20,
+        max_audio_seconds: 600,
+        max_video_bytes: 256 << 20,
+        max_video_seconds: 3600,
+        max_video_pixels: 4096 * 2304,
+        max_table_bytes: 64 << 20,
+        max_points: 2_000_000,
     };
     assert_eq!(told.limits, Some(configured));
     let model = told.model.unwrap();
     assert_eq!((model.name.as_str(), model.dim, &model.weights_fingerprint), ("nano", 128, &weights));
-    assert_eq!(model.modalities, [proto::Modality::Image as i32, proto::Modality::Text as i32]);
+    let modalities =
+        [proto::Modality::Image, proto::Modality::Text, proto::Modality::Video, proto::Modality::Audio];
+    assert_eq!(model.modalities, modalities.map(i32::from));
     let stats = world.server.admin().stats(proto::StatsRequest {}).await.unwrap().into_inner();
     assert_eq!(stats.limits, Some(configured));
 }

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use common::{parts, say};
-use viscache::media::{Limits, Orientation};
+use viscache::media::{MediaLimits, Orientation};
 use viscache::models::DeviceKind;
 use viscache::models::encoder::{Encoder, EncoderOptions};
 use viscache::types::Modality;
@@ -69,11 +69,11 @@ fn child() {
     let encoder = Encoder::open(&EncoderOptions {
         weights: Some(PathBuf::from(path)),
         sizes: None,
-        modalities: vec![Modality::Image],
+        modalities: Some(vec![Modality::Image]),
         device: DeviceKind::Cpu,
         threads: 1,
         orientation: Orientation::Apply,
-        limits: Limits::default(),
+        limits: MediaLimits::default(),
     })
     .unwrap();
     let picture = image::RgbImage::from_fn(300, 200, |x, y| image::Rgb([x as u8, y as u8, (x * y) as u8]));

@@ -1,6 +1,6 @@
-//! The vision and text encoders against the published program, tensor by tensor.
+//! The encoders against the published program, tensor by tensor.
 //!
-//! Folders are discovered: whatever lies under `imagebind/` with a `config.json` that has a vision or text part is loaded
+//! Folders are discovered: whatever lies under `imagebind/` with a `config.json` that has the part of an encoder is loaded
 //! with the sizes in that file and run on every stored input. Every stored intermediate is compared, so a difference
 //! names the layer it begins in. The limit is 5e-5 × max(1, largest value): the published program in f32 and an
 //! independent f64 twin of it differ by a fifth of that at most.
@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
 use common::{Golden, Limit, Tally, Tensors, Values, json, max_abs, parts, read, say, short};
-use viscache::media::{ImageOptions, Limits, Orientation, image};
+use viscache::media::{ImageOptions, Limits, MediaLimits, Orientation, image};
 use viscache::models::encoder::{Encoder, EncoderOptions};
 use viscache::models::imagebind::{Config, Encoded, ImageBind, ignore};
 use viscache::models::weights::Weights;
@@ -32,8 +32,8 @@ fn limit(expected: &[f32]) -> Limit {
 /// The checkpoint's word for what we embed.
 fn tower(modality: Modality) -> &'static str {
     match modality {
-        Modality::Image => "vision",
-        Modality::Text => "text",
+        Modality::Image | Modality::Video => "vision",
+        other => other.word(),
     }
 }
 
@@ -91,16 +91,12 @@ fn folders() -> Vec<Folder> {
         paths.sort();
         for path in paths {
             let text = String::from_utf8(read(&path.join("config.json"))).unwrap();
-            let config = Config::from_json(&text).unwrap();
-            let sized = |modality: &Modality| match modality {
-                Modality::Image => config.vision.is_some(),
-                Modality::Text => config.text.is_some(),
-            };
-            let modalities: Vec<Modality> = Modality::ALL.into_iter().filter(sized).collect();
-            if modalities.is_empty() {
-                say(&format!("skipped: {} (neither vision nor text)", short(&path)));
+            if text.contains("\"num_group\"") {
+                say(&format!("skipped here: {} (point clouds, see parity_point)", short(&path)));
                 continue;
             }
+            let config = Config::from_json(&text).unwrap();
+            let modalities = config.modalities();
             let name = path.file_name().unwrap().to_string_lossy().into_owned();
             folders.push(Folder { path, name, config, modalities });
         }
@@ -122,10 +118,7 @@ fn encode(
     input: &Tensor,
     observe: &mut dyn FnMut(&str, &Tensor),
 ) -> Result<Encoded, Error> {
-    match modality {
-        Modality::Image => model.encode_vision(input, observe),
-        Modality::Text => model.encode_text(input, observe),
-    }
+    model.encode(modality, input, observe)
 }
 
 fn flat(tensor: &Tensor) -> (Vec<usize>, Vec<f32>) {
@@ -240,6 +233,16 @@ fn a_logit_scale_beyond_100_is_clamped() {
         }
         let other = observed(&plain, Modality::Text, &ids);
         tally.check("output", seen["output"] != other["output"], || "the scale changes nothing".into());
+
+        // Thermal's scale is a buffer, not a parameter, and is read all the same.
+        let name = "modality_postprocessors.thermal.1.log_logit_scale";
+        let changed = with_tensor(&path, name, clamped.get("thermal.log_logit_scale").floats());
+        let map = folder.cases().into_iter().find(|(m, case, _)| *m == Modality::Thermal && case == "map");
+        let seen = observed(&folder.load(changed.path()), Modality::Thermal, &map.unwrap().2);
+        for what in ["head", "output"] {
+            let expected = clamped.get(&format!("thermal.{what}"));
+            tally.floats(what, &seen[what].1, expected.floats(), expected.shape[1], limit(expected.floats()));
+        }
         tally.finish();
     }
     if !found {
@@ -320,17 +323,17 @@ fn options(folder: &Folder, weights: &Path, modalities: Vec<Modality>) -> Encode
     EncoderOptions {
         weights: Some(weights.to_owned()),
         sizes: Some(folder.path.join("config.json")),
-        modalities,
+        modalities: Some(modalities),
         device: DeviceKind::Cpu,
         threads: 1,
         orientation: Orientation::Reference,
-        limits: Limits::default(),
+        limits: MediaLimits::default(),
     }
 }
 
-/// Files through `media::image::prepare`, and again through the encoder with its front end.
+/// Pictures through `media::image::prepare`, and again through the encoder with its front end; sounds through the latter.
 #[test]
-fn picture_files_end_to_end() {
+fn picture_and_sound_files_end_to_end() {
     let mut found = false;
     for folder in folders() {
         let Some(expected) = folder.file("end_to_end.safetensors") else { continue };
@@ -341,8 +344,14 @@ fn picture_files_end_to_end() {
         let side = folder.config.vision.as_ref().unwrap().image_size[0];
         let options = ImageOptions { side, orientation: Orientation::Reference, limits: Limits::default() };
         let mut tally = Tally::new(format!("{}, end to end", short(&folder.path)));
-        let skipped = expected.iter().filter(|(name, _)| !name.starts_with("vision.")).count();
-        say(&format!("skipped: {skipped} sound files of {} (no such encoder here)", short(&folder.path)));
+        let sounds = Encoder::open(&self::options(&folder, &path, vec![Modality::Audio])).unwrap();
+        for (file, expected) in expected.under("audio.") {
+            let bytes = read(&folder.path.parent().unwrap().join("assets").join(file));
+            let prepared = sounds.prepare(Modality::Audio, &bytes).unwrap();
+            let encoded = sounds.encode(&[prepared]).remove(0).unwrap();
+            let limit = Limit { absolute: 1e-2, turn: 1e-5 };
+            tally.floats(file, encoded.embedding.as_slice(), expected.floats(), expected.shape[1], limit);
+        }
         for (file, expected) in expected.under("vision.") {
             // A lossless file has the reference's pixels. A JPEG has those of another decoder: ±3 levels of noise
             // move an output by up to 4e-2. So does the same picture stored losslessly as the reference decoded it,
@@ -367,7 +376,7 @@ fn picture_files_end_to_end() {
         tally.finish();
     }
     if !found {
-        say("skipped: picture files end to end (no folder here has end_to_end.safetensors)");
+        say("skipped: files end to end (no folder here has end_to_end.safetensors)");
     }
 }
 
@@ -409,6 +418,19 @@ fn inputs_without_an_answer_are_errors() {
                 let ids = (zeros(&[1, length], DType::I64) + id as f64).unwrap();
                 refused(Modality::Text, &format!("id {id}"), &ids);
             }
+        }
+        if let Some(audio) = folder.config.audio.as_ref() {
+            let (bands, columns) = (audio.num_mel_bins, audio.target_len);
+            let sound = |shape: &[usize]| zeros(shape, DType::F32);
+            refused(Modality::Audio, "a column short", &sound(&[1, 1, bands, columns - 1]));
+            refused(Modality::Audio, "a band too many", &sound(&[1, 3, 1, bands + 1, columns]));
+            refused(Modality::Audio, "two channels", &sound(&[1, 2, bands, columns]));
+        }
+        if let Some(imu) = folder.config.imu.as_ref() {
+            let signal = |shape: &[usize]| zeros(shape, DType::F32);
+            refused(Modality::Imu, "a window short", &signal(&[1, imu.channels, imu.length - imu.kernel]));
+            refused(Modality::Imu, "a window too many", &signal(&[1, imu.channels, imu.length + imu.kernel]));
+            refused(Modality::Imu, "an axis short", &signal(&[1, imu.channels - 1, imu.length]));
         }
     }
     tally.finish();

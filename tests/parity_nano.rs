@@ -14,22 +14,24 @@ use common::{Limit, Tally, Tensors, json, parts, read, say, short};
 use serde_json::Value;
 use viscache::blend::{BlendParams, blend, mix};
 use viscache::index::exact;
-use viscache::media::{Limits, Orientation};
+use viscache::media::{MediaLimits, Orientation};
 use viscache::models::DeviceKind;
-use viscache::models::encoder::{Encoder, EncoderOptions, Prepared};
+use viscache::models::encoder::{Encoder, EncoderOptions, Prepared, Values};
 use viscache::types::{Embedding, Hit, ItemId, Modality};
 
 const LIMIT: Limit = Limit { absolute: 1e-5, turn: 1e-9 };
+/// Spectrograms near the floor differ by the reference's own noise; its readme expects agreement to about 1e-4.
+const HEARD: Limit = Limit { absolute: 1e-4, turn: 1e-7 };
 
 fn encoder() -> Encoder {
     Encoder::open(&EncoderOptions {
         weights: None,
         sizes: None,
-        modalities: Modality::ALL.to_vec(),
+        modalities: None,
         device: DeviceKind::Cpu,
         threads: 2,
         orientation: Orientation::Reference,
-        limits: Limits::default(),
+        limits: MediaLimits::default(),
     })
     .unwrap()
 }
@@ -54,10 +56,11 @@ fn queries(encoder: &Encoder, folder: &Path, expected: &Value, tally: &mut Tally
                 let text = query["text"].as_str().unwrap();
                 let prepared = encoder.prepare(Modality::Text, text.as_bytes()).unwrap();
                 let ids: Vec<u32> = serde_json::from_value(query["ids"].clone()).unwrap();
-                let Prepared::Text(received) = &prepared else { panic!("{name} became a picture") };
+                let Values::Ids(received) = &prepared.values else { panic!("{name} became a picture") };
                 tally.equal(&format!("{name}, ids"), received, &ids);
                 prepared
             }
+            "audio" => encoder.prepare(Modality::Audio, &read(&folder.join(id))).unwrap(),
             other => {
                 *skipped.entry(other).or_default() += 1;
                 continue;
@@ -85,8 +88,10 @@ fn queries_neighbours_and_enhanced_queries() {
         for (Query { row, name, .. }, encoded) in queries.iter().zip(encoder.encode(&prepared)) {
             let embedding = encoded.unwrap().embedding;
             let unit = embedding.unit().unwrap();
+            let heard = name.starts_with("audio");
+            let (limit, gap) = if heard { (HEARD, 1e-4) } else { (LIMIT, 1e-5) };
             let stored = golden.get("queries").row(*row);
-            tally.floats(&format!("{name}, embedding"), unit.as_slice(), stored, unit.dim(), LIMIT);
+            tally.floats(&format!("{name}, embedding"), unit.as_slice(), stored, unit.dim(), limit);
 
             // The reference's own query must find its neighbours exactly; ours may swap two that score alike.
             let (ids, scores) =
@@ -103,10 +108,10 @@ fn queries_neighbours_and_enhanced_queries() {
                 &found,
                 ids,
                 scores,
-                1e-5,
+                gap,
             );
             let received: Vec<f32> = ours.iter().map(|hit| hit.score).collect();
-            tally.floats(&format!("{name}, scores"), &received, scores, scores.len(), LIMIT);
+            tally.floats(&format!("{name}, scores"), &received, scores, scores.len(), limit);
 
             let q = mix(&[(&embedding, 1.0)]).unwrap();
             for setting in ["default", "other"] {
@@ -118,7 +123,7 @@ fn queries_neighbours_and_enhanced_queries() {
                 };
                 let x = blend(&q, &search(cache.floats(), &q, params.top_k), &params).unwrap().embedding;
                 let stored = golden.get(&format!("mixed.{setting}")).row(*row);
-                tally.floats(&format!("{name}, mixed.{setting}"), x.as_slice(), stored, x.dim(), LIMIT);
+                tally.floats(&format!("{name}, mixed.{setting}"), x.as_slice(), stored, x.dim(), limit);
             }
         }
         let n = queries.len();

@@ -21,9 +21,9 @@ use std::process::{Command, Stdio};
 
 use common::{cores, machine, median, setting, timed, verdict};
 use rayon::prelude::*;
-use viscache::media::{Limits, Orientation, image};
+use viscache::media::{MediaLimits, Orientation};
 use viscache::models::DeviceKind;
-use viscache::models::encoder::{Encoder, EncoderOptions, Prepared};
+use viscache::models::encoder::{Encoder, EncoderOptions};
 use viscache::types::Modality;
 
 fn main() {
@@ -50,11 +50,11 @@ fn main() {
     let encoder = Encoder::open(&EncoderOptions {
         weights: None,
         sizes: None,
-        modalities: vec![Modality::Image],
+        modalities: Some(vec![Modality::Image]),
         device: DeviceKind::Cpu,
         threads: cores(),
         orientation: Orientation::Apply,
-        limits: Limits::default(),
+        limits: MediaLimits::default(),
     })
     .unwrap();
     println!("{} photographs, side {}", files.len(), encoder.images().side);
@@ -62,9 +62,8 @@ fn main() {
     let count = files.len() as f64;
     let (mut decodes, mut embeds, mut builds, mut busy) = (vec![], vec![], vec![], vec![]);
     for round in 0..setting("VISCACHE_BENCH_ROUNDS", 3) {
-        let prepare = |file: &PathBuf| {
-            Prepared::Image(image::prepare(&std::fs::read(file).unwrap(), encoder.images()).unwrap())
-        };
+        let prepare =
+            |file: &PathBuf| encoder.prepare(Modality::Image, &std::fs::read(file).unwrap()).unwrap();
         let (prepared, time) = timed(|| files.par_iter().map(prepare).collect::<Vec<_>>());
         decodes.push(count / time.wall);
         let (encoded, time) =

@@ -13,7 +13,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde_json::json;
 use viscache::cache::{NewCache, QuerySample, RECALL_SAMPLE, Writer};
 use viscache::index::{BuildParams, CodeKind};
-use viscache::media::{Limits, Orientation};
+use viscache::media::{Limits, MediaLimits, Orientation};
 use viscache::models::DeviceKind;
 use viscache::models::encoder::{Encoder, EncoderOptions};
 use viscache::store::{Access, CacheId, GenerationRecord, ModelSource, RowType, Store};
@@ -641,11 +641,11 @@ fn open_model(
     let options = EncoderOptions {
         weights: source.weights.clone(),
         sizes: source.sizes.clone(),
-        modalities: vec![Modality::Image],
+        modalities: Some(vec![Modality::Image]),
         device,
         threads,
         orientation: source.orientation,
-        limits,
+        limits: MediaLimits { image: limits, ..MediaLimits::default() },
     };
     Encoder::open(&options).context("the model cannot be loaded")
 }

@@ -1,11 +1,11 @@
 //! `enhance`, `search`, `embed`, `describe`: make requests, print replies.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use viscache::media::npy;
-use viscache::serve::proto::{self, Dtype, EmbedOutput, media, part};
+use viscache::serve::proto::{self, Dtype, EmbedOutput, part};
 use viscache::serve::{decode_tensor, encode_tensor};
 use viscache::types::Filter;
 
@@ -91,9 +91,9 @@ pub async fn search(config: &Config, args: SearchArgs) -> anyhow::Result<ExitCod
 }
 
 pub async fn embed(config: &Config, args: EmbedArgs) -> anyhow::Result<ExitCode> {
-    let inputs = media_inputs(&args.images, &args.texts)?;
+    let inputs: Vec<proto::Media> = args.media.read()?.into_iter().map(|(_, media)| media).collect();
     if inputs.is_empty() {
-        bail!("there is nothing to embed; give --image or --text");
+        bail!("there is nothing to embed; give --image, --text, --audio or another input");
     }
     let mut client = target::embed(target::open(config, &args.target, true).await?);
     let request = proto::EmbedRequest {
@@ -149,24 +149,21 @@ fn batches(inputs: &Inputs) -> anyhow::Result<Vec<Batch>> {
         let chunks = matrix.values.chunks(ROWS_PER_REQUEST * matrix.dim);
         return Ok(chunks.map(|rows| Batch::Vectors(encode_tensor(rows, matrix.dim, Dtype::F32))).collect());
     }
-    let media = media_inputs(&inputs.images, &inputs.texts)?;
+    let media = inputs.media.read()?;
     if media.is_empty() {
-        bail!("there is nothing to ask about; give --image, --text or --vectors");
+        bail!("there is nothing to ask about; give --image, --text, --audio, another input, or --vectors");
     }
     if !inputs.mix.is_empty() && inputs.mix.len() != media.len() {
         bail!("--mix has {} weights for {} inputs", inputs.mix.len(), media.len());
     }
-    let parts = media.into_iter().enumerate().map(|(i, media)| proto::Part {
+    let parts = media.into_iter().enumerate().map(|(i, (_, media))| proto::Part {
         content: Some(part::Content::Media(media)),
         weight: inputs.mix.get(i).copied(),
     });
-    Ok(vec![Batch::Queries(vec![proto::Query { parts: parts.collect() }])])
-}
-
-pub(super) fn media_inputs(images: &[PathBuf], texts: &[String]) -> anyhow::Result<Vec<proto::Media>> {
-    let images = images.iter().map(|path| Ok::<_, anyhow::Error>(media::Kind::Image(read(path)?.into())));
-    let texts = texts.iter().map(|text| Ok(media::Kind::Text(text.clone())));
-    images.chain(texts).map(|kind| Ok(proto::Media { kind: Some(kind?) })).collect()
+    Ok(vec![Batch::Queries(vec![proto::Query {
+        parts: parts.collect(),
+        allow_negative_weights: inputs.mix.iter().any(|weight| *weight < 0.0),
+    }])])
 }
 
 pub(super) fn search_params(options: &SearchOptions) -> proto::SearchParams {

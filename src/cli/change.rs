@@ -9,7 +9,7 @@ use viscache::media::npy;
 use viscache::serve::encode_tensor;
 use viscache::serve::proto::{self, Dtype, upsert_item};
 
-use super::ask::{ROWS_PER_REQUEST, media_inputs, read};
+use super::ask::{ROWS_PER_REQUEST, read};
 use super::show::{self, Shown};
 use super::{DeleteArgs, UpsertArgs, target};
 use crate::config::Config;
@@ -20,20 +20,17 @@ pub async fn upsert(config: &Config, args: UpsertArgs) -> anyhow::Result<ExitCod
     let (count, requests) = match &args.vectors {
         Some(path) => vectors(path, &cache)?,
         None => {
-            let media = media_inputs(&args.images, &args.texts)?;
-            let item = |(media, uri): (proto::Media, String)| proto::UpsertItem {
+            let item = |(uri, media): (String, proto::Media)| proto::UpsertItem {
                 content: Some(upsert_item::Content::Media(media)),
                 uri,
                 ..Default::default()
             };
-            let uris = args.images.iter().map(|path| path.display().to_string());
-            let uris = uris.chain(args.texts.iter().cloned());
-            let items: Vec<_> = media.into_iter().zip(uris).map(item).collect();
+            let items: Vec<_> = args.media.read()?.into_iter().map(item).collect();
             (items.len(), vec![proto::UpsertRequest { cache, items, vectors: None }])
         }
     };
     if count == 0 {
-        bail!("there is nothing to store; give --image, --text or --vectors");
+        bail!("there is nothing to store; give --image, --text, --audio, another input, or --vectors");
     }
     if let Some(ids) = &ids
         && ids.len() != count

@@ -10,6 +10,7 @@ mod bench;
 mod change;
 mod check;
 mod filter;
+mod media;
 mod serve;
 mod show;
 mod target;
@@ -23,6 +24,7 @@ use viscache::types::QueryKind;
 
 use viscache::types::Filter;
 
+use self::media::MediaArgs;
 use crate::config::{self, Config};
 use crate::telemetry;
 
@@ -53,7 +55,7 @@ struct Settings {
     #[arg(long, global = true, value_name = "DIR")]
     #[serde(skip_serializing_if = "Option::is_none")]
     store: Option<PathBuf>,
-    /// Model for pictures and texts: `auto` (the one that made the cache), `nano`, `none`, or a checkpoint.
+    /// Model for files and texts: `auto` (the one that made the cache), `nano`, `none`, or a checkpoint.
     #[arg(long, global = true, visible_alias = "weights", value_name = "MODEL")]
     #[serde(skip_serializing_if = "Option::is_none")]
     model: Option<String>,
@@ -120,7 +122,7 @@ enum Command {
     Enhance(EnhanceArgs),
     /// The nearest items of queries.
     Search(SearchArgs),
-    /// Embeddings of pictures and texts.
+    /// Embeddings of files and texts.
     Embed(EmbedArgs),
     /// Store items, new or in the place of those that have their ids.
     Upsert(UpsertArgs),
@@ -160,20 +162,17 @@ struct Target {
     cache: Option<String>,
 }
 
-/// What to ask about. Pictures and texts together make one query; every row of `--vectors` is one.
+/// What to ask about. Files and texts together make one query; every row of `--vectors` is one.
 #[derive(Args)]
 struct Inputs {
-    /// Picture file; repeat for several.
-    #[arg(long = "image", value_name = "FILE")]
-    images: Vec<PathBuf>,
-    /// Text; repeat for several.
-    #[arg(long = "text", value_name = "TEXT")]
-    texts: Vec<String>,
-    /// Weights of the inputs: pictures first, then texts, each in the order given.
-    #[arg(long, value_name = "W,W,…", value_delimiter = ',')]
+    #[command(flatten)]
+    media: MediaArgs,
+    /// Weights of the inputs: pictures first, then texts, sounds and so on, each in the order given. Below 0 an input is taken
+    /// away.
+    #[arg(long, value_name = "W,W,…", value_delimiter = ',', allow_negative_numbers = true)]
     mix: Vec<f64>,
     /// Ready embeddings, a row each.
-    #[arg(long, value_name = "FILE.npy", conflicts_with_all = ["images", "texts", "mix"])]
+    #[arg(long, value_name = "FILE.npy", conflicts_with_all = ["media", "mix"])]
     vectors: Option<PathBuf>,
 }
 
@@ -192,7 +191,7 @@ struct SearchOptions {
     /// Recall@10 to be reached, in place of a beam.
     #[arg(long, value_name = "R", conflicts_with_all = ["ef_search", "rescore", "exact"])]
     target_recall: Option<f64>,
-    /// What the queries are, as in `text`; without it, pictures and texts speak for themselves.
+    /// What the queries are, as in `text`; without it, files and texts speak for themselves.
     #[arg(long, value_name = "KIND")]
     query_kind: Option<QueryKind>,
 }
@@ -264,16 +263,12 @@ struct SearchArgs {
 struct EmbedArgs {
     #[command(flatten)]
     target: Target,
-    /// Picture file; repeat for several.
-    #[arg(long = "image", value_name = "FILE")]
-    images: Vec<PathBuf>,
-    /// Text; repeat for several.
-    #[arg(long = "text", value_name = "TEXT")]
-    texts: Vec<String>,
+    #[command(flatten)]
+    media: MediaArgs,
     /// Which of the model's vectors.
     #[arg(long, value_enum, default_value_t = OutputArg::Unit)]
     output: OutputArg,
-    /// Write the embeddings as a matrix of f32; pictures first, then texts.
+    /// Write the embeddings as a matrix of f32; pictures first, then texts, sounds and so on.
     #[arg(long, value_name = "FILE.npy")]
     out: Option<PathBuf>,
     /// Print one JSON object per input.
@@ -285,16 +280,12 @@ struct EmbedArgs {
 struct UpsertArgs {
     #[command(flatten)]
     target: Target,
-    /// Picture file; repeat for several.
-    #[arg(long = "image", value_name = "FILE")]
-    images: Vec<PathBuf>,
-    /// Text; repeat for several.
-    #[arg(long = "text", value_name = "TEXT")]
-    texts: Vec<String>,
+    #[command(flatten)]
+    media: MediaArgs,
     /// Ready embeddings, a row each.
-    #[arg(long, value_name = "FILE.npy", conflicts_with_all = ["images", "texts"])]
+    #[arg(long, value_name = "FILE.npy", conflicts_with = "media")]
     vectors: Option<PathBuf>,
-    /// Ids of the items: pictures first, then texts; or of the rows. Without them, new ones are given.
+    /// Ids of the items: pictures first, then texts, sounds and so on; or of the rows. Without them, new ones are given.
     #[arg(long, value_name = "ID,ID,…|FILE.npy")]
     ids: Option<String>,
     /// Tag of every item; repeat for several.

@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::{Error, Sampler};
+use super::{Error, Sampler, VideoLimits};
 use crate::blend::BlendParams;
 use crate::cache::{Cache, CompactOptions};
 use crate::index::{SearchParams, Searcher, TargetRecall};
-use crate::media;
+use crate::media::MediaLimits;
 use crate::models::encoder::Encoder;
 use crate::store::Store;
 use crate::text::MAX_TEXT_BYTES;
@@ -24,8 +24,10 @@ pub struct Limits {
     pub max_parts: usize,
     /// Requests worked on or waiting.
     pub max_concurrent: usize,
-    /// What one picture may cost.
-    pub media: media::Limits,
+    /// What one file may cost.
+    pub media: MediaLimits,
+    /// What one film may cost.
+    pub video: VideoLimits,
 }
 
 impl Limits {
@@ -51,7 +53,8 @@ impl Default for Limits {
             max_batch: Self::DEFAULT_MAX_BATCH,
             max_parts: Self::DEFAULT_MAX_PARTS,
             max_concurrent: Self::DEFAULT_MAX_CONCURRENT,
-            media: media::Limits::default(),
+            media: MediaLimits::default(),
+            video: VideoLimits::default(),
         }
     }
 }

@@ -69,7 +69,7 @@ pub fn upsert(
                 }
                 Content::Media(media) => {
                     let encoded = encoded.next().unwrap_or(Err(Error::Cancelled))?;
-                    (encoded.embedding, Some(media.modality), Fingerprint::of(&media.bytes))
+                    (encoded.embedding, Some(media.modality()), media.digest())
                 }
             };
             has_direction(&embedding)?;

@@ -1,19 +1,69 @@
-//! Files and texts in, embeddings out.
+//! Media in, embeddings out.
 
 use bytes::Bytes;
 use rayon::prelude::*;
 
-use super::{App, Call, Error};
-use crate::models::encoder::{Encoded, Prepared};
-use crate::types::Modality;
+use super::{App, Call, Error, film};
+use crate::media::{self, DepthOptions, ImuOptions, PointOptions, Rgb, ThermalOptions, video};
+use crate::models::encoder::{Encoded, Encoder, Media, Prepared};
+use crate::types::{Fingerprint, Modality};
 
-/// A file or text to embed.
+/// Something to embed, as it came.
 #[derive(Debug, Clone)]
-pub struct MediaInput {
+pub enum MediaInput {
+    /// A picture file.
+    Image(Bytes),
+    /// A text.
+    Text(Bytes),
+    /// A sound file.
+    Audio(Bytes),
+    /// A film file.
+    Film(Bytes),
+    /// The frames of a film, picture files each, and how many there are a second.
+    Frames(Vec<Bytes>, f64),
+    /// A depth picture.
+    Depth(Bytes, DepthOptions),
+    /// A thermal picture.
+    Thermal(Bytes, ThermalOptions),
+    /// A table of measurements.
+    Imu(Bytes, ImuOptions),
+    /// A point cloud.
+    Point(Bytes, PointOptions),
+    /// What the encoder takes: which one, shape, values.
+    Ready(Modality, Vec<usize>, Vec<f32>),
+}
+
+impl MediaInput {
     /// What it is.
-    pub modality: Modality,
-    /// The file's bytes, or the text's.
-    pub bytes: Bytes,
+    pub fn modality(&self) -> Modality {
+        match self {
+            MediaInput::Image(_) => Modality::Image,
+            MediaInput::Text(_) => Modality::Text,
+            MediaInput::Audio(_) => Modality::Audio,
+            MediaInput::Film(_) | MediaInput::Frames(..) => Modality::Video,
+            MediaInput::Depth(..) => Modality::Depth,
+            MediaInput::Thermal(..) => Modality::Thermal,
+            MediaInput::Imu(..) => Modality::Imu,
+            MediaInput::Point(..) => Modality::Point,
+            MediaInput::Ready(modality, ..) => *modality,
+        }
+    }
+
+    /// Digest of the bytes, by which an item is known to be unchanged.
+    pub fn digest(&self) -> Fingerprint {
+        match self {
+            MediaInput::Image(bytes)
+            | MediaInput::Text(bytes)
+            | MediaInput::Audio(bytes)
+            | MediaInput::Film(bytes)
+            | MediaInput::Depth(bytes, _)
+            | MediaInput::Thermal(bytes, _)
+            | MediaInput::Imu(bytes, _)
+            | MediaInput::Point(bytes, _) => Fingerprint::of(bytes),
+            MediaInput::Frames(frames, _) => Fingerprint::of(&frames.concat()),
+            MediaInput::Ready(_, _, values) => Fingerprint::of(bytemuck::cast_slice(values)),
+        }
+    }
 }
 
 /// Inputs prepared and encoded between two looks at whether the caller still waits.
@@ -25,12 +75,12 @@ const CHUNK: usize = 64;
 /// [`Error::NoModel`], [`Error::Deadline`] and [`Error::Cancelled`] for the batch as a whole.
 pub fn embed(app: &App, inputs: &[&MediaInput], call: &Call) -> Result<Vec<Result<Encoded, Error>>, Error> {
     let Some(first) = inputs.first() else { return Ok(Vec::new()) };
-    let encoder = app.encoder.as_ref().ok_or_else(|| Error::NoModel { what: first.modality.article() })?;
+    let encoder = app.encoder.as_ref().ok_or_else(|| Error::NoModel { what: first.modality().article() })?;
     let mut results = Vec::with_capacity(inputs.len());
     for chunk in inputs.chunks(CHUNK) {
         call.check()?;
         let prepared: Vec<Result<Prepared, Error>> =
-            chunk.par_iter().map(|input| Ok(encoder.prepare(input.modality, &input.bytes)?)).collect();
+            chunk.par_iter().map(|input| prepare(app, encoder, input, call)).collect();
         call.check()?;
         let (good, outcomes): (Vec<Prepared>, Vec<Option<Error>>) =
             prepared.into_iter().fold((Vec::new(), Vec::new()), |(mut good, mut outcomes), result| {
@@ -55,4 +105,48 @@ pub fn embed(app: &App, inputs: &[&MediaInput], call: &Call) -> Result<Vec<Resul
         }
     }
     Ok(results)
+}
+
+fn prepare(app: &App, encoder: &Encoder, input: &MediaInput, call: &Call) -> Result<Prepared, Error> {
+    let media = match input {
+        MediaInput::Image(bytes) => Media::Image(bytes),
+        MediaInput::Text(bytes) => Media::Text(bytes),
+        MediaInput::Audio(bytes) => Media::Audio(bytes),
+        MediaInput::Depth(bytes, options) => Media::Depth(bytes, *options),
+        MediaInput::Thermal(bytes, options) => Media::Thermal(bytes, *options),
+        MediaInput::Imu(bytes, options) => Media::Imu(bytes, *options),
+        MediaInput::Point(bytes, options) => Media::Point(bytes, *options),
+        MediaInput::Ready(modality, shape, values) => Media::Ready(*modality, shape, values),
+        MediaInput::Film(bytes) => {
+            encoder.expects(Modality::Video)?;
+            let clips = film::decode(bytes, encoder.images().orientation, &app.limits.video, call)?;
+            return clips_of(encoder, &clips.iter().map(|[a, b]| [a, b]).collect::<Vec<_>>());
+        }
+        MediaInput::Frames(frames, rate) => {
+            encoder.expects(Modality::Video)?;
+            return frames_of(encoder, frames, *rate);
+        }
+    };
+    Ok(encoder.prepare_media(&media)?)
+}
+
+/// Frames that a caller decoded: only those that are looked at are read.
+fn frames_of(encoder: &Encoder, frames: &[Bytes], rate: f64) -> Result<Prepared, Error> {
+    let picks = video::picks(frames.len(), rate);
+    let mut wanted: Vec<usize> = picks.concat();
+    wanted.sort_unstable();
+    wanted.dedup();
+    let decoded = wanted.iter().map(|&n| {
+        let bytes = frames.get(n).map_or(&[][..], |bytes| bytes);
+        media::image::decode(bytes, encoder.images())
+            .map_err(|e| Error::from(media::Error::Film(format!("frame {n}: {e}"))))
+    });
+    let decoded: Vec<Rgb> = decoded.collect::<Result<_, _>>()?;
+    let frame = |n: usize| &decoded[wanted.partition_point(|&w| w < n)];
+    clips_of(encoder, &picks.iter().map(|[a, b]| [frame(*a), frame(*b)]).collect::<Vec<_>>())
+}
+
+fn clips_of(encoder: &Encoder, clips: &[[&Rgb; 2]]) -> Result<Prepared, Error> {
+    let clips = clips.try_into().map_err(|_| media::Error::Film("it has no clips".into()))?;
+    Ok(encoder.prepare_media(&Media::Video(clips))?)
 }

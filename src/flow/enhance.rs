@@ -100,9 +100,11 @@ pub fn enhance(app: &App, request: Request, call: &Call) -> Result<Searched<Enha
     way.check()?;
     let kinds = way.kinds(&request.queries);
     let variant = request.variant;
-    let (queries, embed) = embed_parts(app, request.queries, call, |encoded| match variant {
-        Variant::Condition => encoded.embedding,
-        Variant::ImageGeneration => encoded.prenorm,
+    let (queries, embed) = embed_parts(app, request.queries, call, |modality, encoded| match variant {
+        Variant::Condition => Ok(encoded.embedding),
+        Variant::ImageGeneration => {
+            blend::generation_part(modality, encoded.prenorm).map_err(|e| Error::Model(e.into()))
+        }
     })?;
     let mixed = each(call, with(queries, kinds), |(query, kind)| {
         let (query, norm) = mix(query, variant)?;

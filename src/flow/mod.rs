@@ -14,6 +14,7 @@ mod app;
 mod change;
 mod embed;
 mod enhance;
+mod film;
 mod sample;
 mod search;
 
@@ -23,12 +24,13 @@ use std::time::Instant;
 
 use crate::index::TargetRecall;
 use crate::types::{CacheName, Embedding, Modality, QueryKind};
-use crate::{blend, cache, models};
+use crate::{blend, cache, media, models};
 
 pub use app::{App, Limits, ServedCache};
 pub use change::{Changed, Upsert, compact, delete, upsert};
 pub use embed::{MediaInput, embed};
 pub use enhance::{Enhanced, Request as EnhanceRequest, Variant, enhance};
+pub use film::VideoLimits;
 pub use sample::{LiveRecall, Sampler, SamplingOptions};
 pub use search::{Answer, Request as SearchRequest, Searched, SnapshotRef, search};
 
@@ -89,6 +91,14 @@ pub enum Error {
     /// An input that cannot be prepared.
     #[error(transparent)]
     Prepare(#[from] models::encoder::PrepareError),
+    /// Films cannot be decoded here.
+    #[error(
+        "video files are decoded by the programs ffmpeg and ffprobe: {why}; install them, or send frames"
+    )]
+    NoFfmpeg {
+        /// What went wrong.
+        why: String,
+    },
     /// The model failed.
     #[error(transparent)]
     Model(#[from] models::Error),
@@ -175,6 +185,18 @@ impl Modality {
         match self {
             Modality::Image => "an image".into(),
             Modality::Text => "a text".into(),
+            Modality::Video => "a video".into(),
+            Modality::Audio => "a sound".into(),
+            Modality::Depth => "a depth picture".into(),
+            Modality::Thermal => "a thermal picture".into(),
+            Modality::Imu => "an IMU measurement".into(),
+            Modality::Point => "a point cloud".into(),
         }
+    }
+}
+
+impl From<media::Error> for Error {
+    fn from(error: media::Error) -> Self {
+        Error::Prepare(error.into())
     }
 }

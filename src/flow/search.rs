@@ -10,7 +10,7 @@ use super::{Aim, App, Call, Content, Error, Part, Query};
 use crate::cache::{self, Filtered, Found, Snapshot};
 use crate::index::{self, SearchParams};
 use crate::models::encoder::Encoded;
-use crate::types::{Embedding, Filter, QueryKind};
+use crate::types::{Embedding, Filter, Modality, QueryKind};
 use crate::{blend, metrics};
 
 /// Queries of one request that are searched before the work is shared between cores.
@@ -85,7 +85,7 @@ pub fn search(app: &App, request: Request, call: &Call) -> Result<Searched<Answe
     };
     way.check()?;
     let kinds = way.kinds(&request.queries);
-    let (queries, embed) = embed_parts(app, request.queries, call, |encoded| encoded.embedding)?;
+    let (queries, embed) = embed_parts(app, request.queries, call, |_, encoded| Ok(encoded.embedding))?;
     let mixed = each(call, with(queries, kinds), |(query, kind)| {
         let query = match query {
             Query::Ready(embedding) => embedding,
@@ -135,7 +135,7 @@ impl Way<'_> {
     pub(super) fn kinds(&self, queries: &[Result<Query, Error>]) -> Vec<Option<QueryKind>> {
         let of_parts = |parts: &[Part]| {
             let modality = |part: &Part| match &part.content {
-                Content::Media(media) => Some(media.modality),
+                Content::Media(media) => Some(media.modality()),
                 Content::Embedding(_) => None,
             };
             let first = parts.first().and_then(modality)?;
@@ -265,7 +265,7 @@ pub(super) fn embed_parts(
     app: &App,
     queries: Vec<Result<Query, Error>>,
     call: &Call,
-    choose: impl Fn(Encoded) -> Embedding,
+    choose: impl Fn(Modality, Encoded) -> Result<Embedding, Error>,
 ) -> Result<(Vec<Result<Query, Error>>, Duration), Error> {
     let start = Instant::now();
     let media: Vec<&MediaInput> = queries
@@ -286,10 +286,10 @@ pub(super) fn embed_parts(
     let mut encoded = embed(app, &media, call)?.into_iter();
     let mut resolve = |(position, part): (usize, Part)| {
         let content = match part.content {
-            Content::Media(_) => {
+            Content::Media(media) => {
                 let encoded = encoded.next().unwrap_or(Err(Error::Cancelled));
-                let encoded = encoded.map_err(|e| Error::Part { part: position, source: Box::new(e) });
-                Content::Embedding(choose(encoded?))
+                let chosen = encoded.and_then(|encoded| choose(media.modality(), encoded));
+                Content::Embedding(chosen.map_err(|e| Error::Part { part: position, source: Box::new(e) })?)
             }
             embedding => embedding,
         };

@@ -24,9 +24,9 @@ use super::Error;
 use crate::types::Fingerprint;
 
 /// Mean of each channel over CLIP's training pictures.
-const MEAN: [f32; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
+pub(super) const MEAN: [f32; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
 /// Standard deviation of each channel.
-const STD: [f32; 3] = [0.268_629_55, 0.261_302_6, 0.275_777_1];
+pub(super) const STD: [f32; 3] = [0.268_629_55, 0.261_302_6, 0.275_777_1];
 /// The cubic of Pillow.
 const CUBIC_A: f64 = -0.5;
 /// Fractional bits of a resize weight.

@@ -1,12 +1,47 @@
 //! Bytes of a file become what an encoder takes. Pure and deterministic.
 //!
+//! | file | from | to |
+//! |---|---|---|
+//! | `image.rs` | JPEG, PNG, WebP, GIF, BMP | `[3, S, S]` |
+//! | `video.rs` | frames | `[15, 3, 2, S, S]` |
+//! | `audio/` | WAV, FLAC, MP3, Ogg | `[3, bands, columns]` |
+//! | `plane.rs` | depth, thermal: PNG, EXR, npy | `[1, H, W]` |
+//! | `imu.rs` | CSV, npy | `[6, T]` |
+//! | `points.rs` | PLY, XYZ, npy | `[N, 3]` |
+//! | `npy.rs` | numpy's arrays | numbers |
+//! | `bilinear.rs` | | resizing along one axis |
+//!
 //! Preprocessing is part of the model: a plain resize in place of the reference's costs about 1 % of cosine. So every
 //! rule here that changes a number is part of a fingerprint, which a cache keeps beside its weights' fingerprint.
 
+pub mod audio;
+mod bilinear;
 pub mod image;
+pub mod imu;
 pub mod npy;
+pub mod plane;
+pub mod points;
+pub mod video;
 
-pub use image::{ImageOptions, Limits, Orientation};
+use serde::{Deserialize, Serialize};
+
+pub use audio::AudioLimits;
+pub use image::{ImageOptions, Limits, Orientation, Rgb};
+pub use imu::ImuOptions;
+pub use plane::{DepthOptions, ThermalOptions};
+pub use points::{PointLimits, PointOptions};
+
+/// What one file of each kind may cost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct MediaLimits {
+    /// Pictures; depth and thermal pictures and the frames of a film as well.
+    pub image: Limits,
+    /// Sounds.
+    pub audio: AudioLimits,
+    /// Point clouds; IMU tables by their bytes as well.
+    pub point: PointLimits,
+}
 
 /// Why a file gives no input. Every variant is the file's fault: trying again does not help.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -40,4 +75,49 @@ pub enum Error {
     /// Broken behind its header.
     #[error("the image is damaged or cut short: {0}")]
     Damaged(String),
+    /// Not a sound that can be read.
+    #[error("not a readable sound (WAV, FLAC, MP3 and Ogg Vorbis are read): {0}")]
+    NotASound(String),
+    /// A sound that is broken behind its header.
+    #[error("the sound is damaged: {0}")]
+    DamagedSound(String),
+    /// A sound file without sound.
+    #[error("the sound has no samples")]
+    NoSamples,
+    /// A sound shorter than a window.
+    #[error("the sound is too short: {samples} samples at 16 kHz, a window has {needed} (25 ms)")]
+    TooShort {
+        /// Its samples.
+        samples: usize,
+        /// Samples needed.
+        needed: usize,
+    },
+    /// Longer than allowed.
+    #[error("the {what} is longer than the limit of {limit} s")]
+    TooLong {
+        /// A sound or a film.
+        what: &'static str,
+        /// Seconds allowed.
+        limit: u32,
+    },
+    /// A film whose frames cannot be used.
+    #[error("not a usable film: {0}")]
+    Film(String),
+    /// Not a picture of one channel that can be read.
+    #[error("not a readable picture of one channel (PNG of 8 or 16 bits, EXR and .npy [H, W] are read): {0}")]
+    NotAPlane(String),
+    /// Not measurements that can be read.
+    #[error("not readable IMU measurements (CSV and .npy [6, T] are read): {0}")]
+    NotMeasurements(String),
+    /// Not points that can be read.
+    #[error("not a readable point cloud (PLY, XYZ and .npy [N, 3] are read): {0}")]
+    NotACloud(String),
+    /// A setting of the request that cannot be used.
+    #[error("`{name}`: {why}")]
+    Option {
+        /// Which.
+        name: &'static str,
+        /// Why not.
+        why: String,
+    },
 }

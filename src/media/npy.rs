@@ -83,6 +83,115 @@ pub fn read(bytes: &[u8]) -> Result<Matrix, String> {
     Ok(Matrix { dim, values: (0..rows * dim).map(|i| number(place(i))).collect() })
 }
 
+/// A whole array of any shape.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Array {
+    /// Lengths of the axes, none of them 0.
+    pub shape: Vec<usize>,
+    /// Row-major.
+    pub values: Vec<f32>,
+    /// Largest value of a whole-number type, as in 255 for `uint8`; 1 for floats.
+    pub full: f32,
+}
+
+/// Reads a whole file of floats, or of whole numbers of up to 4 bytes.
+///
+/// # Errors
+/// A sentence that says what is wrong with the file.
+pub fn read_array(bytes: &[u8]) -> Result<Array, String> {
+    let (header, body) = split(bytes)?;
+    let known = header.element().map(|element| (Number::Float(element), 1.0));
+    let (number, full) = known.or_else(|| Number::whole(header.descr)).ok_or_else(|| {
+        format!("dtype {:?} is neither float16, 32 or 64 nor an integer of up to 32 bits", header.descr)
+    })?;
+    let width = number.width();
+    let count = header.shape.iter().try_fold(1u64, |count, &axis| count.checked_mul(axis));
+    let len = count.and_then(|count| count.checked_mul(width as u64));
+    if body.is_empty() || len != Some(body.len() as u64) {
+        let (shape, bytes) = (&header.shape, body.len());
+        return Err(format!("its shape {shape:?} does not fit the {bytes} bytes that follow"));
+    }
+    let shape: Vec<usize> = header.shape.iter().map(|&axis| axis as usize).collect();
+    let stored: Vec<f32> = body.chunks_exact(width).map(|bytes| number.read(bytes)).collect();
+    let values = if header.fortran { row_major(&stored, &shape) } else { stored };
+    Ok(Array { shape, values, full })
+}
+
+/// Columns that lie together become rows that do.
+fn row_major(stored: &[f32], shape: &[usize]) -> Vec<f32> {
+    let mut at = vec![0usize; shape.len()];
+    let mut values = Vec::with_capacity(stored.len());
+    for _ in 0..stored.len() {
+        let place = at.iter().zip(shape).rev().fold(0, |place, (&i, &axis)| place * axis + i);
+        values.push(stored[place]);
+        for (i, &axis) in at.iter_mut().zip(shape).rev() {
+            *i += 1;
+            if *i < axis {
+                break;
+            }
+            *i = 0;
+        }
+    }
+    values
+}
+
+/// How a number of [`read_array`] is stored.
+#[derive(Debug, Clone, Copy)]
+enum Number {
+    Float(Element),
+    /// Bytes, two's complement, most significant byte first.
+    Whole {
+        width: usize,
+        signed: bool,
+        big_endian: bool,
+    },
+}
+
+impl Number {
+    /// The whole number behind a `descr` such as `<u2`, and its largest value.
+    fn whole(descr: &str) -> Option<(Self, f32)> {
+        let (order, kind) = descr.split_at_checked(1)?;
+        let big_endian = match order {
+            "<" | "|" | "=" => false,
+            ">" => true,
+            _ => return None,
+        };
+        let (signed, width) = match kind {
+            "u1" => (false, 1),
+            "i1" => (true, 1),
+            "u2" => (false, 2),
+            "i2" => (true, 2),
+            "u4" => (false, 4),
+            "i4" => (true, 4),
+            _ => return None,
+        };
+        let full = (1u64 << (8 * width - u32::from(signed))) - 1;
+        Some((Number::Whole { width: width as usize, signed, big_endian }, full as f32))
+    }
+
+    fn width(self) -> usize {
+        match self {
+            Number::Float(element) => element.width,
+            Number::Whole { width, .. } => width,
+        }
+    }
+
+    fn read(self, bytes: &[u8]) -> f32 {
+        match self {
+            Number::Float(element) => element.number(bytes) as f32,
+            Number::Whole { width, signed, big_endian } => {
+                let mut little = [0; 8];
+                little[..width].copy_from_slice(bytes);
+                if big_endian {
+                    little[..width].reverse();
+                }
+                let (value, unused) = (u64::from_le_bytes(little), 64 - 8 * width as u32);
+                if signed { ((value << unused) as i64 >> unused) as f32 } else { value as f32 }
+            }
+        }
+    }
+}
+
 /// Ids in rows of equal length.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct IdRows {

@@ -10,6 +10,7 @@
 //! input on its core, and as many inputs run as there are lanes; two cores then do twice the work of one, which they
 //! do not when they share each product. An embedding does not depend on what else is in its batch.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -18,9 +19,15 @@ use candle_core::Tensor;
 use super::imagebind::{self, Config, ImageBind, ignore};
 use super::weights::Weights;
 use super::{DeviceKind, Error, nano};
-use crate::media::{self, ImageOptions, Limits, Orientation};
+use crate::media::audio::AudioFront;
+use crate::media::{
+    self, DepthOptions, ImageOptions, ImuOptions, MediaLimits, Orientation, PointOptions, Rgb, ThermalOptions,
+};
 use crate::text::{self, ClipTokenizer};
 use crate::types::{Embedding, Fingerprint, Modality, Origin};
+
+/// Most clips of a ready-made input.
+const MAX_CLIPS: usize = 64;
 
 /// Which model to load and how to run it.
 #[derive(Debug, Clone, PartialEq)]
@@ -29,16 +36,16 @@ pub struct EncoderOptions {
     pub weights: Option<PathBuf>,
     /// Sizes as JSON; `None` with a checkpoint means the published `imagebind_huge`.
     pub sizes: Option<PathBuf>,
-    /// Encoders to load.
-    pub modalities: Vec<Modality>,
+    /// Encoders to load; `None`: all that the weights and sizes have.
+    pub modalities: Option<Vec<Modality>>,
     /// Where to run.
     pub device: DeviceKind,
     /// Inputs encoded at the same time on the CPU.
     pub threads: usize,
     /// What is done with EXIF orientation.
     pub orientation: Orientation,
-    /// What one picture file may cost.
-    pub limits: Limits,
+    /// What one file may cost.
+    pub limits: MediaLimits,
 }
 
 /// A model with its front ends.
@@ -46,18 +53,97 @@ pub struct Encoder {
     model: ImageBind,
     tokenizer: Option<ClipTokenizer>,
     images: ImageOptions,
+    sounds: Option<AudioFront>,
+    limits: MediaLimits,
     origin: Origin,
     lanes: Vec<rayon::ThreadPool>,
     modalities: Vec<Modality>,
 }
 
-/// What an encoder takes.
+/// Something to embed, before it is prepared.
+#[derive(Debug, Clone, Copy)]
+pub enum Media<'a> {
+    /// A picture file.
+    Image(&'a [u8]),
+    /// A text, UTF-8.
+    Text(&'a [u8]),
+    /// A sound file.
+    Audio(&'a [u8]),
+    /// First and last frame of each clip of a film, as [`media::video::picks`] chooses them.
+    Video(&'a [[&'a Rgb; 2]; 5]),
+    /// A depth picture.
+    Depth(&'a [u8], DepthOptions),
+    /// A thermal picture.
+    Thermal(&'a [u8], ThermalOptions),
+    /// A table of measurements.
+    Imu(&'a [u8], ImuOptions),
+    /// A point cloud.
+    Point(&'a [u8], PointOptions),
+    /// What the encoder of a modality takes, ready made: shape without the batch, values row by row.
+    Ready(Modality, &'a [usize], &'a [f32]),
+}
+
+impl Media<'_> {
+    /// What it is.
+    pub fn modality(&self) -> Modality {
+        match self {
+            Media::Image(_) => Modality::Image,
+            Media::Text(_) => Modality::Text,
+            Media::Audio(_) => Modality::Audio,
+            Media::Video(_) => Modality::Video,
+            Media::Depth(..) => Modality::Depth,
+            Media::Thermal(..) => Modality::Thermal,
+            Media::Imu(..) => Modality::Imu,
+            Media::Point(..) => Modality::Point,
+            Media::Ready(modality, ..) => *modality,
+        }
+    }
+}
+
+/// What an encoder takes, for one input.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Prepared {
-    /// `[3, S, S]`
-    Image(Vec<f32>),
-    /// Ids, padding included.
-    Text(Vec<u32>),
+pub struct Prepared {
+    /// Which encoder.
+    pub modality: Modality,
+    /// Shape of the values, without the batch.
+    pub shape: Vec<usize>,
+    /// The values.
+    pub values: Values,
+    /// The point that grouping begins at; 0 for everything but point clouds.
+    pub start: usize,
+}
+
+/// Numbers of a [`Prepared`].
+#[derive(Debug, Clone, PartialEq)]
+pub enum Values {
+    /// Of a signal.
+    Float(Vec<f32>),
+    /// Token ids, padding included.
+    Ids(Vec<u32>),
+}
+
+impl Prepared {
+    fn float(modality: Modality, shape: impl Into<Vec<usize>>, values: Vec<f32>) -> Self {
+        Prepared { modality, shape: shape.into(), values: Values::Float(values), start: 0 }
+    }
+
+    /// A batch of one shape and modality, `[B, …]`.
+    fn stack(batch: &[&Prepared]) -> Result<Tensor, Error> {
+        let Some(first) = batch.first() else { return Err(Error::Config("an empty batch".into())) };
+        let shape: Vec<usize> = [batch.len()].into_iter().chain(first.shape.iter().copied()).collect();
+        let cpu = candle_core::Device::Cpu;
+        let (mut floats, mut ids) = (Vec::new(), Vec::new());
+        for prepared in batch {
+            match &prepared.values {
+                Values::Float(values) => floats.extend_from_slice(values),
+                Values::Ids(values) => ids.extend_from_slice(values),
+            }
+        }
+        Ok(match ids.is_empty() {
+            true => Tensor::from_vec(floats, shape, &cpu)?,
+            false => Tensor::from_vec(ids, shape, &cpu)?,
+        })
+    }
 }
 
 /// What an encoder gives for one input.
@@ -81,6 +167,16 @@ pub enum PrepareError {
     /// Text that is not UTF-8.
     #[error("the text is not UTF-8 (byte {0} is not)")]
     NotUtf8(usize),
+    /// A ready-made input of a shape that its encoder does not take.
+    #[error(
+        "the encoder of {modality} takes no tensor of shape {shape:?}, or it holds a number that is not finite"
+    )]
+    Ready {
+        /// Which encoder.
+        modality: Modality,
+        /// The shape sent.
+        shape: Vec<usize>,
+    },
     /// A modality that was not loaded.
     #[error("this model was loaded without {0}")]
     NotLoaded(Modality),
@@ -110,7 +206,11 @@ impl Encoder {
             }
         };
         let (device, dtype) = options.device.open()?;
-        let model = ImageBind::load(&weights, &sizes, &options.modalities, &device, dtype)?;
+        let modalities = match &options.modalities {
+            Some(modalities) => modalities.clone(),
+            None => sizes.modalities().into_iter().filter(|m| imagebind::holds(&weights, *m)).collect(),
+        };
+        let model = ImageBind::load(&weights, &sizes, &modalities, &device, dtype)?;
         let side = match &sizes.vision {
             Some(vision) if vision.image_size[0] == vision.image_size[1] => vision.image_size[0],
             Some(_) if model.has(Modality::Image) => {
@@ -120,7 +220,9 @@ impl Encoder {
         };
         let tokenizer =
             sizes.text.as_ref().filter(|_| model.has(Modality::Text)).map(tokenizer).transpose()?;
-        let images = ImageOptions { side, orientation: options.orientation, limits: options.limits };
+        let images = ImageOptions { side, orientation: options.orientation, limits: options.limits.image };
+        let sounds = sizes.audio.as_ref().filter(|_| model.has(Modality::Audio));
+        let sounds = sounds.map(|a| AudioFront::new(a.num_mel_bins, a.target_len, options.limits.audio));
         let mut digest = blake3::Hasher::new();
         digest.update(weights.fingerprint()?.as_bytes()).update(format!("{sizes:?}").as_bytes());
         let origin = Origin {
@@ -135,7 +237,8 @@ impl Encoder {
             pool.build().map_err(|e| Error::Device { asked: "cpu".into(), why: e.to_string() })
         });
         let lanes = lanes.collect::<Result<_, _>>()?;
-        Ok(Encoder { model, tokenizer, images, origin, lanes, modalities: options.modalities.clone() })
+        let (limits, modalities) = (options.limits, modalities);
+        Ok(Encoder { model, tokenizer, images, sounds, limits, origin, lanes, modalities })
     }
 
     /// What its embeddings come from.
@@ -158,22 +261,130 @@ impl Encoder {
         &self.images
     }
 
-    /// Brings a file or text into the model's form.
+    /// Refuses what was not loaded.
+    ///
+    /// # Errors
+    /// [`PrepareError::NotLoaded`].
+    pub fn expects(&self, modality: Modality) -> Result<(), PrepareError> {
+        if self.model.has(modality) { Ok(()) } else { Err(PrepareError::NotLoaded(modality)) }
+    }
+
+    /// Brings a file or text of a modality that needs no settings into the model's form, by the defaults where it has some.
+    ///
+    /// # Errors
+    /// [`PrepareError`]; for videos always, whose frames somebody else decodes ([`Media::Video`]).
+    pub fn prepare(&self, modality: Modality, bytes: &[u8]) -> Result<Prepared, PrepareError> {
+        self.prepare_media(&match modality {
+            Modality::Image => Media::Image(bytes),
+            Modality::Text => Media::Text(bytes),
+            Modality::Audio => Media::Audio(bytes),
+            Modality::Depth => Media::Depth(bytes, DepthOptions::default()),
+            Modality::Thermal => Media::Thermal(bytes, ThermalOptions::default()),
+            Modality::Imu => Media::Imu(bytes, ImuOptions::default()),
+            Modality::Point => Media::Point(bytes, PointOptions::default()),
+            Modality::Video => {
+                return Err(media::Error::Film("its frames are not decoded here".into()).into());
+            }
+        })
+    }
+
+    /// Brings anything into the model's form.
     ///
     /// # Errors
     /// [`PrepareError`].
-    pub fn prepare(&self, modality: Modality, bytes: &[u8]) -> Result<Prepared, PrepareError> {
-        match modality {
-            Modality::Image if self.model.has(modality) => {
-                Ok(Prepared::Image(media::image::prepare(bytes, &self.images)?))
+    pub fn prepare_media(&self, media: &Media<'_>) -> Result<Prepared, PrepareError> {
+        let (modality, sizes, side) = (media.modality(), self.model.config(), self.images.side);
+        self.expects(modality)?;
+        let missing = || PrepareError::NotLoaded(modality);
+        Ok(match media {
+            Media::Image(bytes) => {
+                Prepared::float(modality, [3, side, side], media::image::prepare(bytes, &self.images)?)
             }
-            Modality::Text => {
-                let tokenizer = self.tokenizer.as_ref().ok_or(PrepareError::NotLoaded(modality))?;
+            Media::Video(clips) => {
+                let values = media::video::prepare(clips, side)?;
+                Prepared::float(modality, [media::video::VIEWS, 3, 2, side, side], values)
+            }
+            Media::Text(bytes) => {
+                let tokenizer = self.tokenizer.as_ref().ok_or_else(missing)?;
                 let text = std::str::from_utf8(bytes).map_err(|e| PrepareError::NotUtf8(e.valid_up_to()))?;
-                Ok(Prepared::Text(tokenizer.encode(text)?))
+                let ids = tokenizer.encode(text)?;
+                Prepared { modality, shape: vec![ids.len()], values: Values::Ids(ids), start: 0 }
             }
-            Modality::Image => Err(PrepareError::NotLoaded(modality)),
-        }
+            Media::Audio(bytes) => {
+                let (front, sizes) = self.sounds.as_ref().zip(sizes.audio.as_ref()).ok_or_else(missing)?;
+                let shape = [media::audio::CLIPS, 1, sizes.num_mel_bins, sizes.target_len];
+                Prepared::float(modality, shape, front.prepare(bytes)?)
+            }
+            Media::Depth(bytes, options) => {
+                let [height, width] = sizes.depth.as_ref().ok_or_else(missing)?.image_size;
+                let values =
+                    media::plane::prepare_depth(bytes, [height, width], options, &self.limits.image)?;
+                Prepared::float(modality, [1, height, width], values)
+            }
+            Media::Thermal(bytes, options) => {
+                let [height, width] = sizes.thermal.as_ref().ok_or_else(missing)?.image_size;
+                let values =
+                    media::plane::prepare_thermal(bytes, [height, width], options, &self.limits.image)?;
+                Prepared::float(modality, [1, height, width], values)
+            }
+            Media::Imu(bytes, options) => {
+                let steps = sizes.imu.as_ref().ok_or_else(missing)?.length;
+                let values = media::imu::prepare(bytes, steps, options, self.limits.point.max_bytes)?;
+                Prepared::float(modality, [media::imu::AXES, steps], values)
+            }
+            Media::Point(bytes, options) => {
+                let sizes = sizes.point.as_ref().ok_or_else(missing)?;
+                let (least, most) = (sizes.group_size, sizes.npoints);
+                let cloud = media::points::prepare(bytes, (least, most), *options, &self.limits.point)?;
+                let shape = [cloud.values.len() / 3, 3];
+                Prepared { start: cloud.start, ..Prepared::float(modality, shape, cloud.values) }
+            }
+            Media::Ready(_, shape, values) => {
+                let fits = self.takes(modality, shape) && shape.iter().product::<usize>() == values.len();
+                if !fits || values.iter().any(|value| !value.is_finite()) {
+                    return Err(PrepareError::Ready { modality, shape: shape.to_vec() });
+                }
+                match modality {
+                    Modality::Text => {
+                        let ids = values.iter().map(|&id| id as u32).collect();
+                        Prepared { modality, shape: shape.to_vec(), values: Values::Ids(ids), start: 0 }
+                    }
+                    _ => Prepared::float(modality, *shape, values.to_vec()),
+                }
+            }
+        })
+    }
+
+    /// Whether an encoder takes a tensor of a shape as one input.
+    fn takes(&self, modality: Modality, shape: &[usize]) -> bool {
+        let (sizes, side) = (self.model.config(), self.images.side);
+        let plane = |height: usize, width: usize| match *shape {
+            [1, h, w] | [_, 1, h, w] => (h, w) == (height, width),
+            _ => false,
+        };
+        let clips =
+            shape.iter().all(|&axis| axis > 0) && shape.first().is_some_and(|&clips| clips <= MAX_CLIPS);
+        clips
+            && match modality {
+                Modality::Image => shape == [3, side, side],
+                Modality::Video => {
+                    matches!(*shape, [_, 3, 1..=3, h, w] if (h, w) == (side, side))
+                }
+                Modality::Text => sizes.text.as_ref().is_some_and(|text| shape == [text.context_length]),
+                Modality::Audio => {
+                    sizes.audio.as_ref().is_some_and(|audio| plane(audio.num_mel_bins, audio.target_len))
+                }
+                Modality::Depth => {
+                    sizes.depth.as_ref().is_some_and(|p| plane(p.image_size[0], p.image_size[1]))
+                }
+                Modality::Thermal => {
+                    sizes.thermal.as_ref().is_some_and(|p| plane(p.image_size[0], p.image_size[1]))
+                }
+                Modality::Imu => sizes.imu.as_ref().is_some_and(|imu| shape == [imu.channels, imu.length]),
+                Modality::Point => sizes.point.as_ref().is_some_and(|point| {
+                    matches!(*shape, [n, 3] if n >= point.group_size && n <= self.limits.point.max_points)
+                }),
+            }
     }
 
     /// Encodes inputs, each with a result of its own, in their order.
@@ -209,47 +420,27 @@ impl Encoder {
     }
 
     fn encode_one(&self, input: &Prepared) -> Result<Encoded, Error> {
-        let encoded = match input {
-            Prepared::Image(values) => {
-                let side = self.images.side;
-                let image = Tensor::from_slice(values, (1, 3, side, side), &candle_core::Device::Cpu)?;
-                self.model.encode_vision(&image, &mut ignore)?
-            }
-            Prepared::Text(ids) => {
-                let ids = Tensor::from_slice(ids, (1, ids.len()), &candle_core::Device::Cpu)?;
-                self.model.encode_text(&ids, &mut ignore)?
-            }
-        };
-        rows(encoded)?.pop().unwrap_or_else(|| Err(Error::Config("the model returned no row".into())))
+        let mut encoded = rows(self.encode_stacked(&[input])?)?;
+        encoded.pop().unwrap_or_else(|| Err(Error::Config("the model returned no row".into())))
     }
 
-    /// Whole batches, one per kind of input.
+    /// Inputs of one modality and shape.
+    fn encode_stacked(&self, batch: &[&Prepared]) -> Result<imagebind::Encoded, Error> {
+        let modality = batch.first().map_or(Modality::Image, |first| first.modality);
+        let starts: Vec<usize> = batch.iter().map(|input| input.start).collect();
+        self.model.encode_from(modality, &Prepared::stack(batch)?, &starts, &mut ignore)
+    }
+
+    /// Whole batches, one for each modality and shape.
     fn encode_on_device(&self, inputs: &[Prepared]) -> Vec<Result<Encoded, Error>> {
-        let side = self.images.side;
-        let (mut images, mut texts) = ((Vec::new(), Vec::new()), (Vec::new(), Vec::new()));
+        let mut batches: BTreeMap<(Modality, &[usize]), Vec<usize>> = BTreeMap::new();
         for (at, input) in inputs.iter().enumerate() {
-            match input {
-                Prepared::Image(values) => {
-                    images.0.push(at);
-                    images.1.extend_from_slice(values);
-                }
-                Prepared::Text(ids) => {
-                    texts.0.push(at);
-                    texts.1.extend_from_slice(ids);
-                }
-            }
+            batches.entry((input.modality, &input.shape)).or_default().push(at);
         }
-        let cpu = candle_core::Device::Cpu;
-        let vision = |n: usize, values: Vec<f32>| {
-            self.model.encode_vision(&Tensor::from_vec(values, (n, 3, side, side), &cpu)?, &mut ignore)
-        };
-        let text = |n: usize, ids: Vec<u32>| {
-            self.model.encode_text(&Tensor::from_vec(ids.clone(), (n, ids.len() / n), &cpu)?, &mut ignore)
-        };
         let mut results: Vec<Option<Result<Encoded, Error>>> = inputs.iter().map(|_| None).collect();
-        let mut place = |positions: Vec<usize>, encoded: Result<imagebind::Encoded, Error>| {
-            let rows = encoded.and_then(rows);
-            match rows {
+        for positions in batches.into_values() {
+            let batch: Vec<&Prepared> = positions.iter().map(|&at| &inputs[at]).collect();
+            match self.encode_stacked(&batch).and_then(rows) {
                 Ok(rows) => positions.into_iter().zip(rows).for_each(|(at, row)| results[at] = Some(row)),
                 Err(e) => {
                     let why = e.to_string();
@@ -258,14 +449,6 @@ impl Encoder {
                     }
                 }
             }
-        };
-        if !images.0.is_empty() {
-            let n = images.0.len();
-            place(images.0, vision(n, images.1));
-        }
-        if !texts.0.is_empty() {
-            let n = texts.0.len();
-            place(texts.0, text(n, texts.1));
         }
         let missing = || Err(Error::Config("the model returned too few rows".into()));
         results.into_iter().map(|result| result.unwrap_or_else(missing)).collect()
@@ -310,11 +493,11 @@ mod tests {
         Encoder::open(&EncoderOptions {
             weights: None,
             sizes: None,
-            modalities: Modality::ALL.to_vec(),
+            modalities: None,
             device: DeviceKind::Cpu,
             threads: 2,
             orientation: Orientation::Apply,
-            limits: Limits::default(),
+            limits: MediaLimits::default(),
         })
         .unwrap()
     }
@@ -344,11 +527,11 @@ mod tests {
         let options = EncoderOptions {
             weights: None,
             sizes: None,
-            modalities: vec![Modality::Image],
+            modalities: Some(vec![Modality::Image]),
             device: DeviceKind::Cpu,
             threads: 1,
             orientation: Orientation::Apply,
-            limits: Limits::default(),
+            limits: MediaLimits::default(),
         };
         let encoder = Encoder::open(&options).unwrap();
         assert_eq!(encoder.prepare(Modality::Text, b"x"), Err(PrepareError::NotLoaded(Modality::Text)));

@@ -3,7 +3,7 @@
 //! On the CPU, bias and GELU are one pass of our own kernel over the widest activation: candle's exact GELU goes
 //! through a scalar f64 `erf`, which costs a tenth of a whole ViT-H forward pass.
 
-use candle_core::{CpuStorage, DType, Device, InplaceOp2, Layout, Result as TensorResult, Tensor, bail};
+use candle_core::{CpuStorage, D, DType, Device, InplaceOp2, Layout, Result as TensorResult, Tensor, bail};
 
 use super::Error;
 use super::weights::Weights;
@@ -107,6 +107,36 @@ impl Linear {
         }
         product.reshape(shape) // [.., out]
     }
+}
+
+/// Attention of all heads over projected rows, `softmax(q·kᵀ/√(width/heads))·v`: `[B, L, 3·width]` → `[B, L, width]`.
+///
+/// * `mask`: added to the scores, `[L, L]`. `extra`: one more key and value, `[1, 1, width]` each.
+pub(super) fn attend(
+    qkv: &Tensor,
+    heads: usize,
+    mask: Option<&Tensor>,
+    extra: Option<(&Tensor, &Tensor)>,
+) -> TensorResult<Tensor> {
+    let (batch, length, width) = qkv.dims3()?;
+    let (width, head) = (width / 3, width / 3 / heads);
+    let part = |i: usize, extra: Option<&Tensor>| {
+        let rows = qkv.narrow(D::Minus1, i * width, width)?;
+        let rows = match extra {
+            Some(row) => Tensor::cat(&[&rows, &row.broadcast_as((batch, 1, width))?], 1)?,
+            None => rows,
+        };
+        let length = rows.dim(1)?;
+        rows.reshape((batch, length, heads, head))?.transpose(1, 2)?.contiguous() // [B, heads, L, head]
+    };
+    let q = (part(0, None)? * (head as f64).powf(-0.5))?;
+    let scores = q.matmul(&part(1, extra.map(|e| e.0))?.t()?)?; // [B, heads, L, L]
+    let scores = match mask {
+        Some(mask) => scores.broadcast_add(mask)?,
+        None => scores,
+    };
+    let mixed = candle_nn::ops::softmax_last_dim(&scores)?.matmul(&part(2, extra.map(|e| e.1))?)?; // [B, heads, L, head]
+    mixed.transpose(1, 2)?.reshape((batch, length, width))
 }
 
 /// `x + term`, a term of the same shape or of one row; in the memory of `x` on the CPU. Nothing else may hold `x`.

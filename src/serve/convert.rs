@@ -1,11 +1,14 @@
 //! Messages ⇄ domain. Every check of a request is here, and every refusal names the field.
 
+use bytes::Bytes;
+
 use super::proto::{self, Dtype, filter, media, part, upsert_item};
-use super::tensor::{decode_tensor, encode_tensor};
+use super::tensor::{decode_array, decode_tensor, encode_tensor};
 use crate::blend::BlendParams;
 use crate::cache::Snapshot;
 use crate::flow::{self, Aim, App, Content, Error, MediaInput, Part, Query, SnapshotRef, Upsert, Variant};
 use crate::index::{SearchParams, TargetRecall};
+use crate::media::{DepthOptions, ImuOptions, PointOptions, ThermalOptions};
 use crate::models::encoder::Encoder;
 use crate::store::{GenerationRecord, RecallCurve};
 use crate::types::{Embedding, Filter, Hit, ItemId, Modality, Origin, QueryKind};
@@ -78,16 +81,19 @@ fn query(app: &App, query: proto::Query, field: &str) -> Result<Query, Error> {
             format!("a query has 1 to {limit} parts, this one {count}"),
         ));
     }
+    let signed = query.allow_negative_weights;
     let parts = query.parts.into_iter().enumerate();
-    let parts = parts.map(|(i, p)| self::part(app, p, &format!("{field}.parts[{i}]")));
+    let parts = parts.map(|(i, p)| self::part(app, p, signed, &format!("{field}.parts[{i}]")));
     Ok(Query::Parts(parts.collect::<Result<_, _>>()?))
 }
 
-fn part(app: &App, part: proto::Part, field: &str) -> Result<Part, Error> {
+/// * `signed`: whether weights below 0 are taken.
+fn part(app: &App, part: proto::Part, signed: bool, field: &str) -> Result<Part, Error> {
     let weight = part.weight.unwrap_or(1.0);
-    if !weight.is_finite() || weight <= 0.0 {
+    if !weight.is_finite() || weight == 0.0 || (weight < 0.0 && !signed) {
         let why = format!(
-            "{weight} is not a weight: it must be above 0 (leave the part out instead of weighing it 0)"
+            "{weight} is not a weight: it must be above 0, or not 0 with `allow_negative_weights` (leave the part out \
+             instead of weighing it 0)"
         );
         return Err(argument(format!("{field}.weight"), why));
     }
@@ -169,15 +175,7 @@ fn upsert(app: &App, item: proto::UpsertItem, field: &str, row: Option<Embedding
     if item.id == Some(u64::MAX) {
         return Err(argument(format!("{field}.id"), format!("{} is not an id: they end below", u64::MAX)));
     }
-    let modality = match proto::Modality::try_from(item.modality) {
-        Ok(proto::Modality::Unspecified) => None,
-        Ok(proto::Modality::Image) => Some(Modality::Image),
-        Ok(proto::Modality::Text) => Some(Modality::Text),
-        Err(_) => {
-            let why = format!("{} is not a known modality", item.modality);
-            return Err(argument(format!("{field}.modality"), why));
-        }
-    };
+    let modality = known_modality(item.modality, &format!("{field}.modality"))?;
     check_bytes(&format!("{field}.uri"), item.uri.len(), MAX_URI_BYTES)?;
     let tags: usize = item.tags.iter().map(|(name, value)| name.len() + value.len()).sum();
     check_bytes(&format!("{field}.tags"), tags, MAX_TAG_BYTES)?;
@@ -204,17 +202,113 @@ pub(super) fn item_ids(app: &App, ids: &[u64]) -> Result<Vec<ItemId>, Error> {
 
 /// One thing to embed.
 pub(super) fn media(app: &App, media: proto::Media, field: &str) -> Result<MediaInput, Error> {
-    match media.kind {
-        None => Err(argument(field, "has neither `image` nor `text`")),
+    let limits = &app.limits;
+    let file = |name: &str, bytes: Bytes, limit: usize| {
+        let field = format!("{field}.{name}");
+        check_bytes(&field, bytes.len(), limit)?;
+        match bytes.is_empty() {
+            true => Err(argument(field, "is empty; send the bytes of a file")),
+            false => Ok(bytes),
+        }
+    };
+    let (image, table) = (limits.media.image.max_bytes, limits.media.point.max_bytes);
+    Ok(match media.kind {
+        None => {
+            let why = "is empty; set one of image, text, audio, video, depth, thermal, imu, point_cloud, model_input";
+            return Err(argument(field, why));
+        }
         Some(media::Kind::Image(bytes)) => {
-            check_bytes(&format!("{field}.image"), bytes.len(), app.limits.media.max_bytes)?;
-            Ok(MediaInput { modality: Modality::Image, bytes })
+            check_bytes(&format!("{field}.image"), bytes.len(), image)?;
+            MediaInput::Image(bytes)
         }
         Some(media::Kind::Text(text)) => {
-            check_bytes(&format!("{field}.text"), text.len(), app.limits.max_text_bytes())?;
-            Ok(MediaInput { modality: Modality::Text, bytes: text.into_bytes().into() })
+            check_bytes(&format!("{field}.text"), text.len(), limits.max_text_bytes())?;
+            MediaInput::Text(text.into_bytes().into())
         }
+        Some(media::Kind::Audio(bytes)) => {
+            MediaInput::Audio(file("audio", bytes, limits.media.audio.max_bytes)?)
+        }
+        Some(media::Kind::Video(proto::Video { source })) => match source {
+            None => return Err(argument(format!("{field}.video"), "has neither `file` nor `frames`")),
+            Some(proto::video::Source::File(bytes)) => {
+                MediaInput::Film(file("video.file", bytes, limits.video.max_bytes)?)
+            }
+            Some(proto::video::Source::Frames(proto::VideoFrames { frames, rate })) => {
+                let field = format!("{field}.video.frames");
+                if !(rate.is_finite() && rate > 0.0) {
+                    return Err(argument(format!("{field}.rate"), format!("{rate} is not a rate above 0")));
+                }
+                if frames.is_empty() {
+                    return Err(argument(format!("{field}.frames"), "is empty; send at least one picture"));
+                }
+                let total = frames.iter().map(|frame| frame.len()).sum();
+                check_bytes(&format!("{field}.frames"), total, limits.video.max_bytes)?;
+                MediaInput::Frames(frames, rate)
+            }
+        },
+        Some(media::Kind::Depth(depth)) => {
+            let default = DepthOptions::default();
+            let options = DepthOptions {
+                scale: depth.scale,
+                baseline: depth.baseline.unwrap_or(default.baseline),
+                focal_length: depth.focal_length.unwrap_or(default.focal_length),
+                max_disparity: depth.max_disparity.unwrap_or(default.max_disparity),
+                mean: depth.mean.unwrap_or(default.mean),
+                std: depth.std.unwrap_or(default.std),
+            };
+            options.validate().map_err(|e| option(&format!("{field}.depth"), e))?;
+            MediaInput::Depth(file("depth.file", depth.file, image)?, options)
+        }
+        Some(media::Kind::Thermal(thermal)) => {
+            let default = ThermalOptions::default();
+            let options = ThermalOptions {
+                range: match (thermal.low, thermal.high) {
+                    (Some(low), Some(high)) => Some([low, high]),
+                    (None, None) => None,
+                    _ => {
+                        let why = "has one of `low` and `high`; send both or neither";
+                        return Err(argument(format!("{field}.thermal"), why));
+                    }
+                },
+                mean: thermal.mean.unwrap_or(default.mean),
+                std: thermal.std.unwrap_or(default.std),
+            };
+            options.validate().map_err(|e| option(&format!("{field}.thermal"), e))?;
+            MediaInput::Thermal(file("thermal.file", thermal.file, image)?, options)
+        }
+        Some(media::Kind::Imu(imu)) => {
+            let options = ImuOptions { rate: imu.rate, in_g: imu.in_g, in_degrees: imu.in_degrees };
+            options.validate().map_err(|e| option(&format!("{field}.imu"), e))?;
+            MediaInput::Imu(file("imu.file", imu.file, table)?, options)
+        }
+        Some(media::Kind::PointCloud(cloud)) => {
+            let options = PointOptions { normalize: cloud.normalize, seed: cloud.seed };
+            MediaInput::Point(file("point_cloud.file", cloud.file, table)?, options)
+        }
+        Some(media::Kind::ModelInput(input)) => {
+            let field = format!("{field}.model_input");
+            let modality = known_modality(input.modality, &format!("{field}.modality"))?
+                .ok_or_else(|| argument(format!("{field}.modality"), "is not set"))?;
+            let tensor = input.tensor.unwrap_or_default();
+            let (shape, values) =
+                decode_array(&tensor).map_err(|e| argument(format!("{field}.tensor"), e))?;
+            MediaInput::Ready(modality, shape, values)
+        }
+    })
+}
+
+/// A setting of a medium that cannot be used, with the path of its field.
+fn option(field: &str, error: crate::media::Error) -> Error {
+    match error {
+        crate::media::Error::Option { name, why } => argument(format!("{field}.{name}"), why),
+        other => argument(field, other.to_string()),
     }
+}
+
+fn known_modality(number: i32, field: &str) -> Result<Option<Modality>, Error> {
+    let known = proto::Modality::try_from(number)
+        .map_err(|_| argument(field, format!("{number} is not a known modality")))?;
+    Ok(Modality::ALL.into_iter().find(|m| modality(Some(*m)) == known))
 }
 
 fn check_bytes(field: &str, received: usize, limit: usize) -> Result<(), Error> {
@@ -388,6 +482,12 @@ pub(super) fn modality(modality: Option<Modality>) -> proto::Modality {
         None => proto::Modality::Unspecified,
         Some(Modality::Image) => proto::Modality::Image,
         Some(Modality::Text) => proto::Modality::Text,
+        Some(Modality::Video) => proto::Modality::Video,
+        Some(Modality::Audio) => proto::Modality::Audio,
+        Some(Modality::Depth) => proto::Modality::Depth,
+        Some(Modality::Thermal) => proto::Modality::Thermal,
+        Some(Modality::Imu) => proto::Modality::Imu,
+        Some(Modality::Point) => proto::Modality::Point,
     }
 }
 
@@ -451,14 +551,21 @@ pub(super) fn limits(limits: &flow::Limits) -> proto::Limits {
         max_parts: limits.max_parts as u32,
         max_top_k: BlendParams::MAX_TOP_K as u32,
         max_ef_search: SearchParams::MAX_EF_SEARCH as u32,
-        max_image_bytes: limits.media.max_bytes as u64,
-        max_image_side: limits.media.max_side,
-        max_image_pixels: limits.media.max_pixels,
+        max_image_bytes: limits.media.image.max_bytes as u64,
+        max_image_side: limits.media.image.max_side,
+        max_image_pixels: limits.media.image.max_pixels,
         max_text_bytes: limits.max_text_bytes() as u32,
         max_concurrent_requests: limits.max_concurrent as u32,
         max_filter_depth: Filter::MAX_DEPTH as u32,
         max_filter_conditions: Filter::MAX_CONDITIONS as u32,
         max_filter_values: Filter::MAX_VALUES as u32,
+        max_audio_bytes: limits.media.audio.max_bytes as u64,
+        max_audio_seconds: limits.media.audio.max_seconds,
+        max_video_bytes: limits.video.max_bytes as u64,
+        max_video_seconds: limits.video.max_seconds,
+        max_video_pixels: limits.video.max_pixels,
+        max_table_bytes: limits.media.point.max_bytes as u64,
+        max_points: limits.media.point.max_points as u64,
     }
 }
 

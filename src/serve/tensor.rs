@@ -21,24 +21,43 @@ impl Rows {
     }
 }
 
-/// Reads a tensor of shape `[N, D]` or `[D]`.
+/// Reads a tensor of shape `[N, D]` or `[D]`. Without a shape, `values` are one row.
 ///
 /// # Errors
 /// A sentence that says what is wrong with which field of it.
 pub fn decode_tensor(tensor: &Tensor) -> Result<Rows, String> {
+    let values = components(tensor)?;
+    let dim = match tensor.shape[..] {
+        [] if !tensor.values.is_empty() => values.len(),
+        [_] | [_, _] => shape(tensor, values.len())?.last().copied().unwrap_or(values.len()),
+        _ => return Err(format!("`shape` {:?} must be [N, D] or [D]", tensor.shape)),
+    };
+    Ok(Rows { dim, values })
+}
+
+/// Reads a tensor of any shape, of up to 8 axes.
+///
+/// # Errors
+/// As [`decode_tensor`].
+pub fn decode_array(tensor: &Tensor) -> Result<(Vec<usize>, Vec<f32>), String> {
+    let values = components(tensor)?;
+    if tensor.shape.is_empty() || tensor.shape.len() > 8 {
+        return Err(format!("`shape` {:?} must have 1 to 8 axes", tensor.shape));
+    }
+    Ok((shape(tensor, values.len())?, values))
+}
+
+/// The components, whatever their shape.
+fn components(tensor: &Tensor) -> Result<Vec<f32>, String> {
+    let data = &tensor.data;
     if !tensor.values.is_empty() {
-        if !tensor.data.is_empty() {
-            return Err("has both `data` and `values`; send one of them".into());
-        }
-        let (_, dim) = match tensor.shape.is_empty() {
-            true => (1, tensor.values.len()),
-            false => shape(tensor, tensor.values.len())?,
+        return match data.is_empty() {
+            true => Ok(tensor.values.clone()),
+            false => Err("has both `data` and `values`; send one of them".into()),
         };
-        return Ok(Rows { dim, values: tensor.values.clone() });
     }
     let dtype =
         Dtype::try_from(tensor.dtype).map_err(|_| format!("`dtype` {} is not known", tensor.dtype))?;
-    let data = &tensor.data;
     let size = match dtype {
         Dtype::Unspecified | Dtype::F32 => 4,
         Dtype::F16 | Dtype::Bf16 => 2,
@@ -49,29 +68,25 @@ pub fn decode_tensor(tensor: &Tensor) -> Result<Rows, String> {
     if !data.len().is_multiple_of(size) {
         return Err(format!("`data` has {} bytes, not a multiple of {size} as its dtype has", data.len()));
     }
-    let (_, dim) = shape(tensor, data.len() / size)?;
-    let values = match dtype {
+    Ok(match dtype {
         Dtype::Unspecified | Dtype::F32 => {
             data.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
         }
         Dtype::F16 => data.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
         Dtype::Bf16 => data.chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
-    };
-    Ok(Rows { dim, values })
+    })
 }
 
-/// Rows and columns, if they fit `count` components.
-fn shape(tensor: &Tensor, count: usize) -> Result<(usize, usize), String> {
-    let (rows, dim) = match tensor.shape[..] {
-        [dim] => (1, dim),
-        [rows, dim] => (rows, dim),
-        _ => return Err(format!("`shape` {:?} must be [N, D] or [D]", tensor.shape)),
+/// The lengths of the axes, if they fit `count` components.
+fn shape(tensor: &Tensor, count: usize) -> Result<Vec<usize>, String> {
+    let axes: Option<Vec<usize>> =
+        tensor.shape.iter().map(|&axis| usize::try_from(axis).ok().filter(|&axis| axis > 0)).collect();
+    let fits = |axes: &Vec<usize>| {
+        axes.iter().try_fold(1usize, |product, &axis| product.checked_mul(axis)) == Some(count)
     };
-    let sizes = usize::try_from(rows).ok().zip(usize::try_from(dim).ok()).filter(|&(r, d)| r > 0 && d > 0);
-    match sizes {
-        Some((rows, dim)) if rows.checked_mul(dim) == Some(count) => Ok((rows, dim)),
-        _ => Err(format!("`shape` {:?} does not fit the {count} components that were sent", tensor.shape)),
-    }
+    axes.filter(fits).ok_or_else(|| {
+        format!("`shape` {:?} does not fit the {count} components that were sent", tensor.shape)
+    })
 }
 
 /// Writes rows as a tensor `[N, D]`.

@@ -117,7 +117,7 @@ pub fn row_part(row: &[f32], weight: Option<f64>) -> Part {
 }
 
 pub fn query(parts: Vec<Part>) -> Query {
-    Query { parts }
+    Query { parts, ..Query::default() }
 }
 
 /// What a refusal says to programs: code, reason, fields.

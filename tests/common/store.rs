@@ -38,7 +38,7 @@ pub fn encoder() -> Encoder {
     Encoder::open(&EncoderOptions {
         weights: None,
         sizes: None,
-        modalities: Modality::ALL.to_vec(),
+        modalities: None,
         device: DeviceKind::Cpu,
         threads: 2,
         orientation: Orientation::Apply,

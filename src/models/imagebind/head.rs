@@ -1,7 +1,7 @@
 //! Select a token, norm, project, normalise.
 //!
 //! The norm works token by token, so selecting first gives the same for less. The logit scale belongs to the
-//! postprocessor and comes from the checkpoint: text embeddings have its length, not length 1.
+//! postprocessor and comes from the checkpoint: all embeddings but those of pictures and videos have its length, not length 1.
 //!
 //! Source: ImageBind, `imagebind/models/imagebind_model.py`, `_create_modality_heads` and `_postprocessors`.
 
@@ -41,19 +41,16 @@ impl Scale {
 }
 
 impl Head {
-    pub(super) fn load_vision(scope: &Scope<'_>, width: usize, dim: usize) -> Result<Self, Error> {
-        let norm = LayerNorm::load(&scope.at("0"), width, LAYER_NORM_EPS)?;
-        Ok(Head { norm, project: Linear::load(&scope.at("2"), dim, width, false)?, scale: None })
-    }
-
-    pub(super) fn load_text(
+    /// * `layers`: names of the norm and of the projection. `scale`: of the postprocessor, if it has one.
+    pub(super) fn load(
         scope: &Scope<'_>,
+        layers: [&str; 2],
         width: usize,
         dim: usize,
-        scale: Scale,
+        scale: Option<Scale>,
     ) -> Result<Self, Error> {
-        let norm = LayerNorm::load(&scope.at("0"), width, LAYER_NORM_EPS)?;
-        Ok(Head { norm, project: Linear::load(&scope.at("1"), dim, width, false)?, scale: Some(scale) })
+        let norm = LayerNorm::load(&scope.at(layers[0]), width, LAYER_NORM_EPS)?;
+        Ok(Head { norm, project: Linear::load(&scope.at(layers[1]), dim, width, false)?, scale })
     }
 
     /// `[B, L, width]` → `[B, D]`, from token 0 or from the token that `select` names per row.
@@ -68,7 +65,12 @@ impl Head {
                 Tensor::cat(&rows.collect::<Result<Vec<_>, _>>()?, 0)?
             }
         }; // [B, width]
-        let head = self.project.forward(&self.norm.forward(&token)?)?.to_dtype(DType::F32)?; // [B, D]
+        self.project(&token)
+    }
+
+    /// `[B, width]` → `[B, D]`.
+    pub(super) fn project(&self, token: &Tensor) -> Result<Heads, Error> {
+        let head = self.project.forward(&self.norm.forward(token)?)?.to_dtype(DType::F32)?; // [B, D]
         let norm = head.sqr()?.sum_keepdim(D::Minus1)?.sqrt()?.maximum(NORMALIZE_EPS)?; // [B, 1]
         let unit = head.broadcast_div(&norm)?;
         let post = match self.scale {

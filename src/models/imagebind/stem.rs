@@ -8,16 +8,22 @@
 //! whatever the aspect. Otherwise the stored grid s×s is resized to r×r, r = √patches, by bicubic interpolation with
 //! A = −0.75, half-pixel centres, edges clamped and no anti-aliasing.
 //!
+//! **One channel.** Spectrograms, depth and thermal pictures are cut by a convolution, whose patches may overlap, and normed
+//! (with another epsilon than everything else). **IMU.** Windows of all axes, axis by axis, through a linear layer, normed
+//! likewise. Neither can be interpolated: the reference only runs on the trained number of patches.
+//!
 //! Source: ImageBind, `imagebind/models/multimodal_preprocessors.py`.
 
 use candle_core::{D, DType, Tensor};
 
-use super::config::{TextConfig, VisionConfig};
+use super::config::{ImuConfig, TextConfig, VisionConfig};
 use crate::models::Error;
-use crate::models::layers::{Linear, Scope};
+use crate::models::layers::{LayerNorm, Linear, Scope};
 
 /// The cubic of PyTorch's `interpolate`.
 const CUBIC_A: f64 = -0.75;
+/// Of the norms in here; everywhere else it is 1e-6.
+const STEM_NORM_EPS: f32 = 1e-5;
 
 pub(super) struct VisionStem {
     kernel: (usize, usize),
@@ -138,6 +144,124 @@ fn cubic_taps(o: usize, from: usize, to: usize) -> [(usize, f64); 4] {
         let at = (floor + offset).clamp(0.0, (from - 1) as f64) as usize;
         (at, weight(t - offset))
     })
+}
+
+/// Pictures of one channel.
+pub(super) struct PlaneStem {
+    size: [usize; 2],
+    stride: usize,
+    /// `[width, 1, kernel, kernel]`
+    kernel: Tensor,
+    tokens: Tokens,
+}
+
+/// Patches become tokens: norm, cls token, positions.
+struct Tokens {
+    norm: LayerNorm,
+    /// `[1, 1, width]`
+    cls: Tensor,
+    /// `[1, 1 + patches, width]`
+    positions: Tensor,
+}
+
+impl Tokens {
+    fn load(
+        scope: &Scope<'_>,
+        stem: &str,
+        positions: &str,
+        patches: usize,
+        width: usize,
+    ) -> Result<Self, Error> {
+        Ok(Tokens {
+            norm: LayerNorm::load(&scope.at(stem).at("norm_layer"), width, STEM_NORM_EPS)?,
+            cls: scope.tensor("cls_token", &[1, 1, width])?,
+            positions: scope.tensor(positions, &[1, 1 + patches, width])?,
+        })
+    }
+
+    /// `[B, patches, width]` → `[B, 1 + patches, width]`.
+    fn forward(&self, patches: &Tensor) -> Result<Tensor, Error> {
+        let (batch, _, width) = patches.dims3()?;
+        let cls = self.cls.broadcast_as((batch, 1, width))?;
+        let tokens = Tensor::cat(&[&cls, &self.norm.forward(patches)?], 1)?;
+        Ok(tokens.broadcast_add(&self.positions)?)
+    }
+}
+
+impl PlaneStem {
+    /// * `stem`: the checkpoint's name of it. `size`: height and width of the input.
+    pub(super) fn load(
+        scope: &Scope<'_>,
+        stem: &str,
+        size: [usize; 2],
+        (kernel, stride): (usize, usize),
+        width: usize,
+    ) -> Result<Self, Error> {
+        let [rows, columns] = size.map(|side| (side - kernel) / stride + 1);
+        Ok(PlaneStem {
+            size,
+            stride,
+            kernel: scope.tensor(&format!("{stem}.proj.weight"), &[width, 1, kernel, kernel])?,
+            tokens: Tokens::load(scope, stem, "pos_embedding_helper.pos_embed", rows * columns, width)?,
+        })
+    }
+
+    /// `[B, 1, H, W]` → `[B, 1 + patches, width]`.
+    pub(super) fn forward(&self, planes: &Tensor) -> Result<Tensor, Error> {
+        let [height, width] = self.size;
+        if planes.dims()[1..] != [1, height, width] {
+            let why = format!("each is one channel of {height}×{width}");
+            return Err(Error::Input { received: planes.dims().to_vec(), why });
+        }
+        let patches = planes.conv2d(&self.kernel, 0, self.stride, 1, 1)?; // [B, width, rows, columns]
+        self.tokens.forward(&patches.flatten_from(2)?.transpose(1, 2)?.contiguous()?)
+    }
+}
+
+/// Measurements in time.
+pub(super) struct ImuStem {
+    channels: usize,
+    kernel: usize,
+    windows: usize,
+    project: Linear,
+    tokens: Tokens,
+}
+
+impl ImuStem {
+    pub(super) fn load(scope: &Scope<'_>, sizes: &ImuConfig) -> Result<Self, Error> {
+        let (windows, width) = (sizes.length / sizes.kernel, sizes.embed_dim);
+        Ok(ImuStem {
+            channels: sizes.channels,
+            kernel: sizes.kernel,
+            windows,
+            project: Linear::load(&scope.at("imu_stem.proj"), width, sizes.channels * sizes.kernel, false)?,
+            tokens: Tokens::load(scope, "imu_stem", "pos_embed", windows, width)?,
+        })
+    }
+
+    /// `[B, channels, T]` → `[B, 1 + windows, width]`; steps behind the last whole window are dropped.
+    pub(super) fn forward(&self, signals: &Tensor) -> Result<Tensor, Error> {
+        let steps = self.windows * self.kernel;
+        let batch = match *signals.dims() {
+            [batch, channels, t] if channels == self.channels && t / self.kernel == self.windows => batch,
+            _ => {
+                let why = format!(
+                    "IMU takes [B, {}, {steps}] and up to {} steps more",
+                    self.channels,
+                    self.kernel - 1
+                );
+                return Err(Error::Input { received: signals.dims().to_vec(), why });
+            }
+        };
+        let windows = signals
+            .narrow(2, 0, steps)?
+            .contiguous()?
+            .reshape((batch, self.channels, self.windows, self.kernel))?
+            .transpose(1, 2)? // [B, windows, channels, kernel]
+            .contiguous()?
+            .reshape((batch, self.windows, self.channels * self.kernel))?;
+        self.tokens.forward(&self.project.forward(&windows)?)
+    }
 }
 
 pub(super) struct TextStem {

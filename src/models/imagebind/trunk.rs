@@ -5,16 +5,17 @@
 //! x = x + attention(norm_1(x))     × blocks
 //! x = x + fc2(gelu(fc1(norm_2(x))))
 //! ```
-//! There is no norm at the end; the head has it.
+//! There is no norm at the end; the head has it. Audio, depth, thermal and IMU have one more key and value than tokens: learned
+//! rows that join *after* the projection and are never masked.
 //!
 //! Source: ImageBind, `imagebind/models/transformer.py`.
 
-use candle_core::{D, Tensor};
+use candle_core::Tensor;
 
 use super::config::TrunkConfig;
 use super::{LAYER_NORM_EPS, Observe};
 use crate::models::Error;
-use crate::models::layers::{LayerNorm, Linear, Scope, add_to};
+use crate::models::layers::{LayerNorm, Linear, Scope, add_to, attend};
 
 const MLP_RATIO: usize = 4;
 
@@ -36,18 +37,26 @@ struct Attention {
     heads: usize,
     in_proj: Linear,
     out_proj: Linear,
+    /// Key and value of no token, `[1, 1, width]` each.
+    extra: Option<(Tensor, Tensor)>,
+}
+
+/// What the trunks differ in.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Form {
+    /// A norm before the first block.
+    pub(super) norm_before: bool,
+    /// No token sees a later one.
+    pub(super) causal: bool,
+    /// One more key and value.
+    pub(super) extra_key: bool,
 }
 
 impl Trunk {
-    pub(super) fn load(
-        scope: &Scope<'_>,
-        sizes: TrunkConfig,
-        norm_before: bool,
-        causal: bool,
-    ) -> Result<Self, Error> {
+    pub(super) fn load(scope: &Scope<'_>, sizes: TrunkConfig, form: Form) -> Result<Self, Error> {
         let width = sizes.width;
         let before = scope.at("pre_transformer_layer.0");
-        let before = norm_before.then(|| LayerNorm::load(&before, width, LAYER_NORM_EPS)).transpose()?;
+        let before = form.norm_before.then(|| LayerNorm::load(&before, width, LAYER_NORM_EPS)).transpose()?;
         let blocks = (0..sizes.blocks).map(|i| {
             let scope = scope.at("blocks").at(i);
             let attention = scope.at("attn");
@@ -60,13 +69,20 @@ impl Trunk {
                         Some(attention.tensor("in_proj_bias", &[3 * width])?),
                     )?,
                     out_proj: Linear::load(&attention.at("out_proj"), width, width, true)?,
+                    extra: match form.extra_key {
+                        false => None,
+                        true => {
+                            let row = |name: &str| attention.tensor(name, &[1, 1, width]);
+                            Some((row("bias_k")?, row("bias_v")?))
+                        }
+                    },
                 },
                 norm_2: LayerNorm::load(&scope.at("norm_2"), width, LAYER_NORM_EPS)?,
                 fc1: Linear::load(&scope.at("mlp.fc1"), MLP_RATIO * width, width, true)?,
                 fc2: Linear::load(&scope.at("mlp.fc2"), width, MLP_RATIO * width, true)?,
             })
         });
-        Ok(Trunk { before, blocks: blocks.collect::<Result<_, Error>>()?, causal })
+        Ok(Trunk { before, blocks: blocks.collect::<Result<_, Error>>()?, causal: form.causal })
     }
 
     /// `[B, L, width]` → the same.
@@ -91,25 +107,9 @@ impl Trunk {
 
 impl Attention {
     fn forward(&self, x: &Tensor, mask: Option<&Tensor>) -> Result<Tensor, Error> {
-        let (batch, length, width) = x.dims3()?;
-        let head = width / self.heads;
         let qkv = self.in_proj.forward(x)?; // [B, L, 3·width]
-        let part = |i: usize| {
-            qkv.narrow(D::Minus1, i * width, width)?
-                .reshape((batch, length, self.heads, head))?
-                .transpose(1, 2)? // [B, heads, L, head]
-                .contiguous()
-        };
-        let q = (part(0)? * (head as f64).powf(-0.5))?;
-        let scores = q.matmul(&part(1)?.t()?)?; // [B, heads, L, L]
-        let scores = match mask {
-            Some(mask) => scores.broadcast_add(mask)?,
-            None => scores,
-        };
-        let weights = candle_nn::ops::softmax_last_dim(&scores)?;
-        let mixed = weights.matmul(&part(2)?)?; // [B, heads, L, head]
-        let mixed = mixed.transpose(1, 2)?.reshape((batch, length, width))?; // [B, L, width]
-        Ok(self.out_proj.forward(&mixed)?)
+        let extra = self.extra.as_ref().map(|(key, value)| (key, value));
+        Ok(self.out_proj.forward(&attend(&qkv, self.heads, mask, extra)?)?)
     }
 }
 
