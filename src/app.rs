@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use tracing::{error, info, warn};
+use viscache::batch::Embedder;
 use viscache::cache::Cache;
 use viscache::flow::{App, ServedCache};
 use viscache::models::encoder::{Encoder, EncoderOptions};
@@ -61,7 +62,8 @@ pub fn open(config: &Config, wants_model: bool) -> anyhow::Result<App> {
     {
         bail!("the default cache `{default}` is not among those served");
     }
-    let mut app = App::new(store, caches, config.default_cache.clone(), encoder, config.limits());
+    let embedder = encoder.map(|encoder| Embedder::start(encoder, config.batch())).transpose()?;
+    let mut app = App::new(store, caches, config.default_cache.clone(), embedder, config.limits());
     app.default_blend = config.blend_params();
     app.default_search = config.search_params();
     app.default_target = config.search.target_recall;

@@ -10,6 +10,7 @@ use anyhow::{Context, bail};
 use figment::Figment;
 use figment::providers::{Env, Format, Serialized, Toml};
 use serde::{Deserialize, Serialize};
+use viscache::batch;
 use viscache::blend::BlendParams;
 use viscache::cache::{CompactOptions, LoadOptions, RowsMode};
 use viscache::flow::{Limits, SamplingOptions, VideoLimits};
@@ -143,6 +144,10 @@ pub struct LimitSettings {
     pub max_table_mib: usize,
     /// Points of a cloud.
     pub max_points: usize,
+    /// Inputs of one modality that may wait for the model.
+    pub max_waiting: usize,
+    /// Pictures' worth of inputs that a card works on at a time.
+    pub device_batch: u64,
 }
 
 impl Default for Config {
@@ -205,6 +210,8 @@ impl Default for LimitSettings {
             video_timeout_seconds: limits.video.timeout_seconds,
             max_table_mib: limits.media.point.max_bytes >> 20,
             max_points: limits.media.point.max_points,
+            max_waiting: batch::Options::DEFAULT_CAPACITY,
+            device_batch: batch::Options::DEFAULT_BATCH,
         }
     }
 }
@@ -333,6 +340,11 @@ impl Config {
                 timeout_seconds: limits.video_timeout_seconds,
             },
         }
+    }
+
+    /// How inputs wait for the model.
+    pub fn batch(&self) -> batch::Options {
+        batch::Options { capacity: self.limits.max_waiting, batch: self.limits.device_batch }
     }
 
     /// Inputs embedded at the same time on the CPU.

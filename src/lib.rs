@@ -25,6 +25,7 @@
 //! ask      serve ─ flow::enhance ─ (models) ─ blend::mix ─ cache::Snapshot::search ─ blend::blend ─► serve
 //! ```
 
+pub mod batch;
 pub mod blend;
 pub mod cache;
 pub mod flow;

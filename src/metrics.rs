@@ -108,9 +108,46 @@ const TOMBSTONES: Metric = Metric {
     help: "Items of the generation that were replaced or deleted since.",
 };
 
+const EMBEDDED: Metric = Metric {
+    name: "viscache_embedded_total",
+    kind: Kind::Counter,
+    unit: Unit::Count,
+    labels: &["modality"],
+    help: "Inputs that the model worked on.",
+};
+
+/// Seconds of waiting for the model.
+pub const EMBED_WAIT: Metric = Metric {
+    name: "viscache_embed_wait_seconds",
+    kind: Kind::Histogram,
+    unit: Unit::Seconds,
+    labels: &["modality"],
+    help: "Time that the first input of a batch waited for the model.",
+};
+
+const EMBED_DROPPED: Metric = Metric {
+    name: "viscache_embed_dropped_total",
+    kind: Kind::Counter,
+    unit: Unit::Count,
+    labels: &["modality"],
+    help: "Inputs whose caller was gone or late before the model came to them.",
+};
+
 /// Every number.
-pub const ALL: [Metric; 9] =
-    [REQUESTS, SEARCH, RECALL, RECALL_SAMPLES, RECALL_DROPPED, GENERATION, ITEMS, DELTA, TOMBSTONES];
+pub const ALL: [Metric; 12] = [
+    REQUESTS,
+    SEARCH,
+    RECALL,
+    RECALL_SAMPLES,
+    RECALL_DROPPED,
+    GENERATION,
+    ITEMS,
+    DELTA,
+    TOMBSTONES,
+    EMBEDDED,
+    EMBED_WAIT,
+    EMBED_DROPPED,
+];
 
 /// Upper bounds of [`SEARCH`]'s buckets, seconds: a search of a hundred thousand items on codes to a scan of as many on disk.
 pub const SEARCH_BUCKETS: [f64; 14] =
@@ -137,6 +174,19 @@ pub fn observe_request(rpc: &'static str, code: &'static str) {
 /// A query was searched.
 pub fn observe_search(cache: &str, took: Duration) {
     histogram!(SEARCH.name, "cache" => cache.to_owned()).record(took);
+}
+
+/// The model takes a batch.
+///
+/// * `waited`: its first input.
+pub fn observe_batch(modality: &'static str, inputs: usize, waited: Duration) {
+    counter!(EMBEDDED.name, "modality" => modality).increment(inputs as u64);
+    histogram!(EMBED_WAIT.name, "modality" => modality).record(waited);
+}
+
+/// An input was dropped before the model came to it.
+pub fn observe_embed_dropped(modality: &'static str) {
+    counter!(EMBED_DROPPED.name, "modality" => modality).increment(1);
 }
 
 /// The recall of a search was measured.

@@ -11,7 +11,7 @@ const FLOORS: &[&[&str]] = &[
     &["types", "metrics"],
     &["media", "text", "kernels", "blend"],
     &["models", "index", "store"],
-    &["cache"],
+    &["cache", "batch"],
     &["flow"],
     &["serve"],
     &["main", "cli", "app", "config", "telemetry"],

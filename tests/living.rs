@@ -33,7 +33,7 @@ fn app(path: &Path, encoder: Option<Encoder>, rows: RowsMode, limits: Limits) ->
     let records = store.caches().unwrap();
     let open = |name| Cache::open(&store, name, None, options).map(Arc::new).map_err(|e| e.to_string());
     let caches = records.iter().map(|record| (record.name.clone(), open(&record.name))).collect();
-    let mut app = App::new(store.clone(), caches, None, encoder, limits);
+    let mut app = App::new(store.clone(), caches, None, encoder.map(store::embedder), limits);
     app.compact = CompactOptions { automatic: false, threads: 1, ..CompactOptions::default() };
     app
 }

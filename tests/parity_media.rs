@@ -2,11 +2,16 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot read its files has failed")]
 
+#[path = "../fuzz/bodies/media.rs"]
+mod body;
 mod common;
+#[path = "../fuzz/bodies/mutate.rs"]
+mod mutate;
 
 use std::path::{Path, PathBuf};
 
 use common::{Golden, Tally, Tensors, json, parts, read, say, short};
+use rand::SeedableRng;
 use viscache::media::audio::{self, AudioFront, clips};
 use viscache::media::{AudioLimits, Rgb, video};
 
@@ -124,4 +129,73 @@ fn films_become_the_published_views() {
         }
         tally.finish();
     }
+}
+
+/// The fuzzer's target on seeded edits of sound files: every run of the tests tries some thousand.
+#[test]
+fn mutated_files_are_refused_or_prepared() {
+    let speech = include_bytes!("../assets/nano/large_orange_cross.wav");
+    let sound: [(u8, Vec<u8>); 6] = [
+        (0, b"ply\nformat ascii 1.0\nelement vertex 3\nproperty float x\nproperty float y\nproperty float z\n\
+             end_header\n0 0 0\n1 0 0\n0 1 0\n".to_vec()),
+        (0, b"0 0 0\n1 2 3\n4 5 6\n".to_vec()),
+        (1, "1,2,3,4,5,6\n".repeat(12).into_bytes()),
+        (2, viscache::media::npy::write(&[1.0; 12], 4)),
+        (3, viscache::media::npy::write(&[0.5; 12], 4)),
+        (4, speech[..4000].to_vec()),
+    ];
+    let mut random = rand_pcg::Pcg64::seed_from_u64(mutate::seed());
+    for (which, file) in &sound {
+        assert!(body::any(&[&[*which][..], file].concat()), "decoder {which}");
+    }
+    for case in 0..6000 {
+        let (which, file) = &sound[case % sound.len()];
+        body::any(&[&[*which][..], &mutate::mutated(file, &mut random)].concat());
+    }
+}
+
+/// Recordings as they are found: 8 and 16 bits, several rates, and MP3 inside WAV. All are heard.
+#[test]
+fn recordings_as_they_are_found_are_heard() {
+    let Some(tar) = common::data("animal-sounds.tar") else {
+        return say("skipped: recordings as they are found (not here)");
+    };
+    let front = AudioFront::new(BANDS, COLUMNS, AudioLimits::default());
+    let (bytes, mut at, mut heard) = (read(&tar), 0, 0);
+    while let Some(header) = bytes.get(at..at + 512).filter(|header| header[0] != 0) {
+        let name = String::from_utf8_lossy(&header[..100]).trim_end_matches('\0').to_owned();
+        let size = String::from_utf8_lossy(&header[124..135]).trim().to_owned();
+        let size = usize::from_str_radix(size.trim_end_matches('\0'), 8).unwrap();
+        if name.ends_with(".wav") {
+            let made = front.prepare(&bytes[at + 512..][..size]);
+            assert!(made.as_ref().is_ok_and(|made| made.len() == 3 * BANDS * COLUMNS), "{name}: {made:?}");
+            heard += 1;
+        }
+        at += 512 + size.next_multiple_of(512);
+    }
+    assert!(heard > 0, "no recording in {}", short(&tar));
+    say(&format!("{heard} recordings heard"));
+}
+
+/// The awkward files of the collection, each as its manifest says.
+#[test]
+fn awkward_sounds_are_taken_or_refused_as_their_manifest_says() {
+    let Some(folder) = common::data("nasty") else { return say("skipped: awkward sounds (not here)") };
+    let manifest = String::from_utf8(read(&folder.join("manifest.tsv"))).unwrap();
+    let front = AudioFront::new(BANDS, COLUMNS, AudioLimits::default());
+    let reference = front.prepare(&read(&folder.join("audio/reference-16k-s16.wav"))).unwrap();
+    let mut tally = Tally::new("awkward sounds");
+    for line in manifest.lines().filter(|line| line.starts_with("audio/")) {
+        let fields: Vec<&str> = line.split('\t').collect();
+        let made = front.prepare(&read(&folder.join(fields[0])));
+        tally.check(fields[0], made.is_ok() == (fields[2] == "ok"), || format!("{made:?}"));
+        if let (Ok(made), true) = (made, fields[3].starts_with("same sound")) {
+            // Another width or rate leaves a little of its own, mostly where nothing is to be heard.
+            let off: f32 = made.iter().zip(&reference).map(|(a, b)| (a - b).abs()).sum();
+            let mean = off / reference.len() as f32;
+            say(&format!("{}: {mean:.4} from the reference on average", fields[0]));
+            tally.check(fields[0], mean < 0.15, || format!("{mean} from the reference"));
+        }
+    }
+    tally.finish();
 }

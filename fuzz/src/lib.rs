@@ -12,6 +12,7 @@ pub mod kernels;
 #[path = "../../src/types.rs"]
 pub mod types;
 
+#[path = "../../src/media/mod.rs"]
 pub mod media;
 
 #[path = "../../index-builder/src/import/mod.rs"]
@@ -19,5 +20,7 @@ pub mod import;
 
 #[path = "../bodies/import.rs"]
 pub mod import_body;
+#[path = "../bodies/media.rs"]
+pub mod media_body;
 #[path = "../bodies/view.rs"]
 pub mod view_body;

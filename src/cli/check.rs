@@ -68,8 +68,7 @@ pub async fn run(config: &Config, target: &Target, json: bool) -> anyhow::Result
                     Err(problem) => say(format!("cache {name}"), Some(problem.clone()))?,
                 }
             }
-            let model =
-                app.encoder.as_ref().map_or("none: embeddings only".into(), |e| e.origin().model.clone());
+            let model = app.encoder().map_or("none: embeddings only".into(), |e| e.origin().model.clone());
             say(format!("model {model}"), None)?;
         }
     }

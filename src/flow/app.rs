@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::{Error, Sampler, VideoLimits};
+use crate::batch::Embedder;
 use crate::blend::BlendParams;
 use crate::cache::{Cache, CompactOptions};
 use crate::index::{SearchParams, Searcher, TargetRecall};
@@ -71,7 +72,7 @@ pub struct App {
     /// The cache meant when a request names none.
     pub default_cache: Option<CacheName>,
     /// The model, when one is loaded.
-    pub encoder: Option<Encoder>,
+    pub embedder: Option<Embedder>,
     /// Values used where a request leaves one out.
     pub default_blend: BlendParams,
     /// Likewise.
@@ -93,7 +94,7 @@ impl App {
         store: Arc<Store>,
         caches: BTreeMap<CacheName, ServedCache>,
         default_cache: Option<CacheName>,
-        encoder: Option<Encoder>,
+        embedder: Option<Embedder>,
         limits: Limits,
     ) -> Self {
         let only = caches.keys().next().filter(|_| caches.len() == 1).cloned();
@@ -101,7 +102,7 @@ impl App {
             store,
             default_cache: default_cache.or(only),
             caches,
-            encoder,
+            embedder,
             default_blend: BlendParams::default(),
             default_search: SearchParams::default(),
             default_target: None,
@@ -128,6 +129,11 @@ impl App {
         served
             .as_ref()
             .map_err(|problem| Error::CacheUnavailable { name: name.clone(), problem: problem.clone() })
+    }
+
+    /// The loaded model's encoder.
+    pub fn encoder(&self) -> Option<&Encoder> {
+        self.embedder.as_ref().map(Embedder::encoder)
     }
 
     /// Lends a searcher's scratch memory to `work`.

@@ -75,7 +75,9 @@ const CHUNK: usize = 64;
 /// [`Error::NoModel`], [`Error::Deadline`] and [`Error::Cancelled`] for the batch as a whole.
 pub fn embed(app: &App, inputs: &[&MediaInput], call: &Call) -> Result<Vec<Result<Encoded, Error>>, Error> {
     let Some(first) = inputs.first() else { return Ok(Vec::new()) };
-    let encoder = app.encoder.as_ref().ok_or_else(|| Error::NoModel { what: first.modality().article() })?;
+    let embedder =
+        app.embedder.as_ref().ok_or_else(|| Error::NoModel { what: first.modality().article() })?;
+    let (encoder, wait) = (embedder.encoder(), call.wait());
     let mut results = Vec::with_capacity(inputs.len());
     for chunk in inputs.chunks(CHUNK) {
         call.check()?;
@@ -93,7 +95,8 @@ pub fn embed(app: &App, inputs: &[&MediaInput], call: &Call) -> Result<Vec<Resul
                 });
                 (good, outcomes)
             });
-        let mut encoded = encoder.encode(&good).into_iter();
+        // A request that has begun waits for room; a new one is refused where there is none.
+        let mut encoded = embedder.encode(good, &wait, !results.is_empty())?.into_iter();
         for outcome in outcomes {
             results.push(match outcome {
                 Some(error) => Err(error),

@@ -24,7 +24,7 @@ use std::time::Instant;
 
 use crate::index::TargetRecall;
 use crate::types::{CacheName, Embedding, Modality, QueryKind};
-use crate::{blend, cache, media, models};
+use crate::{batch, blend, cache, media, models};
 
 pub use app::{App, Limits, ServedCache};
 pub use change::{Changed, Upsert, compact, delete, upsert};
@@ -99,6 +99,9 @@ pub enum Error {
         /// What went wrong.
         why: String,
     },
+    /// Too much waits for the model.
+    #[error("{0}")]
+    Busy(String),
     /// The model failed.
     #[error(transparent)]
     Model(#[from] models::Error),
@@ -129,6 +132,11 @@ pub struct Call {
 }
 
 impl Call {
+    /// The same, for the model.
+    fn wait(&self) -> batch::Wait {
+        batch::Wait { deadline: self.deadline, cancelled: self.cancelled.clone() }
+    }
+
     /// Asked before every piece of work.
     ///
     /// # Errors
@@ -191,6 +199,17 @@ impl Modality {
             Modality::Thermal => "a thermal picture".into(),
             Modality::Imu => "an IMU measurement".into(),
             Modality::Point => "a point cloud".into(),
+        }
+    }
+}
+
+impl From<batch::Error> for Error {
+    fn from(error: batch::Error) -> Self {
+        match error {
+            batch::Error::Full { .. } => Error::Busy(error.to_string()),
+            batch::Error::Deadline => Error::Deadline,
+            batch::Error::Cancelled => Error::Cancelled,
+            batch::Error::Model(error) => Error::Model(error),
         }
     }
 }

@@ -419,6 +419,36 @@ impl Encoder {
         in_order.collect()
     }
 
+    /// Threads that work on inputs at the same time on the CPU; 0 on a card.
+    pub fn lanes(&self) -> usize {
+        self.lanes.len()
+    }
+
+    /// As [`Encoder::encode`], one input after another on one lane; on a card as there.
+    ///
+    /// * `lane`: below [`Encoder::lanes`].
+    pub fn encode_on(&self, lane: usize, inputs: &[Prepared]) -> Vec<Result<Encoded, Error>> {
+        match self.lanes.get(lane) {
+            Some(lane) => lane.install(|| inputs.iter().map(|input| self.encode_one(input)).collect()),
+            None => self.encode_on_device(inputs),
+        }
+    }
+
+    /// Millions of multiplications that an input costs.
+    pub fn cost(&self, input: &Prepared) -> u64 {
+        let clips = match input.shape[..] {
+            [clips, _, _, _] | [clips, _, _, _, _] => clips as u64,
+            _ => 1,
+        };
+        clips * self.model.cost(input.modality)
+    }
+
+    /// Those of a picture, or of a text where pictures are not known.
+    pub fn picture_cost(&self) -> u64 {
+        let known = [Modality::Image, Modality::Text].into_iter().find(|modality| self.model.has(*modality));
+        known.map_or(1, |modality| self.model.cost(modality)).max(1)
+    }
+
     fn encode_one(&self, input: &Prepared) -> Result<Encoded, Error> {
         let mut encoded = rows(self.encode_stacked(&[input])?)?;
         encoded.pop().unwrap_or_else(|| Err(Error::Config("the model returned no row".into())))

@@ -10,7 +10,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::cache::{failures, micros};
 use super::convert;
 use super::door::{Door, Load};
-use super::proto::{self, admin_service_server::AdminService};
+use super::proto::{self, admin_service_server::AdminService, upsert_item};
 use super::status;
 use super::stream::{Answers, answer_each};
 use crate::flow::{self, App};
@@ -161,6 +161,8 @@ async fn upsert(
     request: proto::UpsertRequest,
 ) -> Result<proto::UpsertResponse, Status> {
     let mut pass = door.enter("viscache.v1.AdminService/Upsert")?;
+    let media = |item: &proto::UpsertItem| matches!(item.content, Some(upsert_item::Content::Media(_)));
+    let load = if request.items.iter().any(media) { Load::Model } else { Load::Heavy };
     let work = move |app: &App, call: &flow::Call| {
         let start = Instant::now();
         let named = if request.vectors.is_some() { "vectors" } else { "items" };
@@ -179,7 +181,7 @@ async fn upsert(
         let sequence = changed.snapshot.delta().sequence;
         Ok(proto::UpsertResponse { results: results.collect(), sequence, timings: Some(timings) })
     };
-    let (mut reply, waited) = door.work(&mut pass, app, metadata, Load::Heavy, work).await?;
+    let (mut reply, waited) = door.work(&mut pass, app, metadata, load, work).await?;
     reply.timings.iter_mut().for_each(|t| t.queue_us = micros(waited));
     pass.count(reply.results.len(), failures(reply.results.iter().map(|r| &r.status)));
     Ok(reply)

@@ -8,7 +8,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::convert;
 use super::door::{Door, Load};
-use super::proto::{self, Dtype, cache_service_server::CacheService};
+use super::proto::{self, Dtype, cache_service_server::CacheService, part};
 use super::status;
 use super::stream::{Answers, answer_each};
 use crate::cache::{Cache, Snapshot};
@@ -63,6 +63,7 @@ impl CacheService for Service {
     ) -> Result<Response<proto::SearchResponse>, Status> {
         let mut pass = self.door.enter("viscache.v1.CacheService/Search")?;
         let (metadata, _, request) = request.into_parts();
+        let load = if any_media(&request.queries) { Load::Model } else { Load::Heavy };
         let work = move |app: &App, call: &flow::Call| {
             let vectors = request.return_vectors.then_some(Dtype::F32);
             let named = if request.vectors.is_some() { "vectors" } else { "queries" };
@@ -94,7 +95,7 @@ impl CacheService for Service {
             let results = results.collect();
             Ok(proto::SearchResponse { results, source: Some(convert::source(&searched.snapshot.0)) })
         };
-        let (mut reply, waited) = self.door.work(&mut pass, &self.app, &metadata, Load::Heavy, work).await?;
+        let (mut reply, waited) = self.door.work(&mut pass, &self.app, &metadata, load, work).await?;
         reply.results.iter_mut().filter_map(|r| r.timings.as_mut()).for_each(|t| t.queue_us = micros(waited));
         pass.count(reply.results.len(), failures(reply.results.iter().map(|r| &r.status)));
         Ok(Response::new(reply))
@@ -184,9 +185,18 @@ const LIGHT_EF: usize = 256;
 /// Upserted rows beyond which scanning them is no longer light: so many take some 100 µs.
 const LIGHT_DELTA: u64 = 16_384;
 
+/// Whether something is to be embedded.
+fn any_media(queries: &[proto::Query]) -> bool {
+    let mut parts = queries.iter().flat_map(|query| &query.parts);
+    parts.any(|part| matches!(part.content, Some(part::Content::Media(_))))
+}
+
 /// What an Enhance asks of its thread. Neighbours in the reply are looked up on the disk; a filter may scan much, and its
 /// first use in an old generation reads every item's record.
 fn load(app: &App, request: &proto::EnhanceRequest) -> Load {
+    if any_media(&request.queries) {
+        return Load::Model;
+    }
     let few = request.queries.is_empty()
         && request.vectors.as_ref().is_some_and(|tensor| match tensor.shape[..] {
             [rows, _] => rows <= LIGHT_QUERIES,
@@ -288,7 +298,7 @@ fn describe(app: &App, cache: &Cache) -> proto::DescribeResponse {
             query_kind: String::new(),
         }),
         limits: Some(convert::limits(&app.limits)),
-        model: app.encoder.as_ref().map(convert::model),
+        model: app.encoder().map(convert::model),
         server_version: env!("CARGO_PKG_VERSION").into(),
         kernels: Kernels::get().name().into(),
         live_items: snapshot.live() as u64,

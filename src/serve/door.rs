@@ -71,8 +71,11 @@ impl Drop for Pass {
 pub(super) enum Load {
     /// A few searches in memory: done on the thread that serves the connection, when a worker is free.
     Light,
-    /// Models, disks, large batches: done on a thread that may block.
+    /// Disks, large batches: done on a thread that may block.
     Heavy,
+    /// Something to embed: such work mostly waits for its turn at the model, so it takes no worker from others. The queue before
+    /// the model bounds it.
+    Model,
 }
 
 /// Raises a call's flag when the future that holds it is dropped: the client has gone.
@@ -150,7 +153,13 @@ impl Door {
         }
         let (app, workers) = (app.clone(), self.workers.clone());
         let run = async move {
-            let worker = workers.acquire_owned().await.map_err(|_| status::of(&flow::Error::Cancelled))?;
+            let worker = match load {
+                Load::Model => None,
+                Load::Light | Load::Heavy => {
+                    let worker = workers.acquire_owned().await;
+                    Some(worker.map_err(|_| status::of(&flow::Error::Cancelled))?)
+                }
+            };
             let waited = arrived.elapsed();
             let done = tokio::task::spawn_blocking(move || {
                 let _worker = worker;

@@ -79,7 +79,7 @@ async fn embed(
         let inputs: Vec<Result<MediaInput, flow::Error>> =
             inputs.map(|(i, media)| convert::media(app, media, &format!("inputs[{i}]"))).collect();
         let good: Vec<&MediaInput> = inputs.iter().flatten().collect();
-        let encoder = app.encoder.as_ref().ok_or_else(|| flow::Error::NoModel { what: "Embed".into() })?;
+        let encoder = app.encoder().ok_or_else(|| flow::Error::NoModel { what: "Embed".into() })?;
         let mut encoded = flow::embed(app, &good, call)?.into_iter();
         let results: Vec<Result<Embedding, flow::Error>> = inputs
             .into_iter()
@@ -97,7 +97,7 @@ async fn embed(
         })
     };
     let (mut reply, waited): (proto::EmbedResponse, Duration) =
-        door.work(&mut pass, app, metadata, Load::Heavy, work).await?;
+        door.work(&mut pass, app, metadata, Load::Model, work).await?;
     reply.timings.iter_mut().for_each(|t| t.queue_us = micros(waited));
     pass.count(reply.results.len(), failures(reply.results.iter().map(|r| &r.status)));
     Ok(reply)

@@ -122,8 +122,7 @@ pub async fn in_process(app: Arc<App>) -> Result<Channel, Error> {
 async fn router(app: Arc<App>) -> Result<(Router, HealthReporter), Error> {
     let door = Arc::new(Door::new(&app.limits));
     let (health, health_service) = tonic_health::server::health_reporter();
-    let embeds =
-        app.encoder.as_ref().is_some_and(|e| e.modalities().iter().any(|m| Modality::ALL.contains(m)));
+    let embeds = app.encoder().is_some_and(|e| e.modalities().iter().any(|m| Modality::ALL.contains(m)));
     for (service, serving) in
         [("", true), (CACHE_SERVICE, true), (ADMIN_SERVICE, true), (EMBED_SERVICE, embeds)]
     {

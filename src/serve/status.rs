@@ -12,7 +12,7 @@
 //! | `READ_ONLY` | FAILED_PRECONDITION | ask a server that was started with `--writable` |
 //! | `MODEL_NOT_LOADED` | FAILED_PRECONDITION | send embeddings, or a server with a model |
 //! | `FFMPEG_MISSING` | FAILED_PRECONDITION | install ffmpeg beside the server, or send frames |
-//! | `TOO_MANY_REQUESTS`, `MEMORY_BUDGET` | RESOURCE_EXHAUSTED | try again after the stated delay; raise the budget |
+//! | `TOO_MANY_REQUESTS`, `MODEL_BUSY`, `MEMORY_BUDGET` | RESOURCE_EXHAUSTED | try again after the stated delay; raise the budget |
 //! | `STORE_LOCKED`, `COMPACTING` | UNAVAILABLE | try again after the stated delay |
 //! | `OVERTAKEN` | ABORTED | another generation was published meanwhile; ask again if it is still wanted |
 //! | `DEADLINE` | DEADLINE_EXCEEDED | allow more time or send less |
@@ -123,6 +123,7 @@ fn classify(error: &flow::Error) -> (Code, &'static str) {
         flow::Error::NoModel { .. } => (Code::FailedPrecondition, "MODEL_NOT_LOADED"),
         flow::Error::Part { source, .. } => classify(source),
         flow::Error::Prepare(_) => (Code::InvalidArgument, "BAD_MEDIA"),
+        flow::Error::Busy(_) => (Code::ResourceExhausted, "MODEL_BUSY"),
         flow::Error::NoFfmpeg { .. } => (Code::FailedPrecondition, "FFMPEG_MISSING"),
         flow::Error::Model(_) => (Code::Internal, "INTERNAL"),
         flow::Error::Cache(error) => classify_cache(error),

@@ -8,6 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use rand::{RngExt, SeedableRng};
+use viscache::batch::{self, Embedder};
 use viscache::cache::{Cache, LoadOptions, NewCache, NewItem, RowsMode, Writer, decode_row, encode_row};
 use viscache::flow::{App, Limits};
 use viscache::index::BuildParams;
@@ -155,6 +156,11 @@ fn put(
     ids.into_iter().zip(made).map(|(ItemId(id), (uri, row))| Item { id, uri, row }).collect()
 }
 
+/// A model that a server can ask.
+pub fn embedder(encoder: Encoder) -> Embedder {
+    Embedder::start(encoder, batch::Options::default()).unwrap()
+}
+
 /// Opens everything in a store as a server would.
 pub fn app(path: &Path, encoder: Option<Encoder>, rows: RowsMode, limits: Limits) -> App {
     let store = Arc::new(Store::open(path, Access::Read).unwrap());
@@ -165,7 +171,7 @@ pub fn app(path: &Path, encoder: Option<Encoder>, rows: RowsMode, limits: Limits
         let cache = Cache::open(&store, &record.name, expected.as_ref(), options);
         (record.name, cache.map(Arc::new).map_err(|e| e.to_string()))
     });
-    App::new(store.clone(), caches.collect(), None, encoder, limits)
+    App::new(store.clone(), caches.collect(), None, encoder.map(embedder), limits)
 }
 
 /// The reference's answer, written down a second time: mix, softmax over the `k` best of all items, prototype, mix.

@@ -327,6 +327,30 @@ impl Config {
         }
     }
 
+    /// Tokens, width and blocks of a tower, if there is such a part.
+    pub(super) fn size(&self, tower: Tower) -> Option<(usize, usize, usize)> {
+        let cut = |side: usize, kernel: usize, stride: usize| (side - kernel) / stride + 1;
+        let plane = |[h, w]: [usize; 2], kernel: usize, stride: usize| {
+            1 + cut(h, kernel, stride) * cut(w, kernel, stride)
+        };
+        if let (Tower::Point, Some(point)) = (tower, &self.point) {
+            return Some((1 + point.num_group, point.trans_dim, point.depth));
+        }
+        let TrunkConfig { width, blocks, .. } = self.trunk(tower)?;
+        let tokens = match tower {
+            Tower::Vision => self.vision.as_ref().map(|c| 1 + c.grid().0 * c.grid().1),
+            Tower::Text => self.text.as_ref().map(|c| c.context_length),
+            Tower::Audio => {
+                self.audio.as_ref().map(|c| plane([c.num_mel_bins, c.target_len], c.kernel, c.stride))
+            }
+            Tower::Depth => self.depth.as_ref().map(|c| plane(c.image_size, c.kernel, c.kernel)),
+            Tower::Thermal => self.thermal.as_ref().map(|c| plane(c.image_size, c.kernel, c.kernel)),
+            Tower::Imu => self.imu.as_ref().map(|c| 1 + c.length / c.kernel),
+            Tower::Point => None,
+        };
+        Some((tokens?, width, blocks))
+    }
+
     /// Names of every tensor that the encoders of `modalities` load or may carry.
     pub(super) fn tensors(&self, modalities: &[Modality]) -> HashSet<String> {
         let mut names = HashSet::new();

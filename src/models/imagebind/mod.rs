@@ -115,6 +115,14 @@ impl ImageBind {
         self.towers.contains_key(&Tower::of(modality))
     }
 
+    /// Millions of multiplications in the trunk for one input, or one clip of it.
+    pub fn cost(&self, modality: Modality) -> u64 {
+        let (tokens, width, blocks) = self.config.size(Tower::of(modality)).unwrap_or((1, 1, 1));
+        // Projections and feed-forward take 12·width² a token, scores and mixing 2·tokens·width.
+        let token = 12 * width * width + 2 * tokens * width;
+        (tokens * token * blocks / 1_000_000).max(1) as u64
+    }
+
     /// Encodes a batch.
     ///
     /// | modality | input |

@@ -1,0 +1,291 @@
+//! Many callers, one model.
+//!
+//! ```text
+//! callers ─► [ queue: a line for each modality, the most urgent first ] ─► workers ─► answers, each to its caller
+//!             full: refused at the door                late or gone: dropped    CPU: a thread a lane, one input at a time
+//!                                                      before the model         card: one thread, batches by cost
+//! ```
+//!
+//! | file | its one idea |
+//! |---|---|
+//! | `queue.rs` | who is next: a pure state machine |
+//! | `worker.rs` | the threads that own the model |
+//!
+//! On the CPU a large batch is no quicker per input, so inputs are worked on one by one, on as many threads as there are lanes,
+//! whoever sent them; then an embedding cannot depend on what else was asked for. On a card, a batch is filled with whatever
+//! waits in one line, up to a cost.
+//!
+//! A caller blocks; the threads that wait cost nothing but their stack.
+
+mod queue;
+mod worker;
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::Sender;
+use queue::Queue;
+
+use crate::models;
+use crate::models::encoder::{Encoded, Encoder, Prepared};
+use crate::types::Modality;
+
+/// How often a caller who waits for room looks at whether it is still wanted.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// Why an input was not embedded.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Too many wait already.
+    #[error(
+        "{waiting} inputs of kind {modality} wait for the model, of at most {capacity}; try again shortly"
+    )]
+    Full {
+        /// Of which kind.
+        modality: Modality,
+        /// How many wait.
+        waiting: usize,
+        /// How many may.
+        capacity: usize,
+    },
+    /// The caller's deadline has passed.
+    #[error("the deadline passed before the model came to it")]
+    Deadline,
+    /// The caller has gone, or the model is shut down.
+    #[error("the caller has gone")]
+    Cancelled,
+    /// The model failed.
+    #[error(transparent)]
+    Model(#[from] models::Error),
+}
+
+/// How long, and whether, a caller waits.
+#[derive(Debug, Clone, Default)]
+pub struct Wait {
+    /// When the answer is no longer wanted.
+    pub deadline: Option<Instant>,
+    /// Set when the caller has gone.
+    pub cancelled: Arc<AtomicBool>,
+}
+
+impl Wait {
+    fn check(&self) -> Result<(), Error> {
+        if self.cancelled.load(Ordering::Relaxed) {
+            return Err(Error::Cancelled);
+        }
+        match self.deadline {
+            Some(deadline) if Instant::now() >= deadline => Err(Error::Deadline),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// What is bounded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Options {
+    /// Inputs of one modality that may wait.
+    pub capacity: usize,
+    /// Pictures' worth of inputs that a card works on at a time.
+    pub batch: u64,
+}
+
+impl Options {
+    /// Default of [`Options::capacity`].
+    pub const DEFAULT_CAPACITY: usize = 1024;
+    /// Default of [`Options::batch`].
+    pub const DEFAULT_BATCH: u64 = 64;
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options { capacity: Self::DEFAULT_CAPACITY, batch: Self::DEFAULT_BATCH }
+    }
+}
+
+/// A model that many may ask. Dropping it ends its threads.
+pub struct Embedder {
+    shared: Arc<Shared>,
+    options: Options,
+}
+
+struct Shared {
+    encoder: Encoder,
+    state: Mutex<State>,
+    /// Something waits, or the end has come.
+    work: Condvar,
+    /// Something was taken.
+    room: Condvar,
+}
+
+struct State {
+    queue: Queue<Job>,
+    closed: bool,
+}
+
+/// One input on its way.
+struct Job {
+    /// Its place among those its caller sent.
+    at: usize,
+    prepared: Prepared,
+    wait: Wait,
+    since: Instant,
+    answer: Sender<(usize, Result<Encoded, Error>)>,
+}
+
+impl Embedder {
+    /// Starts a model's threads.
+    ///
+    /// # Errors
+    /// When the system refuses a thread.
+    pub fn start(encoder: Encoder, options: Options) -> std::io::Result<Self> {
+        let state = Mutex::new(State { queue: Queue::new(options.capacity), closed: false });
+        let shared = Arc::new(Shared { encoder, state, work: Condvar::new(), room: Condvar::new() });
+        let embedder = Embedder { shared, options };
+        worker::start(&embedder.shared, options.batch)?;
+        Ok(embedder)
+    }
+
+    /// The model, for what needs no turn: preparing inputs, saying what it is.
+    pub fn encoder(&self) -> &Encoder {
+        &self.shared.encoder
+    }
+
+    /// Embeds inputs, each with a result of its own, in order. Blocks.
+    ///
+    /// * `admitted`: whether the caller is in already and waits for room; otherwise a full line refuses at once.
+    ///
+    /// # Errors
+    /// [`Error::Full`], and deadline and cancellation while waiting for room; then nothing was begun.
+    pub fn encode(
+        &self,
+        inputs: Vec<Prepared>,
+        wait: &Wait,
+        admitted: bool,
+    ) -> Result<Vec<Result<Encoded, Error>>, Error> {
+        let count = inputs.len();
+        let (answer, answers) = crossbeam_channel::bounded(count.max(1));
+        {
+            let mut state = self.shared.lock();
+            loop {
+                let counts =
+                    Modality::ALL.map(|m| (m, inputs.iter().filter(|input| input.modality == m).count()));
+                let full = counts.into_iter().find(|&(m, n)| n > 0 && !state.queue.has_room(m, n));
+                let Some((modality, _)) = full else { break };
+                if !admitted {
+                    let (waiting, capacity) = (state.queue.len(modality), self.options.capacity);
+                    return Err(Error::Full { modality, waiting, capacity });
+                }
+                wait.check()?;
+                state = self.shared.room.wait_timeout(state, LOOK).unwrap_or_else(PoisonError::into_inner).0;
+            }
+            let since = Instant::now();
+            for (at, prepared) in inputs.into_iter().enumerate() {
+                let (modality, cost) = (prepared.modality, self.shared.encoder.cost(&prepared));
+                let job = Job { at, prepared, wait: wait.clone(), since, answer: answer.clone() };
+                state.queue.push(modality, job, cost, wait.deadline, since);
+            }
+        }
+        drop(answer);
+        self.shared.work.notify_all();
+        let mut results: Vec<Result<Encoded, Error>> = (0..count).map(|_| Err(Error::Cancelled)).collect();
+        // Ends when every job has answered or was dropped.
+        for (at, result) in answers {
+            results[at] = result;
+        }
+        Ok(results)
+    }
+}
+
+impl Drop for Embedder {
+    fn drop(&mut self) {
+        self.shared.lock().closed = true;
+        self.shared.work.notify_all();
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::media::{MediaLimits, Orientation};
+    use crate::models::DeviceKind;
+    use crate::models::encoder::EncoderOptions;
+
+    fn embedder(options: Options, threads: usize) -> Embedder {
+        let encoder = EncoderOptions {
+            weights: None,
+            sizes: None,
+            modalities: None,
+            device: DeviceKind::Cpu,
+            threads,
+            orientation: Orientation::Apply,
+            limits: MediaLimits::default(),
+        };
+        Embedder::start(Encoder::open(&encoder).unwrap(), options).unwrap()
+    }
+
+    fn texts(embedder: &Embedder, count: usize) -> Vec<Prepared> {
+        let one = |i: usize| {
+            embedder.encoder().prepare(Modality::Text, format!("a red circle {i}").as_bytes()).unwrap()
+        };
+        (0..count).map(one).collect()
+    }
+
+    #[test]
+    fn many_callers_get_their_own_answers_bit_for_bit() {
+        let embedder = embedder(Options::default(), 2);
+        let alone: Vec<Encoded> = texts(&embedder, 24)
+            .iter()
+            .map(|input| embedder.encoder().encode(std::slice::from_ref(input)).remove(0).unwrap())
+            .collect();
+        std::thread::scope(|scope| {
+            for caller in 0..8 {
+                let (embedder, alone) = (&embedder, &alone);
+                scope.spawn(move || {
+                    let inputs = texts(embedder, 24).into_iter().skip(3 * caller).take(3).collect();
+                    let got = embedder.encode(inputs, &Wait::default(), false).unwrap();
+                    for (got, expected) in got.into_iter().zip(&alone[3 * caller..]) {
+                        assert_eq!(got.unwrap(), *expected);
+                    }
+                });
+            }
+        });
+    }
+
+    #[test]
+    fn a_full_line_refuses_strangers_and_the_late_are_not_worked_on() {
+        let embedder = embedder(Options { capacity: 4, ..Options::default() }, 1);
+        let inputs = texts(&embedder, 40);
+        std::thread::scope(|scope| {
+            let busy = scope.spawn(|| embedder.encode(inputs.clone(), &Wait::default(), false));
+            while embedder.shared.lock().queue.len(Modality::Text) == 0 && !busy.is_finished() {
+                std::thread::yield_now();
+            }
+            let refused = embedder.encode(inputs.clone(), &Wait::default(), false);
+            if !busy.is_finished() {
+                assert!(matches!(refused, Err(Error::Full { capacity: 4, .. })) || refused.is_ok());
+            }
+            // Whoever is in waits for room.
+            assert!(
+                embedder
+                    .encode(inputs[..2].to_vec(), &Wait::default(), true)
+                    .unwrap()
+                    .iter()
+                    .all(Result::is_ok)
+            );
+            assert!(busy.join().unwrap().unwrap().iter().all(Result::is_ok));
+        });
+        let late = Wait { deadline: Some(Instant::now()), ..Wait::default() };
+        let results = embedder.encode(inputs[..2].to_vec(), &late, false).unwrap();
+        assert!(results.iter().all(|result| matches!(result, Err(Error::Deadline))));
+        let gone = Wait { cancelled: Arc::new(AtomicBool::new(true)), ..Wait::default() };
+        let results = embedder.encode(inputs[..2].to_vec(), &gone, false).unwrap();
+        assert!(results.iter().all(|result| matches!(result, Err(Error::Cancelled))));
+    }
+}

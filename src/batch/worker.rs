@@ -1,0 +1,94 @@
+//! The threads that own the model: on the CPU one for each lane, on a card one.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, PoisonError};
+use std::time::Instant;
+
+use super::queue::Taken;
+use super::{Error, Job, Shared};
+use crate::metrics;
+use crate::models;
+use crate::models::encoder::Prepared;
+
+/// Starts them; each ends when the queue is closed and empty.
+///
+/// # Errors
+/// When the system refuses a thread.
+pub(super) fn start(shared: &Arc<Shared>, batch: u64) -> std::io::Result<()> {
+    // A lane takes one input at a time, whatever it costs.
+    let (threads, most) = match shared.encoder.lanes() {
+        0 => (1, batch * shared.encoder.picture_cost()),
+        lanes => (lanes, 0),
+    };
+    for lane in 0..threads {
+        let shared = shared.clone();
+        let named = std::thread::Builder::new().name(format!("model-{lane}"));
+        named.spawn(move || work(&shared, lane, most))?;
+    }
+    Ok(())
+}
+
+fn work(shared: &Shared, lane: usize, most: u64) {
+    while let Some(Taken { batch, dropped }) = next(shared, most) {
+        for job in dropped {
+            metrics::observe_embed_dropped(job.prepared.modality.word());
+            let error = if job.wait.check().is_err_and(|e| matches!(e, Error::Cancelled)) {
+                Error::Cancelled
+            } else {
+                Error::Deadline
+            };
+            job.answer(Err(error));
+        }
+        let Some(first) = batch.first() else { continue };
+        metrics::observe_batch(first.prepared.modality.word(), batch.len(), first.since.elapsed());
+        let (inputs, jobs): (Vec<Prepared>, Vec<Answer>) = batch
+            .into_iter()
+            .map(|Job { at, prepared, answer, .. }| (prepared, Answer { at, answer }))
+            .unzip();
+        let done = catch_unwind(AssertUnwindSafe(|| shared.encoder.encode_on(lane, &inputs)));
+        let mut done = done.unwrap_or_default().into_iter();
+        for job in jobs {
+            let crashed =
+                || Err(models::Error::Input { received: vec![], why: "encoding it crashed".into() });
+            job.answer(done.next().unwrap_or_else(crashed).map_err(Error::from));
+        }
+    }
+}
+
+/// Waits for the next batch; nothing when the end has come.
+fn next(shared: &Shared, most: u64) -> Option<Taken<Job>> {
+    let mut state = shared.lock();
+    loop {
+        let taken = state.queue.next_batch(Instant::now(), most, |job| {
+            job.wait.cancelled.load(std::sync::atomic::Ordering::Relaxed)
+        });
+        if !taken.batch.is_empty() || !taken.dropped.is_empty() {
+            drop(state);
+            shared.room.notify_all();
+            return Some(taken);
+        }
+        if state.closed {
+            return None;
+        }
+        state = shared.work.wait(state).unwrap_or_else(PoisonError::into_inner);
+    }
+}
+
+/// Where a result goes.
+struct Answer {
+    at: usize,
+    answer: crossbeam_channel::Sender<(usize, Result<crate::models::encoder::Encoded, Error>)>,
+}
+
+impl Answer {
+    /// Nobody may be listening any more.
+    fn answer(self, result: Result<crate::models::encoder::Encoded, Error>) {
+        _ = self.answer.send((self.at, result));
+    }
+}
+
+impl Job {
+    fn answer(self, result: Result<crate::models::encoder::Encoded, Error>) {
+        Answer { at: self.at, answer: self.answer }.answer(result);
+    }
+}
