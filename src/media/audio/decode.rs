@@ -1,12 +1,13 @@
 //! Bytes of a sound file become waveforms.
 //!
 //! WAV of any width (8-bit samples are unsigned, 16 bits are divided by 2¹⁵, 24 by 2²³; floats are taken as they are), FLAC,
-//! MP3 and Ogg Vorbis. MP3 inside a WAV file, which recorders write and few programs read, is unwrapped first.
+//! MP3 and Ogg Vorbis. WAV files of plain numbers are read here: in one go, and with format chunks that are longer than they need to
+//! be, which are found in the wild and which `symphonia` refuses. MP3 inside a WAV file is unwrapped first; everything else is
+//! symphonia's.
 //!
 //! Only two waveforms are kept of a file, however many channels it has: the first channel, which is what the encoder hears, and
 //! the mean of all, which the reference subtracts.
 
-use std::borrow::Cow;
 use std::io::{Cursor, ErrorKind};
 
 use symphonia::core::audio::GenericAudioBufferRef;
@@ -20,8 +21,11 @@ use symphonia::core::meta::MetadataOptions;
 use super::AudioLimits;
 use crate::media::Error;
 
-/// `WAVE_FORMAT_MPEGLAYER3`
+/// Formats of WAV files: `WAVE_FORMAT_PCM`, `_IEEE_FLOAT`, `_MPEGLAYER3`, `_EXTENSIBLE`.
+const PCM: u16 = 1;
+const FLOAT: u16 = 3;
 const MP3_IN_WAV: u16 = 0x55;
+const EXTENSIBLE: u16 = 0xfffe;
 
 /// A sound at the rate of its file.
 #[derive(Debug, Clone, PartialEq)]
@@ -45,8 +49,15 @@ pub fn decode(bytes: &[u8], limits: &AudioLimits) -> Result<Sound, Error> {
     if bytes.len() > limits.max_bytes {
         return Err(Error::TooManyBytes { received: bytes.len(), limit: limits.max_bytes });
     }
-    let (bytes, mut hint) = (unwrapped(bytes), Hint::new());
-    if matches!(bytes, Cow::Owned(_)) || looks_like_mp3(&bytes) {
+    let wav = Wav::read(bytes);
+    if let Some(sound) = wav.and_then(|wav| wav.plain(limits)) {
+        return sound;
+    }
+    let bytes_long = bytes.len() as u64;
+    // Recorders wrap MP3 in WAV, and few programs read that.
+    let mp3 = wav.filter(|wav| wav.tag == MP3_IN_WAV);
+    let (bytes, mut hint) = (mp3.map_or(bytes, |wav| wav.data), Hint::new());
+    if mp3.is_some() || looks_like_mp3(bytes) {
         hint.with_extension("mp3");
     }
     let unreadable = |e: CodecError| Error::NotASound(e.to_string());
@@ -62,9 +73,17 @@ pub fn decode(bytes: &[u8], limits: &AudioLimits) -> Result<Sound, Error> {
     let mut decoder = symphonia::default::get_codecs()
         .make_audio_decoder(codec, &AudioDecoderOptions::default())
         .map_err(unreadable)?;
+    let channels = codec.channels.as_ref().map_or(1, |channels| channels.count());
+    // A sample takes a byte at least, or the header lies.
+    let announced = track.num_frames.unwrap_or(0).min(bytes_long) as usize;
     let track = track.id;
-    let mut sound =
-        Collected { rate: None, channels: 0, left: Vec::new(), mean: Vec::new(), planes: Vec::new() };
+    let mut sound = Collected {
+        rate: None,
+        channels: 0,
+        left: Vec::with_capacity(announced),
+        mean: Vec::with_capacity(if channels > 1 { announced } else { 0 }),
+        planes: Vec::new(),
+    };
     let mut damage = None;
     loop {
         let packet = match format.next_packet() {
@@ -107,12 +126,7 @@ impl Collected {
         if buffer.frames() == 0 {
             return Ok(());
         }
-        if rate == 0 || rate > AudioLimits::MAX_RATE || channels == 0 {
-            let max = AudioLimits::MAX_RATE;
-            return Err(Error::NotASound(format!(
-                "{channels} channels of {rate} Hz; 1 channel and more of 1 to {max} Hz are read"
-            )));
-        }
+        check_format(rate, channels)?;
         match self.rate {
             None => (self.rate, self.channels) = (Some(rate), channels),
             Some(first) if first == rate && self.channels == channels => {}
@@ -146,25 +160,107 @@ impl Collected {
     }
 }
 
-/// The MP3 inside a WAV file, or the bytes as they are.
-fn unwrapped(bytes: &[u8]) -> Cow<'_, [u8]> {
-    let mut format = None;
-    let mut rest = match bytes {
-        [b'R', b'I', b'F', b'F', _, _, _, _, b'W', b'A', b'V', b'E', rest @ ..] => rest,
-        _ => return Cow::Borrowed(bytes),
-    };
-    while let [a, b, c, d, s0, s1, s2, s3, body @ ..] = rest {
-        let length = u32::from_le_bytes([*s0, *s1, *s2, *s3]) as usize;
-        let chunk = &body[..length.min(body.len())];
-        match &[*a, *b, *c, *d] {
-            b"fmt " => format = chunk.first_chunk::<2>().map(|tag| u16::from_le_bytes(*tag)),
-            b"data" if format == Some(MP3_IN_WAV) => return Cow::Owned(chunk.to_vec()),
-            _ => {}
+/// What a WAV file is made of.
+#[derive(Debug, Clone, Copy)]
+struct Wav<'a> {
+    tag: u16,
+    channels: u16,
+    rate: u32,
+    bits: u16,
+    data: &'a [u8],
+}
+
+impl<'a> Wav<'a> {
+    /// The parts of a WAV file whose format comes before its data, as everybody writes them.
+    fn read(bytes: &'a [u8]) -> Option<Self> {
+        let mut rest = bytes.strip_prefix(b"RIFF")?.get(4..)?.strip_prefix(b"WAVE")?;
+        let mut format: Option<&[u8]> = None;
+        loop {
+            let (head, body) = rest.split_at_checked(8)?;
+            let length = u32::from_le_bytes(head[4..].try_into().ok()?) as usize;
+            // A recorder that is switched off, or writes into a pipe, announces more than there is.
+            let chunk = &body[..length.min(body.len())];
+            match &head[..4] {
+                b"fmt " => format = Some(chunk),
+                b"data" => {
+                    let format = format?;
+                    let short =
+                        |at: usize| Some(u16::from_le_bytes(format.get(at..at + 2)?.try_into().ok()?));
+                    let long = u32::from_le_bytes(format.get(4..8)?.try_into().ok()?);
+                    // The extensible form names the real format at the head of its identifier.
+                    let tag = if short(0)? == EXTENSIBLE { short(24)? } else { short(0)? };
+                    return Some(Wav { tag, channels: short(2)?, rate: long, bits: short(14)?, data: chunk });
+                }
+                _ => {}
+            }
+            // Chunks begin at even places.
+            rest = body.get(length.checked_add(length % 2)?..)?;
         }
-        // Chunks begin at even places.
-        rest = body.get(length.saturating_add(length % 2)..).unwrap_or_default();
     }
-    Cow::Borrowed(bytes)
+
+    /// The sound, when its samples are plain numbers; nothing for compressed ones.
+    fn plain(self, limits: &AudioLimits) -> Option<Result<Sound, Error>> {
+        match (self.tag, self.bits) {
+            (PCM, 8) => Some(self.split(limits, |&[v]: &[u8; 1]| (f32::from(v) - 128.0) / 128.0)),
+            (PCM, 16) => Some(self.split(limits, |&v| f32::from(i16::from_le_bytes(v)) / 32768.0)),
+            (PCM, 24) => {
+                let whole = |&[a, b, c]: &[u8; 3]| i32::from_le_bytes([0, a, b, c]) >> 8;
+                Some(self.split(limits, move |v| whole(v) as f32 / 8_388_608.0))
+            }
+            (PCM, 32) => Some(self.split(limits, |&v| i32::from_le_bytes(v) as f32 / 2_147_483_648.0)),
+            (FLOAT, 32) => Some(self.split(limits, |&v| f32::from_le_bytes(v))),
+            (FLOAT, 64) => Some(self.split(limits, |&v| f64::from_le_bytes(v) as f32)),
+            _ => None,
+        }
+    }
+
+    /// First channel, and the mean of all, of samples of `W` bytes.
+    fn split<const W: usize>(
+        self,
+        limits: &AudioLimits,
+        value: impl Fn(&[u8; W]) -> f32,
+    ) -> Result<Sound, Error> {
+        let Wav { channels, rate, data, .. } = self;
+        check_format(rate, channels.into())?;
+        let channels = usize::from(channels);
+        let frames = data.len() / (W * channels);
+        if frames as u64 > u64::from(rate) * u64::from(limits.max_seconds) {
+            return Err(Error::TooLong { what: "sound", limit: limits.max_seconds });
+        }
+        if frames == 0 {
+            return Err(Error::NoSamples);
+        }
+        let samples = &data.as_chunks::<W>().0[..frames * channels];
+        let (left, mean): (Vec<f32>, Option<Vec<f32>>) = match channels {
+            1 => (samples.iter().map(&value).collect(), None),
+            2 => {
+                let pairs = samples.as_chunks::<2>().0;
+                let mean = pairs.iter().map(|[left, right]| (value(left) + value(right)) / 2.0);
+                (pairs.iter().map(|[left, _]| value(left)).collect(), Some(mean.collect()))
+            }
+            _ => {
+                let frames = || samples.chunks_exact(channels);
+                let mean = |frame: &[[u8; W]]| frame.iter().map(&value).sum::<f32>() / channels as f32;
+                (frames().map(|frame| value(&frame[0])).collect(), Some(frames().map(mean).collect()))
+            }
+        };
+        // What is not finite in one channel is not in the mean either.
+        if let Some(at) = mean.as_ref().unwrap_or(&left).iter().position(|sample| !sample.is_finite()) {
+            return Err(Error::DamagedSound(format!("sample {at} is not a finite number")));
+        }
+        Ok(Sound { rate, left, mean })
+    }
+}
+
+/// Rates and channels that are read.
+fn check_format(rate: u32, channels: usize) -> Result<(), Error> {
+    let max = AudioLimits::MAX_RATE;
+    match channels > 0 && (1..=max).contains(&rate) {
+        true => Ok(()),
+        false => Err(Error::NotASound(format!(
+            "{channels} channels of {rate} Hz; 1 channel and more of 1 to {max} Hz are read"
+        ))),
+    }
 }
 
 /// MP3 frames without any header before them, which the probe may take for something else.

@@ -121,13 +121,23 @@ impl AudioFront {
         }
         let clips = clips::sample_ranges(samples, RATE, CLIPS, CLIP_SECONDS);
         let mut left = Heard::new(&resampler, &sound.left, &clips);
-        let mut mean = sound.mean.as_ref().map(|mean| Heard::new(&resampler, mean, &clips));
+        let mut lowered: Vec<(Range<usize>, f64)> = Vec::new();
         let size = self.bands * self.columns;
         let mut spectrograms = vec![0.0; CLIPS * size];
         for (clip, into) in clips.into_iter().zip(spectrograms.chunks_exact_mut(size)) {
-            let level = mean.as_ref().unwrap_or(&left).mean(&clip);
-            left.lower(&clip, level);
-            mean.iter_mut().for_each(|mean| mean.lower(&clip, level));
+            let level = match &sound.mean {
+                None => left.mean(&clip),
+                // Of all channels only the sum is needed, less what earlier clips have taken away of it.
+                Some(mean) => {
+                    let taken = lowered.iter().map(|(other, level)| {
+                        let shared = clip.start.max(other.start)..clip.end.min(other.end);
+                        level * shared.len() as f64
+                    });
+                    (resampler.sum(mean, clip.clone()) - taken.sum::<f64>()) / clip.len() as f64
+                }
+            };
+            lowered.push((clip.clone(), level));
+            left.lower(&clip, level as f32);
             self.filters.write(left.at(&clip), self.columns, into);
         }
         spectrograms.iter_mut().for_each(|v| *v = (*v - MEAN) / STD);
@@ -169,9 +179,9 @@ impl Heard {
         holder.map_or(&[], |(start, samples)| &samples[clip.start - start..clip.end - start])
     }
 
-    fn mean(&self, clip: &Range<usize>) -> f32 {
+    fn mean(&self, clip: &Range<usize>) -> f64 {
         let samples = self.at(clip);
-        (samples.iter().map(|&sample| f64::from(sample)).sum::<f64>() / samples.len() as f64) as f32
+        samples.iter().map(|&sample| f64::from(sample)).sum::<f64>() / samples.len() as f64
     }
 
     fn lower(&mut self, clip: &Range<usize>, level: f32) {
