@@ -1,3 +1,5 @@
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| _ = viscache_fuzz::media_body::any(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| {
+    viscache_fuzz::media_body::any(data);
+});
