@@ -257,6 +257,16 @@ impl Config {
             ("max_image_mib", limits.max_image_mib),
             ("max_image_side", limits.max_image_side as usize),
             ("max_image_pixels", limits.max_image_pixels as usize),
+            ("max_audio_mib", limits.max_audio_mib),
+            ("max_audio_seconds", limits.max_audio_seconds as usize),
+            ("max_video_mib", limits.max_video_mib),
+            ("max_video_seconds", limits.max_video_seconds as usize),
+            ("max_video_pixels", limits.max_video_pixels as usize),
+            ("video_timeout_seconds", limits.video_timeout_seconds as usize),
+            ("max_table_mib", limits.max_table_mib),
+            ("max_points", limits.max_points),
+            ("max_waiting", limits.max_waiting),
+            ("device_batch", limits.device_batch as usize),
         ] {
             if value == 0 || value > 1 << 40 {
                 bail!("limits.{name} is {value}; it must be at least 1");

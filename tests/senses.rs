@@ -281,7 +281,17 @@ async fn ready_inputs_reach_every_encoder_as_they_are() {
         let short = proto::Tensor { shape: vec![6, 3], values: vec![0.0; 18], ..Default::default() };
         let modality = proto::Modality::Imu.into();
         let short = one(media::Kind::ModelInput(proto::ModelInput { modality, tensor: Some(short) }));
-        let reply = answer(&server, vec![short]).await;
-        assert!(bad_media(&reply.results[0]).contains("[6, 3]"));
+        let words = |id: f32| {
+            let tensor = proto::Tensor { shape: vec![77], values: vec![id; 77], ..Default::default() };
+            let modality = proto::Modality::Text.into();
+            one(media::Kind::ModelInput(proto::ModelInput { modality, tensor: Some(tensor) }))
+        };
+        // So thin a spread that nothing finite is left.
+        let file: bytes::Bytes = npy::write(&[1.0; 6], 3).into();
+        let thin = one(media::Kind::Depth(proto::Depth { file, std: Some(1e-45), ..Default::default() }));
+        let reply = answer(&server, vec![short, words(-1.0), words(0.5), words(5e6), thin]).await;
+        for (result, says) in reply.results.iter().zip(["[6, 3]", "-1", "0.5", "5000000", "not finite"]) {
+            assert!(bad_media(result).contains(says), "{result:?}");
+        }
     }
 }

@@ -169,7 +169,7 @@ struct Inputs {
     media: MediaArgs,
     /// Weights of the inputs: pictures first, then texts, sounds and so on, each in the order given. Below 0 an input is taken
     /// away.
-    #[arg(long, value_name = "W,W,…", value_delimiter = ',', allow_negative_numbers = true)]
+    #[arg(long, value_name = "W,W,…", value_delimiter = ',', allow_hyphen_values = true)]
     mix: Vec<f64>,
     /// Ready embeddings, a row each.
     #[arg(long, value_name = "FILE.npy", conflicts_with_all = ["media", "mix"])]

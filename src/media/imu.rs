@@ -21,6 +21,8 @@ use super::{Error, npy};
 pub const AXES: usize = 6;
 /// Seconds that the encoder sees.
 const SECONDS: f64 = 5.0;
+/// Steps a second that are taken.
+const RATES: std::ops::RangeInclusive<f64> = 0.1..=1e6;
 const GRAVITY: f32 = 9.80665;
 
 /// How measurements become the encoder's input.
@@ -41,8 +43,9 @@ impl ImuOptions {
     /// [`Error::Option`].
     pub fn validate(&self) -> Result<(), Error> {
         match self.rate {
-            Some(rate) if !(rate.is_finite() && rate > 0.0) => {
-                Err(Error::Option { name: "rate", why: format!("{rate} is not a finite number above 0") })
+            Some(rate) if !RATES.contains(&rate) => {
+                let (low, high) = (RATES.start(), RATES.end());
+                Err(Error::Option { name: "rate", why: format!("{rate} is not from {low} to {high}") })
             }
             _ => Ok(()),
         }

@@ -177,6 +177,14 @@ pub enum PrepareError {
         /// The shape sent.
         shape: Vec<usize>,
     },
+    /// A token that the vocabulary does not have.
+    #[error("{0} is not the id of a token of this model")]
+    TokenId(f32),
+    /// Numbers or settings so large that nothing finite becomes of them.
+    #[error(
+        "what becomes of this {0} is not finite: its numbers, or the settings it comes with, are too large"
+    )]
+    NotFinite(Modality),
     /// A modality that was not loaded.
     #[error("this model was loaded without {0}")]
     NotLoaded(Modality),
@@ -293,6 +301,16 @@ impl Encoder {
     /// # Errors
     /// [`PrepareError`].
     pub fn prepare_media(&self, media: &Media<'_>) -> Result<Prepared, PrepareError> {
+        let prepared = self.prepare_unchecked(media)?;
+        match &prepared.values {
+            Values::Float(values) if values.iter().any(|value| !value.is_finite()) => {
+                Err(PrepareError::NotFinite(prepared.modality))
+            }
+            _ => Ok(prepared),
+        }
+    }
+
+    fn prepare_unchecked(&self, media: &Media<'_>) -> Result<Prepared, PrepareError> {
         let (modality, sizes, side) = (media.modality(), self.model.config(), self.images.side);
         self.expects(modality)?;
         let missing = || PrepareError::NotLoaded(modality);
@@ -346,6 +364,12 @@ impl Encoder {
                 }
                 match modality {
                     Modality::Text => {
+                        let vocabulary = sizes.text.as_ref().ok_or_else(missing)?.vocab_size as f32;
+                        if let Some(&id) =
+                            values.iter().find(|&&id| id.fract() != 0.0 || !(0.0..vocabulary).contains(&id))
+                        {
+                            return Err(PrepareError::TokenId(id));
+                        }
                         let ids = values.iter().map(|&id| id as u32).collect();
                         Prepared { modality, shape: shape.to_vec(), values: Values::Ids(ids), start: 0 }
                     }
@@ -359,16 +383,15 @@ impl Encoder {
     fn takes(&self, modality: Modality, shape: &[usize]) -> bool {
         let (sizes, side) = (self.model.config(), self.images.side);
         let plane = |height: usize, width: usize| match *shape {
-            [1, h, w] | [_, 1, h, w] => (h, w) == (height, width),
+            [1, h, w] | [1..=MAX_CLIPS, 1, h, w] => (h, w) == (height, width),
             _ => false,
         };
-        let clips =
-            shape.iter().all(|&axis| axis > 0) && shape.first().is_some_and(|&clips| clips <= MAX_CLIPS);
-        clips
+        let some = shape.iter().all(|&axis| axis > 0);
+        some
             && match modality {
                 Modality::Image => shape == [3, side, side],
                 Modality::Video => {
-                    matches!(*shape, [_, 3, 1..=3, h, w] if (h, w) == (side, side))
+                    matches!(*shape, [1..=MAX_CLIPS, 3, 1..=3, h, w] if (h, w) == (side, side))
                 }
                 Modality::Text => sizes.text.as_ref().is_some_and(|text| shape == [text.context_length]),
                 Modality::Audio => {

@@ -34,7 +34,7 @@ use prost::Message;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, FieldViolation, StatusExt, pb};
 
-use crate::{blend, cache, flow, index, store};
+use crate::{blend, cache, flow, index, models, store};
 
 const DOMAIN: &str = "viscache";
 /// When a refused request may come back.
@@ -125,6 +125,8 @@ fn classify(error: &flow::Error) -> (Code, &'static str) {
         flow::Error::Prepare(_) => (Code::InvalidArgument, "BAD_MEDIA"),
         flow::Error::Busy(_) => (Code::ResourceExhausted, "MODEL_BUSY"),
         flow::Error::NoFfmpeg { .. } => (Code::FailedPrecondition, "FFMPEG_MISSING"),
+        // From finite input, nothing finite: the input is absurd, or the weights are.
+        flow::Error::Model(models::Error::Output(_)) => (Code::InvalidArgument, "BAD_MEDIA"),
         flow::Error::Model(_) => (Code::Internal, "INTERNAL"),
         flow::Error::Cache(error) => classify_cache(error),
         flow::Error::NoMatch => (Code::NotFound, "NO_MATCH"),
