@@ -43,6 +43,7 @@ fn main() {
         sizes: None,
         modalities: Some(vec![Modality::Image]),
         device: DeviceKind::Cpu,
+        dtype: None,
         threads: common::cores(),
         orientation: Orientation::Apply,
         limits: MediaLimits::default(),

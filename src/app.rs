@@ -127,6 +127,7 @@ fn encoder_options(config: &Config, source: &ModelSource) -> EncoderOptions {
         sizes: config.sizes.clone().or_else(|| source.sizes.clone()),
         modalities: None,
         device: config.device,
+        dtype: config.encoder_dtype,
         threads: config.threads(),
         orientation: config.orientation.unwrap_or(source.orientation),
         limits: config.limits().media,

@@ -17,7 +17,7 @@ use viscache::flow::{Limits, SamplingOptions, VideoLimits};
 use viscache::index::{SearchParams, TargetRecall};
 use viscache::media::{self, AudioLimits, MediaLimits, Orientation, PointLimits};
 use viscache::models::DeviceKind;
-use viscache::types::CacheName;
+use viscache::types::{CacheName, EncoderDtype};
 
 /// The file that is read when it is there and no other is named.
 const DEFAULT_FILE: &str = "viscache.toml";
@@ -46,8 +46,11 @@ pub struct Config {
     /// EXIF orientation of pictures: `apply` or `reference` (ignored, as the published loader does). Without it, as the
     /// cache was made.
     pub orientation: Option<Orientation>,
-    /// Where the model runs: `cpu`, `cuda` (bf16) or `cuda-f32`.
+    /// Where the model runs: `cpu` or `cuda`.
     pub device: DeviceKind,
+    /// Numbers of the encoders: `f32`, `bf16` (a card's own) or `q8_0` (8 bits, on the CPU). Without it, the device's own:
+    /// f32 on the CPU.
+    pub encoder_dtype: Option<EncoderDtype>,
     /// Inputs embedded at the same time on the CPU; 0 means one per core.
     pub threads: usize,
     /// Where stored rows are kept: `auto`, `ram` or `disk`.
@@ -161,6 +164,7 @@ impl Default for Config {
             sizes: None,
             orientation: None,
             device: DeviceKind::Cpu,
+            encoder_dtype: None,
             threads: 0,
             rows: RowsMode::Auto,
             memory_budget_mib: 8192,

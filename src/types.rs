@@ -39,6 +39,9 @@ pub enum Error {
         /// What was given.
         name: String,
     },
+    /// A word that names no numbers of an encoder.
+    #[error("`{0}` is none of f32, bf16, q8_0")]
+    EncoderDtype(String),
     /// A fingerprint that is not 64 hexadecimal digits.
     #[error("`{0}` is not a fingerprint (64 hexadecimal digits)")]
     Fingerprint(String),
@@ -390,8 +393,59 @@ impl From<Fingerprint> for String {
     }
 }
 
+/// Numbers that an encoder's weights are held in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EncoderDtype {
+    /// 32 bits, as published.
+    F32,
+    /// 16 bits, on a card.
+    Bf16,
+    /// 8 bits and a scale for each 32 weights, on the CPU.
+    Q8_0,
+}
+
+impl EncoderDtype {
+    /// Its name.
+    pub fn word(self) -> &'static str {
+        match self {
+            EncoderDtype::F32 => "f32",
+            EncoderDtype::Bf16 => "bf16",
+            EncoderDtype::Q8_0 => "q8_0",
+        }
+    }
+}
+
+impl std::str::FromStr for EncoderDtype {
+    type Err = Error;
+
+    fn from_str(word: &str) -> Result<Self, Error> {
+        [EncoderDtype::F32, EncoderDtype::Bf16, EncoderDtype::Q8_0]
+            .into_iter()
+            .find(|dtype| dtype.word() == word)
+            .ok_or_else(|| Error::EncoderDtype(word.into()))
+    }
+}
+
+impl fmt::Display for EncoderDtype {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.word())
+    }
+}
+
+/// How near the embeddings of coarser numbers come to those of f32, on some of a cache's own pictures.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Agreement {
+    /// Mean cosine.
+    pub mean: f32,
+    /// Least cosine.
+    pub min: f32,
+    /// Pictures compared.
+    pub pictures: u32,
+}
+
 /// What made the embeddings of a cache. A query only fits a cache of the same origin.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Origin {
     /// A name for people: `nano`, `imagebind_huge`, or what an import was told.
     pub model: String,
@@ -399,9 +453,26 @@ pub struct Origin {
     pub weights: Option<Fingerprint>,
     /// Digest of the preprocessing rules, orientation included; `None` likewise.
     pub preprocessing: Option<Fingerprint>,
+    /// Numbers of the encoder; `None` likewise. Queries fit whatever the numbers, for the weights are the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub encoder_dtype: Option<EncoderDtype>,
+    /// What those numbers cost, where it was measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agreement: Option<Agreement>,
 }
 
 impl Origin {
+    /// Of a model of which nothing but a name is known.
+    pub fn of(model: impl Into<String>) -> Self {
+        Origin {
+            model: model.into(),
+            weights: None,
+            preprocessing: None,
+            encoder_dtype: None,
+            agreement: None,
+        }
+    }
+
     /// Says in words how two origins differ, or `None` when embeddings of the one fit the other.
     ///
     /// An unknown fingerprint fits everything: imported embeddings carry none unless the user states one.
@@ -462,8 +533,9 @@ mod tests {
             model: "m".into(),
             weights: Some(Fingerprint::of(w)),
             preprocessing: Some(Fingerprint::of(p)),
+            ..Origin::of("")
         };
-        let unknown = Origin { model: "import".into(), weights: None, preprocessing: None };
+        let unknown = Origin::of("import");
         assert_eq!(known(b"a", b"b").difference(&known(b"a", b"b")), None);
         assert_eq!(known(b"a", b"b").difference(&unknown), None);
         assert!(known(b"a", b"b").difference(&known(b"x", b"b")).unwrap().contains("weights"));

@@ -101,7 +101,7 @@ fn name() -> CacheName {
 
 fn make(path: &Path) {
     let store = Store::open(path, Access::Write).unwrap();
-    let origin = Origin { model: "test".into(), weights: None, preprocessing: None };
+    let origin = Origin::of("test");
     let new = NewCache { dim: DIM, rows: RowType::F32, origin, model: None };
     let mut writer = Writer::open(&store, &name(), &new).unwrap();
     writer.put((0..20).map(|id| item(id, 0)).collect(), |_, _, _| {}).unwrap();

@@ -71,7 +71,7 @@ fn name() -> CacheName {
 fn large(codes: CodeKind) -> (TempDir, Clusters) {
     let folder = TempDir::new().unwrap();
     let store = Store::open(folder.path(), Access::Write).unwrap();
-    let origin = Origin { model: "test".into(), weights: None, preprocessing: None };
+    let origin = Origin::of("test");
     let new = NewCache { dim: DIM, rows: RowType::F32, origin, model: None };
     let mut writer = Writer::open(&store, &name(), &new).unwrap();
     let mut clusters = Clusters::new();

@@ -769,7 +769,7 @@ async fn caches_are_listed_and_calls_counted() {
 }
 
 fn import() -> NewCache {
-    let origin = Origin { model: "import".into(), weights: None, preprocessing: None };
+    let origin = Origin::of("import");
     NewCache { dim: ROWS_DIM, rows: RowType::F16, origin, model: None }
 }
 

@@ -71,6 +71,7 @@ fn child() {
         sizes: None,
         modalities: Some(vec![Modality::Image]),
         device: DeviceKind::Cpu,
+        dtype: None,
         threads: 1,
         orientation: Orientation::Apply,
         limits: MediaLimits::default(),

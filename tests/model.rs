@@ -127,7 +127,7 @@ impl World {
     fn new(setting: Setting) -> Self {
         let folder = TempDir::new().unwrap();
         let store = Store::open(folder.path(), Access::Write).unwrap();
-        let origin = Origin { model: "test".into(), weights: None, preprocessing: None };
+        let origin = Origin::of("test");
         let new = NewCache { dim: DIM, rows: setting.rows, origin, model: None };
         let mut writer = Writer::open(&store, &name(), &new).unwrap();
         writer.put((0..12).map(|i| item(None, i)).collect(), |_, _, _| {}).unwrap();

@@ -18,7 +18,7 @@ use viscache::media::{ImageOptions, Limits, MediaLimits, Orientation, image};
 use viscache::models::encoder::{Encoder, EncoderOptions};
 use viscache::models::imagebind::{Config, Encoded, ImageBind, ignore};
 use viscache::models::weights::Weights;
-use viscache::models::{DeviceKind, Error};
+use viscache::models::{DeviceKind, Error, Placement};
 use viscache::text::ClipTokenizer;
 use viscache::types::Modality;
 
@@ -52,7 +52,7 @@ impl Folder {
 
     fn load(&self, weights: &Path) -> ImageBind {
         let weights = Weights::open(weights).unwrap();
-        ImageBind::load(&weights, &self.config, &self.modalities, &Device::Cpu, DType::F32).unwrap()
+        ImageBind::load(&weights, &self.config, &self.modalities, &Placement::cpu()).unwrap()
     }
 
     fn file(&self, name: &str) -> Option<Tensors> {
@@ -325,6 +325,7 @@ fn options(folder: &Folder, weights: &Path, modalities: Vec<Modality>) -> Encode
         sizes: Some(folder.path.join("config.json")),
         modalities: Some(modalities),
         device: DeviceKind::Cpu,
+        dtype: None,
         threads: 1,
         orientation: Orientation::Reference,
         limits: MediaLimits::default(),

@@ -29,6 +29,7 @@ fn encoder() -> Encoder {
         sizes: None,
         modalities: None,
         device: DeviceKind::Cpu,
+        dtype: None,
         threads: 2,
         orientation: Orientation::Reference,
         limits: MediaLimits::default(),

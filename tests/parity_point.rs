@@ -6,8 +6,9 @@ mod common;
 
 use std::collections::BTreeMap;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 use common::{Limit, Tally, Tensors, parts, read, say, short};
+use viscache::models::Placement;
 use viscache::models::imagebind::{Config, ImageBind};
 use viscache::models::weights::Weights;
 use viscache::types::Modality;
@@ -29,7 +30,7 @@ fn every_stored_tensor_of_the_point_clouds_is_reproduced() {
         let config = serde_json::json!({ "out_embed_dim": sizes["out_embed_dim"], "point": sizes });
         let config = Config::from_json(&config.to_string()).unwrap();
         let weights = Weights::open(&folder.join("point.safetensors")).unwrap();
-        let model = ImageBind::load(&weights, &config, &[Modality::Point], &Device::Cpu, DType::F32).unwrap();
+        let model = ImageBind::load(&weights, &config, &[Modality::Point], &Placement::cpu()).unwrap();
         let case = Tensors::open(&folder.join("case.safetensors"));
         let input = case.get("input");
         let clouds = Tensor::from_slice(input.floats(), input.shape.as_slice(), &Device::Cpu).unwrap();

@@ -82,7 +82,7 @@ impl World {
     /// Makes the cache and gives what lives in it, as it is stored.
     fn make(&self, store: &Arc<Store>) -> (Cache, BTreeMap<u64, Vec<f32>>) {
         let name = CacheName::new("world").unwrap();
-        let origin = Origin { model: "test".into(), weights: None, preprocessing: None };
+        let origin = Origin::of("test");
         let new = NewCache { dim: self.queries[0].len(), rows: self.rows, origin, model: None };
         let mut writer = Writer::open(store, &name, &new).unwrap();
         writer.put(self.indexed.iter().map(|(&id, row)| item(id, row)).collect(), |_, _, _| {}).unwrap();

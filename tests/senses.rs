@@ -241,6 +241,7 @@ async fn ready_inputs_reach_every_encoder_as_they_are() {
             sizes: Some(folder.join("config.json")),
             modalities: None,
             device: DeviceKind::Cpu,
+            dtype: None,
             threads: 2,
             orientation: Orientation::Apply,
             limits: MediaLimits::default(),

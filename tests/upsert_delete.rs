@@ -112,7 +112,7 @@ impl World {
     fn new(mode: RowsMode, kind: RowType) -> Self {
         let folder = TempDir::new().unwrap();
         let store = Store::open(folder.path(), Access::Write).unwrap();
-        let origin = Origin { model: "test".into(), weights: None, preprocessing: None };
+        let origin = Origin::of("test");
         let new = NewCache { dim: DIM, rows: kind, origin, model: None };
         let mut writer = Writer::open(&store, &name(), &new).unwrap();
         writer.put((0..FIRST).map(|i| item(None, 1000 + i)).collect(), |_, _, _| {}).unwrap();

@@ -29,7 +29,7 @@ fn row(number: u64) -> Vec<f32> {
 
 fn make(path: &Path, rows: RowType) -> Arc<Store> {
     let store = Store::open(path, Access::Write).unwrap();
-    let origin = Origin { model: "test".into(), weights: None, preprocessing: None };
+    let origin = Origin::of("test");
     let mut writer =
         Writer::open(&store, &name(), &NewCache { dim: DIM, rows, origin, model: None }).unwrap();
     let item = |i: u64| {

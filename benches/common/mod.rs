@@ -175,7 +175,7 @@ pub fn make_tagged_cache(
     use viscache::types::{Embedding, Fingerprint, Origin};
 
     let store = Store::open(folder, Access::Write).expect("a store can be made");
-    let origin = Origin { model: "bench".into(), weights: None, preprocessing: None };
+    let origin = Origin::of("bench");
     let new = NewCache { dim, rows: RowType::F32, origin, model: None };
     let mut writer = Writer::open(&store, name, &new).expect("a cache can be made");
     for (start, rows) in chunks(items, dim) {

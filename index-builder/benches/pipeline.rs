@@ -52,6 +52,7 @@ fn main() {
         sizes: None,
         modalities: Some(vec![Modality::Image]),
         device: DeviceKind::Cpu,
+        dtype: None,
         threads: cores(),
         orientation: Orientation::Apply,
         limits: MediaLimits::default(),

@@ -13,18 +13,18 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde_json::json;
 use viscache::cache::{NewCache, QuerySample, RECALL_SAMPLE, Writer};
 use viscache::index::{BuildParams, CodeKind};
-use viscache::media::{Limits, MediaLimits, Orientation};
+use viscache::media::Limits;
 use viscache::models::DeviceKind;
-use viscache::models::encoder::{Encoder, EncoderOptions};
-use viscache::store::{Access, CacheId, GenerationRecord, ModelSource, RowType, Store};
-use viscache::types::{CacheName, Modality, Origin};
+use viscache::store::{Access, CacheId, GenerationRecord, RowType, Store};
+use viscache::types::{Agreement, CacheName, EncoderDtype, Origin};
 
 use crate::import::Import;
 use crate::ledger::Standing;
+use crate::model::ModelArgs;
 use crate::pipeline::{Options, Outcomes};
 use crate::plan::{Facts, Plan};
 use crate::report::Report;
-use crate::{discover, import, index, ledger, pipeline, plan, scenes, verify};
+use crate::{discover, import, index, ledger, model, pipeline, plan, scenes, verify};
 
 /// Exit code of a command that failed.
 pub const FAILED: u8 = 1;
@@ -148,20 +148,6 @@ enum RowTypeArg {
     F16,
 }
 
-/// Which model.
-#[derive(Args)]
-struct ModelArgs {
-    /// Checkpoint (safetensors or .pth); without it, the built-in nano model.
-    #[arg(long, value_name = "FILE")]
-    weights: Option<PathBuf>,
-    /// Sizes of the checkpoint as JSON, when it is not `imagebind_huge`.
-    #[arg(long, value_name = "FILE", requires = "weights")]
-    sizes: Option<PathBuf>,
-    /// EXIF orientation: `apply`, or `reference` to ignore it as the published loader does.
-    #[arg(long, value_name = "RULE", default_value = "apply")]
-    orientation: Orientation,
-}
-
 #[derive(Args)]
 struct BuildArgs {
     #[command(flatten)]
@@ -174,9 +160,13 @@ struct BuildArgs {
     lists: Vec<PathBuf>,
     #[command(flatten)]
     model: ModelArgs,
-    /// Where the model runs: cpu, cuda (bf16) or cuda-f32.
+    /// Where the model runs: cpu or cuda.
     #[arg(long, default_value = "cpu")]
     device: DeviceKind,
+    /// Numbers of the encoder: f32, bf16 (on a card) or q8_0 (8 bits, on the CPU). Without it, the device's own. What
+    /// coarser ones cost is measured on pictures of the build and kept with the cache.
+    #[arg(long, value_name = "TYPE")]
+    encoder_dtype: Option<EncoderDtype>,
     /// Pictures embedded together.
     #[arg(long, value_name = "N", default_value_t = 64)]
     batch: usize,
@@ -297,8 +287,8 @@ fn build(args: BuildArgs) -> anyhow::Result<ExitCode> {
         max_pixels: args.max_image_pixels,
         ..Limits::default()
     };
-    let source = model_source(&args.model)?;
-    let encoder = open_model(&source, args.device, threads, limits)?;
+    let source = args.model.source()?;
+    let encoder = model::open(&source, (args.device, args.encoder_dtype), threads, limits)?;
 
     let dry = args.run.dry_run;
     let store = open_store(&args.place.store, dry)?;
@@ -317,7 +307,7 @@ fn build(args: BuildArgs) -> anyhow::Result<ExitCode> {
         pending: standing.pending,
         dim: encoder.dim(),
         row_component: args.run.row_type.row_type().bytes(),
-        model_bytes: model_bytes(&source),
+        model_bytes: model::bytes(&source, args.encoder_dtype),
         in_flight: (in_flight * 3 * side * side * 4) as u64
             + threads as u64 * (limits.max_bytes as u64 + (64 << 20)),
         build: &params,
@@ -332,10 +322,22 @@ fn build(args: BuildArgs) -> anyhow::Result<ExitCode> {
     // Said now, not after the last picture.
     sample_queries(&args.run.graph, encoder.dim())?;
     let store = store.context("a store is open unless this is a dry run")?;
+    let agreement = match cache {
+        None => model::compare_with_f32(&encoder, &source, threads, &units)?,
+        Some(_) => None, // it was measured when the cache was made
+    };
+    if let (Some(dtype), Some(cost)) = (encoder.origin().encoder_dtype, agreement) {
+        say(&args.run, || {
+            let Agreement { mean, min, pictures } = cost;
+            format!(
+                "{dtype} against f32 on {pictures} pictures: cosine {mean:.5} in the mean, {min:.5} at least"
+            )
+        });
+    }
     let new = NewCache {
         dim: encoder.dim(),
         rows: args.run.row_type.row_type(),
-        origin: encoder.origin().clone(),
+        origin: Origin { agreement, ..encoder.origin().clone() },
         model: Some(source),
     };
     let mut writer = Writer::open(&store, &args.place.cache, &new)?;
@@ -364,7 +366,7 @@ fn import(args: ImportArgs) -> anyhow::Result<ExitCode> {
         metadata: args.metadata,
     };
     let import: Import = import::open(&args.vectors, &options)?;
-    let (origin, model) = stated_origin(args.nano, &args.model, threads, import.dim)?;
+    let (origin, model) = model::stated(args.nano, &args.model, threads, import.dim)?;
     let store = open_store(&args.place.store, args.run.dry_run)?;
     let stored = stored_items(store.as_ref(), &args.place.cache)?;
     let standing = Standing { pending: import.rows, ..Standing::default() };
@@ -620,57 +622,6 @@ fn cache_id(store: Option<&Store>, name: &CacheName) -> anyhow::Result<Option<Ca
 fn stored_items(store: Option<&Store>, name: &CacheName) -> anyhow::Result<u64> {
     let caches = store.map(Store::caches).transpose()?.unwrap_or_default();
     Ok(caches.into_iter().find(|record| &record.name == name).map_or(0, |record| record.items))
-}
-
-/// Where the model is, with absolute paths: a server will look for it from another folder.
-fn model_source(args: &ModelArgs) -> anyhow::Result<ModelSource> {
-    let absolute = |path: &PathBuf| std::path::absolute(path).with_context(|| format!("{}", path.display()));
-    Ok(ModelSource {
-        weights: args.weights.as_ref().map(absolute).transpose()?,
-        sizes: args.sizes.as_ref().map(absolute).transpose()?,
-        orientation: args.orientation,
-    })
-}
-
-fn open_model(
-    source: &ModelSource,
-    device: DeviceKind,
-    threads: usize,
-    limits: Limits,
-) -> anyhow::Result<Encoder> {
-    let options = EncoderOptions {
-        weights: source.weights.clone(),
-        sizes: source.sizes.clone(),
-        modalities: Some(vec![Modality::Image]),
-        device,
-        threads,
-        orientation: source.orientation,
-        limits: MediaLimits { image: limits, ..MediaLimits::default() },
-    };
-    Encoder::open(&options).context("the model cannot be loaded")
-}
-
-/// What an import's user says made the embeddings.
-fn stated_origin(
-    nano: bool,
-    args: &ModelArgs,
-    threads: usize,
-    dim: usize,
-) -> anyhow::Result<(Origin, Option<ModelSource>)> {
-    if !nano && args.weights.is_none() {
-        return Ok((Origin { model: "unknown (imported)".into(), weights: None, preprocessing: None }, None));
-    }
-    let source = model_source(args)?;
-    let encoder = open_model(&source, DeviceKind::Cpu, threads, Limits::default())?;
-    if encoder.dim() != dim {
-        bail!("the stated model makes embeddings of {} components, these have {dim}", encoder.dim());
-    }
-    Ok((encoder.origin().clone(), Some(source)))
-}
-
-fn model_bytes(source: &ModelSource) -> u64 {
-    let file = source.weights.as_ref().and_then(|path| std::fs::metadata(path).ok());
-    file.map_or(16 << 20, |about| about.len())
 }
 
 fn build_params(graph: &Graph, threads: usize) -> anyhow::Result<BuildParams> {

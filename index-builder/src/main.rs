@@ -12,6 +12,7 @@ mod discover;
 mod import;
 mod index;
 mod ledger;
+mod model;
 mod pipeline;
 mod plan;
 mod progress;

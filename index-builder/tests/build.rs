@@ -433,6 +433,29 @@ fn a_sample_of_queries_repairs_the_graph_and_measures_it() {
 }
 
 #[test]
+fn coarser_numbers_are_measured_and_not_mixed_with_others() {
+    let bench = Bench::new();
+    let folder = bench.path("in");
+    draw(&folder, 0, 24);
+    let said = bench.run("build --cache eight --encoder-dtype q8_0 --images", &[&folder]).expect(0);
+    assert!(said.out.contains("q8_0 against f32 on 16 pictures"), "{}", said.out);
+    let origin = bench.report()["cache"]["origin"].clone();
+    assert_eq!(origin["encoder_dtype"], "q8_0");
+    let mean = origin["agreement"]["mean"].as_f64().unwrap();
+    assert!((0.995..1.0).contains(&mean), "{mean}");
+    assert_eq!(origin["agreement"]["pictures"], 16);
+    // Rows of other numbers do not join it; f32 rows have no figure.
+    let refused = bench.run("build --cache eight --images", &[&folder]).expect(1);
+    assert!(refused.err.contains("q8_0") && refused.err.contains("f32"), "{}", refused.err);
+    bench.run("build --cache full --images", &[&folder]).expect(0);
+    assert_eq!(bench.report()["cache"]["origin"]["encoder_dtype"], "f32");
+    assert!(bench.report()["cache"]["origin"].get("agreement").is_none());
+    let refused = bench.run("build --cache b --encoder-dtype bf16 --images", &[&folder]).expect(1);
+    assert!(refused.err.contains("use f32 or q8_0"), "{}", refused.err);
+    bench.assert_sound();
+}
+
+#[test]
 fn a_cache_takes_only_what_was_made_alike() {
     let bench = Bench::new();
     let (folder, more) = (bench.path("in"), bench.path("more"));

@@ -189,7 +189,7 @@ fn many_rows() -> (Bench, Vec<Vec<f32>>) {
         .collect();
     let bench = Bench::new();
     let store = Store::open(&bench.store, Access::Write).unwrap();
-    let origin = Origin { model: "test".into(), weights: None, preprocessing: None };
+    let origin = Origin::of("test");
     let new = NewCache { dim: DIM, rows: RowType::F32, origin, model: None };
     let mut writer = Writer::open(&store, &name("a"), &new).unwrap();
     let items = rows.iter().enumerate().map(|(i, row)| {
@@ -315,7 +315,7 @@ fn a_cut_log_loses_only_its_end() {
     for _ in 0..10 {
         let bench = Bench::new();
         let store = Store::open(&bench.store, Access::Write).unwrap();
-        let origin = Origin { model: "test".into(), weights: None, preprocessing: None };
+        let origin = Origin::of("test");
         let new = NewCache { dim: 4, rows: RowType::F32, origin, model: None };
         let mut writer = Writer::open(&store, &name("a"), &new).unwrap();
         for i in 0..20u8 {

@@ -6,7 +6,7 @@ mod kernels;
 #[path = "../../src/kernels/twins.rs"]
 mod twins;
 
-use kernels::{Kernels, PLANES};
+use kernels::{Kernels, PLANES, q8};
 
 /// Cases, unless told otherwise.
 const CASES: u64 = 3000;

@@ -223,6 +223,7 @@ mod tests {
             sizes: None,
             modalities: None,
             device: DeviceKind::Cpu,
+            dtype: None,
             threads,
             orientation: Orientation::Apply,
             limits: MediaLimits::default(),

@@ -101,7 +101,8 @@ impl<'a> Writer<'a> {
     /// Opens a cache for writing, or makes it.
     ///
     /// # Errors
-    /// [`Error::Dimension`] and [`Error::Origin`] when the cache exists and was made otherwise.
+    /// [`Error::Dimension`] and [`Error::Origin`] when the cache exists and was made otherwise. Here, unlike for queries,
+    /// the numbers of the encoder count: what a cache says of itself is to hold for all of its rows.
     pub fn open(store: &'a Store, name: &CacheName, new: &NewCache) -> Result<Self, Error> {
         let existing = store.caches()?.into_iter().find(|record| &record.name == name);
         let record = match existing {
@@ -110,7 +111,14 @@ impl<'a> Writer<'a> {
                     let (expected, received) = (record.dim, new.dim);
                     return Err(Error::Dimension { cache: name.clone(), expected, received });
                 }
-                if let Some(difference) = record.origin.difference(&new.origin) {
+                let (ours, theirs) = (record.origin.encoder_dtype, new.origin.encoder_dtype);
+                let numbers =
+                    ours.zip(theirs).filter(|(ours, theirs)| ours != theirs).map(|(ours, theirs)| {
+                        format!(
+                            "its rows were embedded with {ours} weights, and these would be with {theirs}"
+                        )
+                    });
+                if let Some(difference) = record.origin.difference(&new.origin).or(numbers) {
                     return Err(Error::Origin { cache: name.clone(), difference });
                 }
                 record

@@ -67,10 +67,14 @@ struct Settings {
     #[arg(long, global = true, value_name = "RULE")]
     #[serde(skip_serializing_if = "Option::is_none")]
     orientation: Option<String>,
-    /// Where the model runs: `cpu`, `cuda` or `cuda-f32`.
+    /// Where the model runs: `cpu` or `cuda`.
     #[arg(long, global = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
     device: Option<String>,
+    /// Numbers of the encoders: `f32`, `bf16` (on a card) or `q8_0` (8 bits, on the CPU).
+    #[arg(long, global = true, value_name = "TYPE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    encoder_dtype: Option<String>,
     /// Inputs embedded at the same time on the CPU; 0 means one per core.
     #[arg(long, global = true, value_name = "N")]
     #[serde(skip_serializing_if = "Option::is_none")]

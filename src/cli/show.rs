@@ -212,36 +212,20 @@ pub fn described(reply: &proto::DescribeResponse, json: bool) -> anyhow::Result<
                 "model": source.model,
                 "weights_fingerprint": source.weights_fingerprint,
                 "preprocessing_fingerprint": source.preprocessing_fingerprint,
+                "encoder_dtype": source.encoder_dtype,
+                "agreement": source.agreement.as_ref().map(|a| json!({
+                    "mean": a.mean, "min": a.min, "pictures": a.pictures,
+                })),
             },
             "model_loaded": reply.model.as_ref().map(|m| &m.name),
+            "model_dtype": reply.model.as_ref().map(|m| &m.encoder_dtype),
             "default_blend": reply.default_blend.map(|b| json!({
                 "top_k": b.top_k, "temperature": b.temperature, "weight": b.weight,
             })),
             "default_search": reply.default_search.as_ref().map(|s| json!({
                 "ef_search": s.ef_search, "rescore": s.rescore, "exact": s.exact, "target_recall": s.target_recall,
             })),
-            "limits": {
-                "max_message_bytes": limits.max_message_bytes,
-                "max_batch": limits.max_batch,
-                "max_parts": limits.max_parts,
-                "max_top_k": limits.max_top_k,
-                "max_ef_search": limits.max_ef_search,
-                "max_image_bytes": limits.max_image_bytes,
-                "max_image_side": limits.max_image_side,
-                "max_image_pixels": limits.max_image_pixels,
-                "max_text_bytes": limits.max_text_bytes,
-                "max_concurrent_requests": limits.max_concurrent_requests,
-                "max_filter_depth": limits.max_filter_depth,
-                "max_filter_conditions": limits.max_filter_conditions,
-                "max_filter_values": limits.max_filter_values,
-                "max_audio_bytes": limits.max_audio_bytes,
-                "max_audio_seconds": limits.max_audio_seconds,
-                "max_video_bytes": limits.max_video_bytes,
-                "max_video_seconds": limits.max_video_seconds,
-                "max_video_pixels": limits.max_video_pixels,
-                "max_table_bytes": limits.max_table_bytes,
-                "max_points": limits.max_points,
-            },
+            "limits": bounds(&limits),
             "server_version": reply.server_version,
             "kernels": reply.kernels,
         }));
@@ -289,8 +273,15 @@ pub fn described(reply: &proto::DescribeResponse, json: bool) -> anyhow::Result<
         known(&source.weights_fingerprint),
         known(&source.preprocessing_fingerprint)
     )?;
+    if let Some(proto::Agreement { mean, min, pictures }) = source.agreement {
+        writeln!(
+            out,
+            "with {} weights: cosine to f32 {mean:.5} in the mean, {min:.5} at least, on {pictures} pictures",
+            source.encoder_dtype
+        )?;
+    }
     match &reply.model {
-        Some(model) => writeln!(out, "model loaded: {}", model.name)?,
+        Some(model) => writeln!(out, "model loaded: {} ({})", model.name, model.encoder_dtype)?,
         None => writeln!(out, "no model loaded: embeddings only")?,
     }
     writeln!(
@@ -304,6 +295,32 @@ pub fn described(reply: &proto::DescribeResponse, json: bool) -> anyhow::Result<
         limits.max_image_pixels
     )?;
     Ok(())
+}
+
+/// The limits as JSON.
+fn bounds(limits: &proto::Limits) -> Value {
+    json!({
+        "max_message_bytes": limits.max_message_bytes,
+        "max_batch": limits.max_batch,
+        "max_parts": limits.max_parts,
+        "max_top_k": limits.max_top_k,
+        "max_ef_search": limits.max_ef_search,
+        "max_image_bytes": limits.max_image_bytes,
+        "max_image_side": limits.max_image_side,
+        "max_image_pixels": limits.max_image_pixels,
+        "max_text_bytes": limits.max_text_bytes,
+        "max_concurrent_requests": limits.max_concurrent_requests,
+        "max_filter_depth": limits.max_filter_depth,
+        "max_filter_conditions": limits.max_filter_conditions,
+        "max_filter_values": limits.max_filter_values,
+        "max_audio_bytes": limits.max_audio_bytes,
+        "max_audio_seconds": limits.max_audio_seconds,
+        "max_video_bytes": limits.max_video_bytes,
+        "max_video_seconds": limits.max_video_seconds,
+        "max_video_pixels": limits.max_video_pixels,
+        "max_table_bytes": limits.max_table_bytes,
+        "max_points": limits.max_points,
+    })
 }
 
 /// One JSON object on a line of standard output.

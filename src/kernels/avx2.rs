@@ -4,6 +4,7 @@ use std::arch::x86_64::*;
 
 use half::f16;
 
+use super::q8::{self, BLOCK, LINES, Line, Rows, TILE, Tiles, WIDE_ROWS};
 use super::{PLANES, scalar, score_rows, tail};
 
 /// Words of signs in a register, and the most registers of a row: 2048 components.
@@ -43,6 +44,8 @@ impl Avx2 {
         bias_gelu = bias_gelu(x: &mut [f32], bias: &[f32]);
         hadamard = hadamard(values: &mut [f32]);
         scale_query = scale_query(query: &[f32], out: &mut [i8]) -> f32;
+        quantize_rows = quantize_rows(values: &[f32], rows: &mut Rows);
+        matmul_q8 = matmul_q8(rows: &Rows, weights: &Tiles, out: &mut [f32]);
     }
 }
 
@@ -254,4 +257,125 @@ fn scale_query(query: &[f32], out: &mut [i8]) -> f32 {
 #[target_feature(enable = "avx2,fma")]
 fn hadamard(values: &mut [f32]) {
     scalar::hadamard(values);
+}
+
+#[target_feature(enable = "avx2,fma")]
+pub(super) fn quantize_rows(values: &[f32], rows: &mut Rows) {
+    q8::quantize(values, rows);
+}
+
+/// Blocks that are worked on at a time: their weights, widened, take 16 KB, half of the nearest cache, and a picture's
+/// activations fit the second one.
+const WIDENED: usize = 16;
+
+/// Two columns of the 16 rows of a tile, widened to 16 bits: what two `madd` take. No register of it lies across lines.
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+struct Pair([[i16; 2]; TILE]);
+
+/// Pairs of a block.
+const PAIRS: usize = BLOCK / 2;
+
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn matmul_q8(rows: &Rows, weights: &Tiles, out: &mut [f32]) {
+    // Without VNNI products of bytes saturate when they are summed in pairs, so both sides are widened to 16 bits: the
+    // activations when they are rounded, a tile's weights once for all rows.
+    let blocks = rows.blocks;
+    let mut pairs = [[Pair([[0; 2]; TILE]); PAIRS]; WIDENED];
+    let mut scales = [[0.0f32; TILE]; WIDENED];
+    for start in (0..blocks).step_by(WIDENED) {
+        let count = WIDENED.min(blocks - start);
+        for tile in 0..weights.out.div_ceil(TILE) {
+            let at = tile * blocks + start;
+            let lines = weights.lines[at * LINES..][..count * LINES].chunks_exact(LINES);
+            let halves = weights.scales[at * TILE..][..count * TILE].chunks_exact(TILE);
+            for ((lines, halves), (pairs, scales)) in lines.zip(halves).zip(pairs.iter_mut().zip(&mut scales))
+            {
+                lines.iter().zip(pairs.chunks_exact_mut(2)).for_each(|(line, pairs)| widen(line, pairs));
+                scales.iter_mut().zip(halves).for_each(|(scale, half)| *scale = half.to_f32());
+            }
+            for row in (0..rows.count).step_by(WIDE_ROWS) {
+                add_products(rows, row, start, (&pairs[..count], &scales[..count]), tile, out);
+            }
+        }
+    }
+}
+
+/// Four columns of a tile, as two pairs.
+#[target_feature(enable = "avx2")]
+#[inline]
+fn widen(line: &Line, pairs: &mut [Pair]) {
+    let [first, second] = pairs else { return };
+    for quarter in 0..TILE / 4 {
+        // SAFETY: a line holds 64 bytes and a pair 64 bytes, so 16 bytes from 16·quarter ≤ 48 lie inside of each.
+        unsafe {
+            let four = _mm_loadu_si128(line.0.as_ptr().add(16 * quarter).cast()); // [4 rows][4 columns]
+            let four = _mm256_cvtepu8_epi16(four); // of each row columns 0 1, then 2 3, 32 bits each
+            let apart = _mm256_permutevar8x32_epi32(four, _mm256_setr_epi32(0, 2, 4, 6, 1, 3, 5, 7));
+            let (low, high) = (_mm256_castsi256_si128(apart), _mm256_extracti128_si256::<1>(apart));
+            _mm_storeu_si128(first.0.as_mut_ptr().add(4 * quarter).cast(), low);
+            _mm_storeu_si128(second.0.as_mut_ptr().add(4 * quarter).cast(), high);
+        }
+    }
+}
+
+/// Adds the products of four rows, or the last ones, and a tile over some blocks to `out`.
+#[target_feature(enable = "avx2,fma")]
+#[inline]
+fn add_products(
+    rows: &Rows,
+    row: usize,
+    start: usize,
+    (pairs, scales): (&[[Pair; PAIRS]], &[[f32; TILE]]),
+    tile: usize,
+    out: &mut [f32],
+) {
+    let (blocks, width) = (rows.blocks, out.len() / rows.count);
+    let columns = TILE.min(width - tile * TILE);
+    let here = WIDE_ROWS.min(rows.count - row);
+    let place = |r: usize| (row + r) * width + tile * TILE;
+    let mut sums = [[0.0f32; TILE]; WIDE_ROWS];
+    if start > 0 {
+        for (r, sums) in sums.iter_mut().enumerate().take(here) {
+            sums[..columns].copy_from_slice(&out[place(r)..][..columns]);
+        }
+    }
+    let codes = &rows.wide[(row * blocks + WIDE_ROWS * start) * BLOCK..][..WIDE_ROWS * pairs.len() * BLOCK];
+    for (block, (pairs, (scales, codes))) in
+        pairs.iter().zip(scales.iter().zip(codes.chunks_exact(WIDE_ROWS * BLOCK))).enumerate()
+    {
+        // Rows that are not there have a scale as good as any: their sums are of zeros and are not kept.
+        let at: [usize; WIDE_ROWS] =
+            std::array::from_fn(|r| (row + r.min(here - 1)) * blocks + start + block);
+        let mut exact = at.map(|at| [_mm256_set1_epi32(rows.corrections[at]); 2]);
+        for (pair, codes) in pairs.iter().zip(codes.chunks_exact(2 * WIDE_ROWS)) {
+            // SAFETY: a pair holds 32 numbers of 16 bits.
+            let [low, high] = unsafe {
+                let pair = pair.0.as_ptr().cast::<__m256i>();
+                [_mm256_load_si256(pair), _mm256_load_si256(pair.add(1))]
+            };
+            for (r, exact) in exact.iter_mut().enumerate() {
+                // SAFETY: `codes` holds two numbers of 16 bits for each of the four rows.
+                let two = unsafe { codes.as_ptr().cast::<i32>().add(r).read_unaligned() };
+                let two = _mm256_set1_epi32(two);
+                exact[0] = _mm256_add_epi32(exact[0], _mm256_madd_epi16(low, two));
+                exact[1] = _mm256_add_epi32(exact[1], _mm256_madd_epi16(high, two));
+            }
+        }
+        for ((sums, exact), at) in sums.iter_mut().zip(exact).zip(at) {
+            let own = _mm256_set1_ps(rows.scales[at]);
+            for (half, exact) in exact.into_iter().enumerate() {
+                // SAFETY: `sums` and `scales` hold 16 floats, and `half` is 0 or 1.
+                unsafe {
+                    let sums = sums.as_mut_ptr().add(8 * half);
+                    let scale = _mm256_mul_ps(own, _mm256_loadu_ps(scales.as_ptr().add(8 * half)));
+                    let product = _mm256_mul_ps(_mm256_cvtepi32_ps(exact), scale);
+                    _mm256_storeu_ps(sums, _mm256_add_ps(_mm256_loadu_ps(sums), product));
+                }
+            }
+        }
+    }
+    for (r, sums) in sums.into_iter().enumerate().take(here) {
+        out[place(r)..][..columns].copy_from_slice(&sums[..columns]);
+    }
 }

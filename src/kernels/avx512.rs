@@ -6,6 +6,7 @@ use std::arch::x86_64::*;
 use half::f16;
 
 use super::avx2::{self, Avx2};
+use super::q8::{BLOCK, GROUP, LINES, Rows, TILE, Tiles};
 use super::{PLANES, scalar, score_rows, tail};
 
 /// Proof of AVX-512 F and BW, and of what [`Avx2`] proves.
@@ -39,6 +40,8 @@ impl Avx512 {
         bias_gelu = bias_gelu(x: &mut [f32], bias: &[f32]);
         hadamard = hadamard(values: &mut [f32]);
         scale_query = scale_query(query: &[f32], out: &mut [i8]) -> f32;
+        quantize_rows = avx2::quantize_rows(values: &[f32], rows: &mut Rows);
+        matmul_q8 = avx2::matmul_q8(rows: &Rows, weights: &Tiles, out: &mut [f32]);
     }
 }
 
@@ -60,6 +63,8 @@ impl Avx512Vnni {
         bias_gelu = bias_gelu(x: &mut [f32], bias: &[f32]);
         hadamard = hadamard(values: &mut [f32]);
         scale_query = scale_query(query: &[f32], out: &mut [i8]) -> f32;
+        quantize_rows = avx2::quantize_rows(values: &[f32], rows: &mut Rows);
+        matmul_q8 = matmul_q8_vnni(rows: &Rows, weights: &Tiles, out: &mut [f32]);
     }
 
     pub(super) fn score_signs(self, rows: &[u8], slots: &[u32], planes: &[u64], out: &mut Vec<i32>) {
@@ -384,4 +389,56 @@ fn scale_query(query: &[f32], out: &mut [i8]) -> f32 {
 #[target_feature(enable = "avx512f,avx512bw")]
 fn hadamard(values: &mut [f32]) {
     scalar::hadamard(values);
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+fn matmul_q8_vnni(rows: &Rows, weights: &Tiles, out: &mut [f32]) {
+    for tile in 0..weights.out.div_ceil(TILE) {
+        let mut row = 0;
+        while row + 8 <= rows.count {
+            products_vnni::<8>(rows, row, weights, tile, out);
+            row += 8;
+        }
+        while row < rows.count {
+            products_vnni::<1>(rows, row, weights, tile, out);
+            row += 1;
+        }
+    }
+}
+
+/// The products of `R` rows and a tile.
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+fn products_vnni<const R: usize>(rows: &Rows, row: usize, weights: &Tiles, tile: usize, out: &mut [f32]) {
+    let blocks = rows.blocks;
+    let of_tile = tile * blocks;
+    let lines = weights.lines[of_tile * LINES..][..blocks * LINES].chunks_exact(LINES);
+    let scales = weights.scales[of_tile * TILE..][..blocks * TILE].chunks_exact(TILE);
+    let mut sums = [_mm512_setzero_ps(); R];
+    for (block, (lines, scales)) in lines.zip(scales).enumerate() {
+        let at: [usize; R] = std::array::from_fn(|r| (row + r) * blocks + block);
+        let codes: [&[[i8; GROUP]]; R] =
+            at.map(|at| bytemuck::cast_slice(&rows.codes[at * BLOCK..][..BLOCK]));
+        let mut exact = at.map(|at| _mm512_set1_epi32(rows.corrections[at]));
+        for (i, line) in lines.iter().enumerate() {
+            // SAFETY: a line holds 64 bytes.
+            let line = unsafe { _mm512_loadu_si512(line.0.as_ptr().cast()) };
+            for (exact, codes) in exact.iter_mut().zip(&codes) {
+                *exact = _mm512_dpbusd_epi32(*exact, line, _mm512_set1_epi32(bytemuck::cast(codes[i])));
+            }
+        }
+        // SAFETY: there are 16 scales of 16 bits.
+        let scales = _mm512_cvtph_ps(unsafe { _mm256_loadu_si256(scales.as_ptr().cast()) });
+        for ((sum, exact), at) in sums.iter_mut().zip(exact).zip(at) {
+            let scale = _mm512_mul_ps(_mm512_set1_ps(rows.scales[at]), scales);
+            *sum = _mm512_add_ps(*sum, _mm512_mul_ps(_mm512_cvtepi32_ps(exact), scale));
+        }
+    }
+    let width = weights.out;
+    let columns = TILE.min(width - tile * TILE);
+    for (r, sum) in sums.into_iter().enumerate() {
+        let mut done = [0.0f32; TILE];
+        // SAFETY: `done` holds 16 floats.
+        unsafe { _mm512_storeu_ps(done.as_mut_ptr(), sum) };
+        out[(row + r) * width + tile * TILE..][..columns].copy_from_slice(&done[..columns]);
+    }
 }

@@ -13,6 +13,7 @@
 //! | `avx2.rs` | AVX2, FMA, F16C |
 //! | `avx512.rs` | AVX-512 F and BW, with VNNI and without |
 //! | `neon.rs` | NEON, with `dotprod` and without |
+//! | `q8.rs` | how 8-bit matrices lie in memory for their product |
 //! | `twins.rs` | every path held against `scalar` |
 //!
 //! **Safety.** A token is only made by its `new`, which asks the processor. So a method that holds one may enter a
@@ -44,6 +45,7 @@ mod avx2;
 mod avx512;
 #[cfg(target_arch = "aarch64")]
 mod neon;
+pub mod q8;
 mod scalar;
 #[cfg(test)]
 mod twins;
@@ -183,6 +185,22 @@ impl Kernels {
     pub fn bias_gelu(self, x: &mut [f32], bias: &[f32]) {
         assert_eq!(x.len(), bias.len(), "a row and its bias have one length");
         dispatch!(self, bias_gelu(x, bias))
+    }
+
+    /// Rounds activations `[m, width]` to 8 bits for [`Kernels::matmul_q8`].
+    pub fn quantize_rows(self, values: &[f32], width: usize, rows: &mut q8::Rows) {
+        assert!(width > 0 && width.is_multiple_of(q8::BLOCK), "rows are whole blocks");
+        assert_eq!(values.len() % width, 0, "activations are whole rows");
+        rows.reset(values.len() / width, width / q8::BLOCK);
+        dispatch!(self, quantize_rows(values, rows));
+    }
+
+    /// `out ← rows · weightsᵀ`, `[m, out]`. Every path gives the same bits: products of a block are summed exactly, and
+    /// blocks are added up in their order.
+    pub fn matmul_q8(self, rows: &q8::Rows, weights: &q8::Tiles, out: &mut [f32]) {
+        assert_eq!(rows.blocks, weights.blocks, "an input is as long as a row of weights");
+        assert_eq!(out.len(), rows.count * weights.out, "there is a result for every row and output");
+        dispatch!(self, matmul_q8(rows, weights, out));
     }
 
     /// Scales a query so that its largest component becomes ±127, rounds half to even into `out`, and returns the scale;

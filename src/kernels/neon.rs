@@ -12,6 +12,7 @@ use std::arch::{asm, is_aarch64_feature_detected};
 
 use half::f16;
 
+use super::q8::{Rows, Tiles};
 use super::{PLANES, scalar, score_rows, tail};
 
 /// Proof of NEON.
@@ -40,6 +41,8 @@ impl Neon {
         bias_gelu = bias_gelu(x: &mut [f32], bias: &[f32]);
         hadamard = hadamard(values: &mut [f32]);
         scale_query = scale_query(query: &[f32], out: &mut [i8]) -> f32;
+        quantize_rows = quantize_rows(values: &[f32], rows: &mut Rows);
+        matmul_q8 = matmul_q8(rows: &Rows, weights: &Tiles, out: &mut [f32]);
     }
 }
 
@@ -62,6 +65,8 @@ impl NeonDotprod {
         bias_gelu = bias_gelu(x: &mut [f32], bias: &[f32]);
         hadamard = hadamard(values: &mut [f32]);
         scale_query = scale_query(query: &[f32], out: &mut [i8]) -> f32;
+        quantize_rows = quantize_rows(values: &[f32], rows: &mut Rows);
+        matmul_q8 = matmul_q8(rows: &Rows, weights: &Tiles, out: &mut [f32]);
     }
 }
 
@@ -287,6 +292,16 @@ fn scale_query(query: &[f32], out: &mut [i8]) -> f32 {
 #[target_feature(enable = "neon")]
 fn hadamard(values: &mut [f32]) {
     scalar::hadamard(values);
+}
+
+#[target_feature(enable = "neon")]
+fn quantize_rows(values: &[f32], rows: &mut Rows) {
+    scalar::quantize_rows(values, rows);
+}
+
+#[target_feature(enable = "neon")]
+fn matmul_q8(rows: &Rows, weights: &Tiles, out: &mut [f32]) {
+    scalar::matmul_q8(rows, weights, out);
 }
 
 #[target_feature(enable = "neon,dotprod")]

@@ -4,6 +4,8 @@
 
 use half::f16;
 
+use super::q8::{self, BLOCK, GROUP, LINES, Rows, TILE, Tiles};
+
 const LANES: usize = 16;
 
 pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
@@ -165,4 +167,36 @@ fn lanes<T: Copy>(a: &[f32], b: &[T], product: impl Fn(f32, T) -> f32) -> f32 {
         }
     }
     sums.iter().sum::<f32>() + tail
+}
+
+pub(super) fn quantize_rows(values: &[f32], rows: &mut Rows) {
+    q8::quantize(values, rows);
+}
+
+pub(super) fn matmul_q8(rows: &Rows, weights: &Tiles, out: &mut [f32]) {
+    for row in 0..rows.count {
+        for column in 0..weights.out {
+            out[row * weights.out + column] = q8_product(rows, row, weights, column);
+        }
+    }
+}
+
+/// One number of a product.
+fn q8_product(rows: &Rows, row: usize, weights: &Tiles, column: usize) -> f32 {
+    let blocks = rows.blocks;
+    let (tile, lane) = (column / TILE * blocks, column % TILE);
+    let mut sum = 0.0;
+    for block in 0..blocks {
+        let at = row * blocks + block;
+        let codes = rows.codes[at * BLOCK..][..BLOCK].chunks_exact(GROUP);
+        let lines = &weights.lines[(tile + block) * LINES..][..LINES];
+        let products = lines.iter().zip(codes).flat_map(|(line, codes)| {
+            let weights = &line.0[lane * GROUP..][..GROUP];
+            weights.iter().zip(codes).map(|(&w, &a)| i32::from(w) * i32::from(a))
+        });
+        let exact = products.sum::<i32>() + rows.corrections[at];
+        let scale = rows.scales[at] * weights.scales[(tile + block) * TILE + lane].to_f32();
+        sum += exact as f32 * scale;
+    }
+    sum
 }

@@ -6,7 +6,7 @@
 
 use half::f16;
 
-use super::{Kernels, PLANES};
+use super::{Kernels, PLANES, q8};
 
 /// Rows of a case's matrix.
 const ROWS: usize = 20;
@@ -68,6 +68,7 @@ const CHECKS: &[(&str, Check)] = &[
         let rows = matrix(row);
         both(path, |path| filled(|out| path.score_signs(&rows, &case.slots, &planes, out)))
     }),
+    ("matmul_q8", matmul_q8),
     ("score_f32", score_f32),
     ("score_f16", score_f16),
 ];
@@ -186,6 +187,26 @@ fn bias_gelu(path: Kernels, case: &Case) -> Result<(), String> {
     SCALAR.bias_gelu(&mut expected, &case.b);
     let mut pairs = found.into_iter().zip(expected);
     pairs.try_for_each(|(found, expected)| near(found, expected, 1e-6 * expected.abs().max(1.0)))
+}
+
+/// A product whose sizes are no multiples of what the kernels take at a time.
+fn matmul_q8(path: Kernels, case: &Case) -> Result<(), String> {
+    let width = case.a.len() / q8::BLOCK * q8::BLOCK;
+    if width == 0 {
+        return Ok(());
+    }
+    let count = 1 + case.slots.len() % 12;
+    let turned = |values: &[f32], count: usize| -> Vec<f32> {
+        (0..count).flat_map(|i| values.iter().copied().cycle().skip(i).take(width)).collect()
+    };
+    let weights = q8::Tiles::new(&turned(&case.b, ROWS + count), width);
+    let run = |path: Kernels| {
+        let (mut rows, mut out) = (q8::Rows::default(), vec![1.0f32; count * weights.out()]);
+        path.quantize_rows(&turned(&case.a, count), width, &mut rows);
+        path.matmul_q8(&rows, &weights, &mut out);
+        out.into_iter().map(f32::to_bits).collect::<Vec<_>>()
+    };
+    both(path, run)
 }
 
 /// Batches of floats have no path of their own: what is held is that they score the rows they are told to.

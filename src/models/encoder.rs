@@ -18,13 +18,13 @@ use candle_core::Tensor;
 
 use super::imagebind::{self, Config, ImageBind, ignore};
 use super::weights::Weights;
-use super::{DeviceKind, Error, nano};
+use super::{DeviceKind, Error, Placement, nano};
 use crate::media::audio::AudioFront;
 use crate::media::{
     self, DepthOptions, ImageOptions, ImuOptions, MediaLimits, Orientation, PointOptions, Rgb, ThermalOptions,
 };
 use crate::text::{self, ClipTokenizer};
-use crate::types::{Embedding, Fingerprint, Modality, Origin};
+use crate::types::{Agreement, Embedding, EncoderDtype, Fingerprint, Modality, Origin};
 
 /// Most clips of a ready-made input.
 const MAX_CLIPS: usize = 64;
@@ -40,6 +40,8 @@ pub struct EncoderOptions {
     pub modalities: Option<Vec<Modality>>,
     /// Where to run.
     pub device: DeviceKind,
+    /// In which numbers; `None`: the device's own.
+    pub dtype: Option<EncoderDtype>,
     /// Inputs encoded at the same time on the CPU.
     pub threads: usize,
     /// What is done with EXIF orientation.
@@ -213,12 +215,12 @@ impl Encoder {
                 Config::from_json(&json)?
             }
         };
-        let (device, dtype) = options.device.open()?;
+        let placement = Placement::open(options.device, options.dtype)?;
         let modalities = match &options.modalities {
             Some(modalities) => modalities.clone(),
             None => sizes.modalities().into_iter().filter(|m| imagebind::holds(&weights, *m)).collect(),
         };
-        let model = ImageBind::load(&weights, &sizes, &modalities, &device, dtype)?;
+        let model = ImageBind::load(&weights, &sizes, &modalities, &placement)?;
         let side = match &sizes.vision {
             Some(vision) if vision.image_size[0] == vision.image_size[1] => vision.image_size[0],
             Some(_) if model.has(Modality::Image) => {
@@ -237,8 +239,10 @@ impl Encoder {
             model: name,
             weights: Some(Fingerprint::from_digest(*digest.finalize().as_bytes())),
             preprocessing: Some(images.fingerprint()),
+            encoder_dtype: Some(placement.numbers),
+            agreement: None,
         };
-        let lanes = if device.is_cpu() { options.threads.max(1) } else { 0 };
+        let lanes = if placement.device.is_cpu() { options.threads.max(1) } else { 0 };
         let lanes = (0..lanes).map(|i| {
             let pool =
                 rayon::ThreadPoolBuilder::new().num_threads(1).thread_name(move |_| format!("encode-{i}"));
@@ -508,6 +512,21 @@ impl Encoder {
     }
 }
 
+/// How near the embeddings of one encoder come to another's, over the inputs that both can embed; `None` where there is none.
+pub fn agreement(ours: &Encoder, exact: &Encoder, inputs: &[Prepared]) -> Option<Agreement> {
+    let pairs = ours.encode(inputs).into_iter().zip(exact.encode(inputs));
+    let cosines: Vec<f32> = pairs
+        .filter_map(|(ours, exact)| {
+            let (ours, exact) = (ours.ok()?.embedding.unit().ok()?, exact.ok()?.embedding.unit().ok()?);
+            Some(ours.as_slice().iter().zip(exact.as_slice()).map(|(a, b)| a * b).sum())
+        })
+        .collect();
+    let pictures = cosines.len() as u32;
+    let mean = cosines.iter().sum::<f32>() / pictures as f32;
+    let min = cosines.into_iter().reduce(f32::min)?;
+    Some(Agreement { mean, min, pictures })
+}
+
 fn rows(encoded: imagebind::Encoded) -> Result<Vec<Result<Encoded, Error>>, Error> {
     let outputs = encoded.output.to_vec2::<f32>()?;
     let prenorms = encoded.prenorm.to_vec2::<f32>()?;
@@ -543,11 +562,16 @@ mod tests {
     use super::*;
 
     fn nano_encoder() -> Encoder {
+        nano_of(None)
+    }
+
+    fn nano_of(dtype: Option<EncoderDtype>) -> Encoder {
         Encoder::open(&EncoderOptions {
             weights: None,
             sizes: None,
             modalities: None,
             device: DeviceKind::Cpu,
+            dtype,
             threads: 2,
             orientation: Orientation::Apply,
             limits: MediaLimits::default(),
@@ -569,6 +593,21 @@ mod tests {
     }
 
     #[test]
+    fn eight_bits_come_near_and_the_origin_says_so() {
+        let (exact, eight) = (nano_encoder(), nano_of(Some(EncoderDtype::Q8_0)));
+        assert_eq!(exact.origin().encoder_dtype, Some(EncoderDtype::F32));
+        assert_eq!(eight.origin().encoder_dtype, Some(EncoderDtype::Q8_0));
+        assert_eq!(exact.origin().difference(eight.origin()), None, "queries of the one fit rows of the other");
+        let texts = ["a small red circle", "blue", "a large star at the top", "red"];
+        let inputs: Vec<Prepared> =
+            texts.iter().map(|t| exact.prepare(Modality::Text, t.as_bytes()).unwrap()).collect();
+        let Agreement { mean, min, pictures } = agreement(&eight, &exact, &inputs).unwrap();
+        assert!(min > 0.999 && mean >= min && pictures == 4, "{mean} {min} {pictures}");
+        assert!(mean < 1.0, "rounding has an effect");
+        assert_eq!(agreement(&eight, &exact, &[]), None);
+    }
+
+    #[test]
     fn bad_inputs_are_told_apart() {
         let encoder = nano_encoder();
         assert_eq!(encoder.prepare(Modality::Text, &[b'a', 0xff]), Err(PrepareError::NotUtf8(1)));
@@ -582,6 +621,7 @@ mod tests {
             sizes: None,
             modalities: Some(vec![Modality::Image]),
             device: DeviceKind::Cpu,
+            dtype: None,
             threads: 1,
             orientation: Orientation::Apply,
             limits: MediaLimits::default(),

@@ -3,24 +3,28 @@
 //! On the CPU, bias and GELU are one pass of our own kernel over the widest activation: candle's exact GELU goes
 //! through a scalar f64 `erf`, which costs a tenth of a whole ViT-H forward pass.
 
-use candle_core::{CpuStorage, D, DType, Device, InplaceOp2, Layout, Result as TensorResult, Tensor, bail};
+use std::cell::RefCell;
 
-use super::Error;
+use candle_core::{
+    CpuStorage, CustomOp1, D, InplaceOp2, Layout, Result as TensorResult, Shape, Tensor, bail,
+};
+
 use super::weights::Weights;
-use crate::kernels::Kernels;
+use super::{Error, Placement};
+use crate::kernels::{Kernels, q8};
+use crate::types::EncoderDtype;
 
 /// Where a model's tensors come from and go to, with a name prefix.
 #[derive(Clone)]
 pub(super) struct Scope<'a> {
     pub(super) weights: &'a Weights,
-    pub(super) device: &'a Device,
-    pub(super) dtype: DType,
+    pub(super) placement: &'a Placement,
     prefix: String,
 }
 
 impl<'a> Scope<'a> {
-    pub(super) fn new(weights: &'a Weights, device: &'a Device, dtype: DType) -> Self {
-        Scope { weights, device, dtype, prefix: String::new() }
+    pub(super) fn new(weights: &'a Weights, placement: &'a Placement) -> Self {
+        Scope { weights, placement, prefix: String::new() }
     }
 
     pub(super) fn at(&self, part: impl std::fmt::Display) -> Self {
@@ -30,7 +34,7 @@ impl<'a> Scope<'a> {
     }
 
     pub(super) fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor, Error> {
-        self.weights.take(&self.at(name).prefix, shape, self.dtype, self.device)
+        self.weights.take(&self.at(name).prefix, shape, self.placement.dtype(), &self.placement.device)
     }
 
     pub(super) fn values(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, Error> {
@@ -61,20 +65,47 @@ impl LayerNorm {
 
 /// `y = x Wᵀ + b`.
 pub(super) struct Linear {
-    /// `[in, out]`: the product reads it in the order it lies in memory, instead of transposing it in every call.
-    weight: Tensor,
+    weight: Weight,
     bias: Option<Tensor>,
+}
+
+enum Weight {
+    /// `[in, out]`: the product reads it in the order it lies in memory, instead of transposing it in every call.
+    Full(Tensor),
+    /// `[out, in]`, 32 weights of a row to a scale (ggml's `q8_0`). Activations are rounded to 8 bits as they come.
+    Eight(q8::Tiles),
 }
 
 impl Linear {
     /// * `weight`: `[out, in]`, as checkpoints have it.
     pub(super) fn new(weight: &Tensor, bias: Option<Tensor>) -> TensorResult<Self> {
-        Ok(Linear { weight: weight.t()?.contiguous()?, bias })
+        Ok(Linear { weight: Weight::Full(weight.t()?.contiguous()?), bias })
     }
 
     pub(super) fn load(scope: &Scope<'_>, out: usize, width: usize, bias: bool) -> Result<Self, Error> {
         let bias = bias.then(|| scope.tensor("bias", &[out])).transpose()?;
         Ok(Linear::new(&scope.tensor("weight", &[out, width])?, bias)?)
+    }
+
+    /// A layer of a transformer block, where nearly all of the work is: in 8 bits where the scope says so. A row that is
+    /// no whole number of blocks stays as it is.
+    ///
+    /// * `names`: of weight and bias.
+    pub(super) fn block(
+        scope: &Scope<'_>,
+        names: [&str; 2],
+        out: usize,
+        width: usize,
+        bias: bool,
+    ) -> Result<Self, Error> {
+        let [weight, added] = names;
+        let weight = scope.tensor(weight, &[out, width])?;
+        let bias = bias.then(|| scope.tensor(added, &[out])).transpose()?;
+        if scope.placement.numbers != EncoderDtype::Q8_0 || !width.is_multiple_of(q8::BLOCK) {
+            return Ok(Linear::new(&weight, bias)?);
+        }
+        let eight = q8::Tiles::new(&weight.flatten_all()?.to_vec1()?, width);
+        Ok(Linear { weight: Weight::Eight(eight), bias })
     }
 
     pub(super) fn forward(&self, x: &Tensor) -> TensorResult<Tensor> {
@@ -98,14 +129,48 @@ impl Linear {
     }
 
     fn product(&self, x: &Tensor) -> TensorResult<Tensor> {
-        let (width, out) = self.weight.dims2()?;
+        let weight = match &self.weight {
+            Weight::Full(weight) => weight,
+            Weight::Eight(weight) => return x.contiguous()?.apply_op1_no_bwd(&EightBit(weight)), // [.., out]
+        };
+        let (width, out) = weight.dims2()?;
         let mut shape = x.dims().to_vec();
         let rows = x.elem_count() / width;
-        let product = x.reshape((rows, width))?.matmul(&self.weight)?; // [rows, out]
+        let product = x.reshape((rows, width))?.matmul(weight)?; // [rows, out]
         if let Some(last) = shape.last_mut() {
             *last = out;
         }
         product.reshape(shape) // [.., out]
+    }
+}
+
+/// `x Wᵀ` with weights of 8 bits, on the thread that asks.
+struct EightBit<'a>(&'a q8::Tiles);
+
+impl CustomOp1 for EightBit<'_> {
+    fn name(&self) -> &'static str {
+        "matmul-q8"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> TensorResult<(CpuStorage, Shape)> {
+        thread_local! {
+            static ROWS: RefCell<q8::Rows> = RefCell::default();
+        }
+        let weights = self.0;
+        let (CpuStorage::F32(x), Some((start, end))) = (x, layout.contiguous_offsets()) else {
+            bail!("a product of 8 bits needs contiguous f32 activations");
+        };
+        let mut shape = layout.dims().to_vec();
+        match shape.last_mut() {
+            Some(last) if *last == weights.width() => *last = weights.out(),
+            _ => bail!("activations of shape {shape:?} do not fit weights of {} columns", weights.width()),
+        }
+        let mut product = vec![0.0; shape.iter().product()];
+        ROWS.with_borrow_mut(|rows| {
+            Kernels::get().quantize_rows(&x[start..end], weights.width(), rows);
+            Kernels::get().matmul_q8(rows, weights, &mut product);
+        });
+        Ok((CpuStorage::F32(product), shape.into())) // [.., out]
     }
 }
 
@@ -151,7 +216,7 @@ pub(super) fn add_to(x: Tensor, term: &Tensor) -> TensorResult<Tensor> {
 
 /// Whether our own passes over a tensor's memory apply.
 fn in_place(x: &Tensor) -> bool {
-    x.device().is_cpu() && x.dtype() == DType::F32
+    x.device().is_cpu() && x.dtype() == candle_core::DType::F32
 }
 
 /// `x ← x + term`, row by row.

@@ -6,17 +6,18 @@
 //! | [`imagebind`], any size | – | a JSON file of sizes and a file of weights | the user's |
 //! | [`nano`] | trained by us on drawn scenes | compiled in | as this project |
 //!
-//! Computation is f32 on the CPU. There one input is one thread's work ([`encoder`]): a large batch is slower per
-//! input, because softmax and norms are not blocked. With the feature `cuda` a whole batch goes to the card, in bf16 or
-//! f32.
+//! Computation is f32 on the CPU, or 8 bits for the matrix products where that is asked for ([`device`]). There one
+//! input is one thread's work ([`encoder`]): a large batch is slower per input, because softmax and norms are not
+//! blocked. With the feature `cuda` a whole batch goes to the card, in bf16 or f32.
 
+pub mod device;
 pub mod encoder;
 pub mod imagebind;
 mod layers;
 pub mod nano;
 pub mod weights;
 
-use candle_core::{DType, Device};
+pub use device::{DeviceKind, Placement};
 
 /// Why a model cannot be loaded or run.
 #[derive(Debug, thiserror::Error)]
@@ -93,52 +94,4 @@ pub enum Error {
     /// The tensor library failed.
     #[error("tensor arithmetic failed")]
     Tensor(#[from] candle_core::Error),
-}
-
-/// Where a model runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum DeviceKind {
-    /// The processor, f32.
-    #[default]
-    Cpu,
-    /// The first CUDA card, bf16 for matrix products.
-    Cuda,
-    /// The first CUDA card, f32 throughout.
-    #[serde(rename = "cuda-f32")]
-    CudaF32,
-}
-
-impl std::str::FromStr for DeviceKind {
-    type Err = Error;
-
-    fn from_str(word: &str) -> Result<Self, Error> {
-        match word {
-            "cpu" => Ok(DeviceKind::Cpu),
-            "cuda" => Ok(DeviceKind::Cuda),
-            "cuda-f32" => Ok(DeviceKind::CudaF32),
-            _ => Err(Error::Device { asked: word.into(), why: "it must be cpu, cuda or cuda-f32".into() }),
-        }
-    }
-}
-
-impl DeviceKind {
-    /// Opens the device and names the type that weights are kept in.
-    ///
-    /// # Errors
-    /// [`Error::Device`], also when this program was built without the feature `cuda`.
-    pub fn open(self) -> Result<(Device, DType), Error> {
-        let (asked, dtype) = match self {
-            DeviceKind::Cpu => return Ok((Device::Cpu, DType::F32)),
-            DeviceKind::Cuda => ("cuda", DType::BF16),
-            DeviceKind::CudaF32 => ("cuda-f32", DType::F32),
-        };
-        if !cfg!(feature = "cuda") {
-            let why = "this program was built without it; build with `--features cuda`".into();
-            return Err(Error::Device { asked: asked.into(), why });
-        }
-        let device =
-            Device::new_cuda(0).map_err(|e| Error::Device { asked: asked.into(), why: e.to_string() })?;
-        Ok((device, dtype))
-    }
 }

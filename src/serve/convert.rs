@@ -11,7 +11,7 @@ use crate::index::{SearchParams, TargetRecall};
 use crate::media::{DepthOptions, ImuOptions, PointOptions, ThermalOptions};
 use crate::models::encoder::Encoder;
 use crate::store::{GenerationRecord, RecallCurve};
-use crate::types::{Embedding, Filter, Hit, ItemId, Modality, Origin, QueryKind};
+use crate::types::{Agreement, Embedding, Filter, Hit, ItemId, Modality, Origin, QueryKind};
 
 /// Bytes of an item's uri.
 const MAX_URI_BYTES: usize = 4096;
@@ -493,25 +493,32 @@ pub(super) fn modality(modality: Option<Modality>) -> proto::Modality {
 
 /// What answered.
 pub(super) fn source(snapshot: &Snapshot) -> proto::Source {
-    let Origin { model, weights, preprocessing } = snapshot.record().origin.clone();
+    let Origin { model, weights, preprocessing, encoder_dtype, agreement } = snapshot.record().origin.clone();
     proto::Source {
         cache: snapshot.record().name.to_string(),
         generation: snapshot.generation().0,
         model,
         weights_fingerprint: weights.map(String::from).unwrap_or_default(),
         preprocessing_fingerprint: preprocessing.map(String::from).unwrap_or_default(),
+        encoder_dtype: encoder_dtype.map(|dtype| dtype.to_string()).unwrap_or_default(),
+        agreement: agreement.map(|Agreement { mean, min, pictures }| proto::Agreement {
+            mean,
+            min,
+            pictures,
+        }),
     }
 }
 
 /// The loaded model.
 pub(super) fn model(encoder: &Encoder) -> proto::Model {
-    let Origin { model, weights, preprocessing } = encoder.origin().clone();
+    let Origin { model, weights, preprocessing, encoder_dtype, .. } = encoder.origin().clone();
     proto::Model {
         name: model,
         weights_fingerprint: weights.map(String::from).unwrap_or_default(),
         preprocessing_fingerprint: preprocessing.map(String::from).unwrap_or_default(),
         modalities: encoder.modalities().iter().map(|&m| modality(Some(m)).into()).collect(),
         dim: encoder.dim() as u32,
+        encoder_dtype: encoder_dtype.map(|dtype| dtype.to_string()).unwrap_or_default(),
     }
 }
 

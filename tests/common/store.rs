@@ -41,6 +41,7 @@ pub fn encoder() -> Encoder {
         sizes: None,
         modalities: None,
         device: DeviceKind::Cpu,
+        dtype: None,
         threads: 2,
         orientation: Orientation::Apply,
         limits: Limits::default().media,
@@ -99,7 +100,7 @@ pub fn make_scenes(path: &Path) -> Vec<Item> {
 
 /// Makes a cache of random rows, stored as f16: an import of unknown origin.
 pub fn make_rows(path: &Path, count: usize) -> Vec<Item> {
-    let origin = Origin { model: "import".into(), weights: None, preprocessing: None };
+    let origin = Origin::of("import");
     let new = NewCache { dim: ROWS_DIM, rows: RowType::F16, origin, model: None };
     add(path, ROWS, &new, random_rows(count, ROWS_DIM, 7), None)
 }

@@ -24,11 +24,11 @@ mod trunk;
 
 use std::collections::BTreeMap;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 
-use super::Error;
 use super::layers::Scope;
 use super::weights::Weights;
+use super::{Error, Placement};
 use crate::types::Modality;
 
 use config::Tower;
@@ -37,6 +37,9 @@ use head::{Head, Scale};
 use point::PointTrunk;
 use stem::{ImuStem, PlaneStem, TextStem, VisionStem};
 use trunk::{Form, Trunk};
+
+/// Of weight and bias, where they have no names of their own.
+const NAMES: [&str; 2] = ["weight", "bias"];
 
 /// Everywhere but in the stems of one channel and in the point clouds' network.
 const LAYER_NORM_EPS: f32 = 1e-6;
@@ -59,8 +62,7 @@ pub struct Encoded {
 pub struct ImageBind {
     config: Config,
     towers: BTreeMap<Tower, Encoder>,
-    device: Device,
-    dtype: DType,
+    placement: Placement,
 }
 
 /// One tower, loaded.
@@ -86,18 +88,17 @@ impl ImageBind {
         weights: &Weights,
         config: &Config,
         modalities: &[Modality],
-        device: &Device,
-        dtype: DType,
+        placement: &Placement,
     ) -> Result<Self, Error> {
         config.validate(modalities)?;
         let expected = config.tensors(modalities);
         weights
             .refuse_surplus(|name| expected.contains(name) || config::belongs_to_another(name, modalities))?;
-        let scope = Scope::new(weights, device, dtype);
+        let scope = Scope::new(weights, placement);
         let loaded = config::towers(modalities)
             .map(|tower| Ok((tower, Encoder::load(&scope, config, tower)?)))
             .collect::<Result<_, Error>>()?;
-        Ok(ImageBind { config: config.clone(), towers: loaded, device: device.clone(), dtype })
+        Ok(ImageBind { config: config.clone(), towers: loaded, placement: placement.clone() })
     }
 
     /// The sizes.
@@ -107,7 +108,7 @@ impl ImageBind {
 
     /// Where it runs.
     pub fn device(&self) -> &Device {
-        &self.device
+        &self.placement.device
     }
 
     /// Whether the encoder of a modality was loaded.
@@ -153,7 +154,7 @@ impl ImageBind {
     ) -> Result<Encoded, Error> {
         let tower = self.towers.get(&Tower::of(modality)).ok_or(Error::NotLoaded(modality))?;
         let refuse = |why: &str| Err(Error::Input { received: input.dims().to_vec(), why: why.into() });
-        let placed = |x: &Tensor| x.to_dtype(self.dtype)?.to_device(&self.device);
+        let placed = |x: &Tensor| x.to_dtype(self.placement.dtype())?.to_device(&self.placement.device);
         let (heads, batch, clips) = match &tower.body {
             Body::Vision(stem, trunk) => {
                 let (batch, clips, frames) = match *input.dims() {
@@ -182,7 +183,7 @@ impl ImageBind {
                 (tower.finish(trunk, &tokens, None, observe)?, input.dim(0)?, 1)
             }
             Body::Point(trunk) => {
-                let feature = trunk.forward(input, starts, (&self.device, self.dtype), observe)?; // [B, P]
+                let feature = trunk.forward(input, starts, &self.placement, observe)?; // [B, P]
                 (tower.head.project(&feature)?, input.dim(0)?, 1)
             }
         };

@@ -15,10 +15,10 @@
 
 use candle_core::{D, DType, Device, Tensor};
 
-use super::Observe;
 use super::config::PointConfig;
-use crate::models::Error;
+use super::{NAMES, Observe};
 use crate::models::layers::{LayerNorm, Linear, Scope, add_to, attend};
+use crate::models::{Error, Placement};
 
 /// Of every norm in here.
 const EPS: f32 = 1e-5;
@@ -103,7 +103,7 @@ impl PointTrunk {
         &self,
         clouds: &Tensor,
         starts: &[usize],
-        (device, dtype): (&Device, DType),
+        placement: &Placement,
         observe: Observe<'_>,
     ) -> Result<Tensor, Error> {
         let refuse = |why: String| Error::Input { received: clouds.dims().to_vec(), why };
@@ -135,7 +135,9 @@ impl PointTrunk {
             }
         }
         let on_device = |values: Vec<f32>, shape: &[usize]| {
-            Tensor::from_vec(values, shape, &Device::Cpu)?.to_dtype(dtype)?.to_device(device)
+            Tensor::from_vec(values, shape, &Device::Cpu)?
+                .to_dtype(placement.dtype())?
+                .to_device(&placement.device)
         };
         let centres = on_device(centres, &[batch, self.groups, 3])?;
         let grouped = on_device(grouped, &[batch * self.groups, self.group_size, 3])?;
@@ -186,11 +188,11 @@ impl Block {
         Ok(Block {
             heads: sizes.num_heads,
             norm_1: LayerNorm::load(&scope.at("norm1"), width, EPS)?,
-            qkv: Linear::load(&attention.at("qkv"), 3 * width, width, false)?,
-            out: Linear::load(&attention.at("proj"), width, width, true)?,
+            qkv: Linear::block(&attention.at("qkv"), NAMES, 3 * width, width, false)?,
+            out: Linear::block(&attention.at("proj"), NAMES, width, width, true)?,
             norm_2: LayerNorm::load(&scope.at("norm2"), width, EPS)?,
-            fc1: Linear::load(&scope.at("mlp.fc1"), MLP_RATIO * width, width, true)?,
-            fc2: Linear::load(&scope.at("mlp.fc2"), width, MLP_RATIO * width, true)?,
+            fc1: Linear::block(&scope.at("mlp.fc1"), NAMES, MLP_RATIO * width, width, true)?,
+            fc2: Linear::block(&scope.at("mlp.fc2"), NAMES, width, MLP_RATIO * width, true)?,
         })
     }
 
@@ -224,7 +226,9 @@ fn convolution_and_norm(scope: &Scope<'_>, out: usize, width: usize) -> Result<L
         |i: usize| ((f64::from(bias[i]) - f64::from(mean[i])) * factor(i) + f64::from(beta[i])) as f32;
     let bias: Vec<f32> = (0..out).map(shift).collect();
     let place = |values: Vec<f32>, shape: &[usize]| {
-        Tensor::from_vec(values, shape, &Device::Cpu)?.to_dtype(scope.dtype)?.to_device(scope.device)
+        Tensor::from_vec(values, shape, &Device::Cpu)?
+            .to_dtype(scope.placement.dtype())?
+            .to_device(&scope.placement.device)
     };
     Ok(Linear::new(&place(folded, &[out, width])?, Some(place(bias, &[out])?))?)
 }

@@ -45,9 +45,10 @@ impl VisionStem {
     pub(super) fn load(scope: &Scope<'_>, sizes: &VisionConfig) -> Result<Self, Error> {
         let ([t, kh, kw], width, (rows, columns)) = (sizes.kernel, sizes.embed_dim, sizes.grid());
         let kernel = scope.tensor("rgbt_stem.proj.1.weight", &[width, 3, t, kh, kw])?;
-        let still = kernel.to_dtype(DType::F32)?.sum(2)?.to_dtype(scope.dtype)?; // [width, 3, kh, kw]
+        let still = kernel.to_dtype(DType::F32)?.sum(2)?.to_dtype(scope.placement.dtype())?; // [width, 3, kh, kw]
         let positions = scope.values("pos_embedding_helper.pos_embed", &[1, 1 + rows * columns, width])?;
-        let trained = Tensor::from_slice(&positions, (1, 1 + rows * columns, width), scope.device)?;
+        let trained =
+            Tensor::from_slice(&positions, (1, 1 + rows * columns, width), &scope.placement.device)?;
         Ok(VisionStem {
             kernel: (kh, kw),
             grid: (rows, columns),
@@ -56,7 +57,7 @@ impl VisionStem {
             moving: Linear::new(&kernel.reshape((width, 3 * t * kh * kw))?, None)?,
             cls: scope.tensor("cls_token", &[1, 1, width])?,
             positions,
-            trained: trained.to_dtype(scope.dtype)?,
+            trained: trained.to_dtype(scope.placement.dtype())?,
         })
     }
 

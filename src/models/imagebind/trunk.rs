@@ -13,7 +13,7 @@
 use candle_core::Tensor;
 
 use super::config::TrunkConfig;
-use super::{LAYER_NORM_EPS, Observe};
+use super::{LAYER_NORM_EPS, NAMES, Observe};
 use crate::models::Error;
 use crate::models::layers::{LayerNorm, Linear, Scope, add_to, attend};
 
@@ -64,11 +64,14 @@ impl Trunk {
                 norm_1: LayerNorm::load(&scope.at("norm_1"), width, LAYER_NORM_EPS)?,
                 attention: Attention {
                     heads: sizes.heads,
-                    in_proj: Linear::new(
-                        &attention.tensor("in_proj_weight", &[3 * width, width])?,
-                        Some(attention.tensor("in_proj_bias", &[3 * width])?),
+                    in_proj: Linear::block(
+                        &attention,
+                        ["in_proj_weight", "in_proj_bias"],
+                        3 * width,
+                        width,
+                        true,
                     )?,
-                    out_proj: Linear::load(&attention.at("out_proj"), width, width, true)?,
+                    out_proj: Linear::block(&attention.at("out_proj"), NAMES, width, width, true)?,
                     extra: match form.extra_key {
                         false => None,
                         true => {
@@ -78,8 +81,8 @@ impl Trunk {
                     },
                 },
                 norm_2: LayerNorm::load(&scope.at("norm_2"), width, LAYER_NORM_EPS)?,
-                fc1: Linear::load(&scope.at("mlp.fc1"), MLP_RATIO * width, width, true)?,
-                fc2: Linear::load(&scope.at("mlp.fc2"), width, MLP_RATIO * width, true)?,
+                fc1: Linear::block(&scope.at("mlp.fc1"), NAMES, MLP_RATIO * width, width, true)?,
+                fc2: Linear::block(&scope.at("mlp.fc2"), NAMES, width, MLP_RATIO * width, true)?,
             })
         });
         Ok(Trunk { before, blocks: blocks.collect::<Result<_, Error>>()?, causal: form.causal })

@@ -1,0 +1,198 @@
+//! Matrices of 8-bit numbers with a scale to every 32 (`q8_0` of ggml), laid out for the product kernels.
+//!
+//! ```text
+//! weights      [out, in]  ─►  tiles of 16 rows × 32 columns     codes 8 lines of [16 rows][4 columns], bytes, 128 added
+//!                                                               scales [16], f16
+//! activations  [m, in]    ─►  rows of blocks of 32              codes, signed bytes; a scale and a sum for each block
+//! ```
+//! `Σ w·a = Σ (w + 128)·a − 128·Σ a`: weights are kept unsigned because one instruction of VNNI multiplies unsigned
+//! bytes by signed ones, and the sums of activations pay for it.
+
+use half::f16;
+
+/// Numbers that share a scale.
+pub const BLOCK: usize = 32;
+/// Rows of a weight matrix in a tile.
+pub(super) const TILE: usize = 16;
+/// Columns of a weight matrix that lie side by side for each of its rows: what one instruction sums up.
+pub(super) const GROUP: usize = 4;
+/// Added to every weight.
+pub(super) const OFFSET: i32 = 128;
+
+/// One cache line: four columns of 16 rows.
+#[derive(Debug, Clone, Copy)]
+#[repr(C, align(64))]
+pub(super) struct Line(pub(super) [u8; TILE * GROUP]);
+
+/// Rows of activations that lie side by side in 16 bits.
+pub(super) const WIDE_ROWS: usize = 4;
+
+/// Lines of a tile.
+pub(super) const LINES: usize = BLOCK / GROUP;
+
+/// A weight matrix `[out, in]`.
+#[derive(Debug, Clone)]
+pub struct Tiles {
+    pub(super) out: usize,
+    pub(super) blocks: usize,
+    /// `[out / 16][in / 32][LINES]`
+    pub(super) lines: Vec<Line>,
+    /// `[out / 16][in / 32][16]`
+    pub(super) scales: Vec<f16>,
+}
+
+impl Tiles {
+    /// Rounds a matrix to 8 bits.
+    ///
+    /// * `weights`: `[out, in]`, row by row; `width`: in, a multiple of [`BLOCK`].
+    ///
+    /// # Panics
+    /// When `width` is no multiple of [`BLOCK`] or does not divide the number of weights.
+    pub fn new(weights: &[f32], width: usize) -> Self {
+        assert!(width > 0 && width.is_multiple_of(BLOCK), "rows are whole blocks");
+        assert!(weights.len().is_multiple_of(width), "a matrix is whole rows");
+        let (out, blocks) = (weights.len() / width, width / BLOCK);
+        let tiles = out.div_ceil(TILE) * blocks;
+        // Rows beyond the last stay without effect: their scale is 0.
+        let mut lines = vec![Line([OFFSET as u8; TILE * GROUP]); tiles * LINES];
+        let mut scales = vec![f16::ZERO; tiles * TILE];
+        for (row, values) in weights.chunks_exact(width).enumerate() {
+            for (block, values) in values.chunks_exact(BLOCK).enumerate() {
+                let tile = row / TILE * blocks + block;
+                let largest = values.iter().fold(0.0f32, |m, v| m.max(v.abs()));
+                let scale = f16::from_f32(largest / 127.0);
+                scales[tile * TILE + row % TILE] = scale;
+                let inverse = if scale == f16::ZERO { 0.0 } else { 1.0 / scale.to_f32() };
+                for (i, value) in values.iter().enumerate() {
+                    let code = (value * inverse).round().clamp(-127.0, 127.0) as i32;
+                    lines[tile * LINES + i / GROUP].0[row % TILE * GROUP + i % GROUP] = (code + OFFSET) as u8;
+                }
+            }
+        }
+        Tiles { out, blocks, lines, scales }
+    }
+
+    /// Rows of the matrix: components of a result.
+    pub fn out(&self) -> usize {
+        self.out
+    }
+
+    /// Columns of the matrix: components of an input.
+    pub fn width(&self) -> usize {
+        self.blocks * BLOCK
+    }
+}
+
+/// Activations `[m, in]`.
+#[derive(Debug, Clone, Default)]
+pub struct Rows {
+    pub(super) count: usize,
+    pub(super) blocks: usize,
+    /// `[m][in]`
+    pub(super) codes: Vec<i8>,
+    /// The same in 16 bits, `[m / 4][in / 2][4][2]`, for processors that cannot sum up products of bytes: what is
+    /// multiplied with two columns of weights lies together. Rows up to a multiple of four are 0.
+    pub(super) wide: Vec<i16>,
+    /// `[m][in / 32]`
+    pub(super) scales: Vec<f32>,
+    /// `−128·Σ codes`, `[m][in / 32]`
+    pub(super) corrections: Vec<i32>,
+}
+
+impl Rows {
+    /// Makes room for rows that [`super::Kernels::quantize_rows`] fills.
+    pub(super) fn reset(&mut self, count: usize, blocks: usize) {
+        (self.count, self.blocks) = (count, blocks);
+        self.codes.resize(count * blocks * BLOCK, 0);
+        self.wide.clear();
+        self.wide.resize(count.next_multiple_of(WIDE_ROWS) * blocks * BLOCK, 0);
+        self.scales.resize(count * blocks, 0.0);
+        self.corrections.resize(count * blocks, 0);
+    }
+}
+
+/// Rounds activations: the largest of a block becomes ±127, halves go to even.
+#[inline(always)]
+pub(super) fn quantize(values: &[f32], rows: &mut Rows) {
+    // Adding and taking away 1.5·2²³ rounds to a whole number, half to even, and compiles to two plain instructions.
+    const ROUND: f32 = 12_582_912.0;
+    let blocks = rows.blocks;
+    let of_blocks = rows.scales.iter_mut().zip(&mut rows.corrections);
+    let codes = rows.codes.chunks_exact_mut(BLOCK).zip(of_blocks);
+    for (at, (values, (codes, (scale, correction)))) in values.chunks_exact(BLOCK).zip(codes).enumerate() {
+        let mut lanes = [0.0f32; 8];
+        for chunk in values.chunks_exact(8) {
+            lanes
+                .iter_mut()
+                .zip(chunk)
+                .for_each(|(lane, v)| *lane = if v.abs() > *lane { v.abs() } else { *lane });
+        }
+        let largest = lanes.iter().fold(0.0f32, |m, &v| if v > m { v } else { m });
+        *scale = largest / 127.0;
+        let inverse = if *scale > 0.0 { 1.0 / *scale } else { 0.0 };
+        let mut sum = 0i32;
+        for (code, value) in codes.iter_mut().zip(values) {
+            // The cast saturates, and takes a number that is none to 0.
+            *code = (value * inverse + ROUND - ROUND) as i8;
+            sum = sum.wrapping_add(i32::from(*code));
+        }
+        let (row, block) = (at / blocks, at % blocks);
+        let first = (row / WIDE_ROWS * blocks + block) * BLOCK * WIDE_ROWS + row % WIDE_ROWS * 2;
+        let pairs = rows.wide[first..].chunks_mut(2 * WIDE_ROWS);
+        for (wide, two) in pairs.zip(codes.chunks_exact(2)) {
+            (wide[0], wide[1]) = (i16::from(two[0]), i16::from(two[1]));
+        }
+        *correction = sum.wrapping_mul(-OFFSET);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::Kernels;
+
+    fn noise(seed: u32, count: usize) -> Vec<f32> {
+        let mut state = seed;
+        let mut next = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 8) as f32 / (1 << 24) as f32 - 0.5
+        };
+        (0..count).map(|_| next()).collect()
+    }
+
+    #[test]
+    fn a_product_of_8_bits_is_near_the_exact_one() {
+        let (width, out, count) = (1280, 40, 5);
+        let (weights, inputs) = (noise(1, width * out), noise(2, width * count));
+        let tiles = Tiles::new(&weights, width);
+        assert_eq!((tiles.out(), tiles.width()), (out, width));
+        for kernels in Kernels::available() {
+            let (mut rows, mut found) = (Rows::default(), vec![0.0; count * out]);
+            kernels.quantize_rows(&inputs, width, &mut rows);
+            kernels.matmul_q8(&rows, &tiles, &mut found);
+            for (i, found) in found.into_iter().enumerate() {
+                let (input, row) =
+                    (&inputs[i / out * width..][..width], &weights[i % out * width..][..width]);
+                let exact: f64 = input.iter().zip(row).map(|(x, w)| f64::from(*x) * f64::from(*w)).sum();
+                // Both roundings, of half a 254th of the range each, add up like noise over 1280 products.
+                let error = (f64::from(found) - exact).abs();
+                assert!(error < 0.1, "{}: {found} instead of {exact}", kernels.name());
+            }
+        }
+    }
+
+    #[test]
+    fn zeros_and_numbers_that_are_none_do_no_harm_to_others() {
+        let width = 2 * BLOCK;
+        let tiles = Tiles::new(&vec![0.0; 3 * width], width);
+        for kernels in Kernels::available() {
+            let mut rows = Rows::default();
+            let mut inputs = vec![0.0; 2 * width];
+            inputs[width] = f32::NAN;
+            kernels.quantize_rows(&inputs, width, &mut rows);
+            let mut out = vec![1.0; 6];
+            kernels.matmul_q8(&rows, &tiles, &mut out);
+            assert_eq!(out, [0.0; 6], "{}", kernels.name());
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! Where a model runs, and in which numbers.
+//!
+//! | device | numbers | matrix products | everything else |
+//! |---|---|---|---|
+//! | CPU | `f32` (default) | f32 | f32 |
+//! | CPU | `q8_0` | weights and activations in 8 bits, 32 to a scale, sums in 32 bits | f32; so are stems and heads |
+//! | CUDA | `bf16` (default) | bf16, sums in f32 | norms in f32 |
+//! | CUDA | `f32` | f32 | f32 |
+//!
+//! bf16 on the CPU is refused: candle widens both operands of every product anew there, weights included.
+
+use candle_core::{DType, Device};
+
+use super::Error;
+use crate::types::EncoderDtype;
+
+/// Where a model runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DeviceKind {
+    /// The processor.
+    #[default]
+    Cpu,
+    /// The first CUDA card.
+    Cuda,
+}
+
+impl std::str::FromStr for DeviceKind {
+    type Err = Error;
+
+    fn from_str(word: &str) -> Result<Self, Error> {
+        match word {
+            "cpu" => Ok(DeviceKind::Cpu),
+            "cuda" => Ok(DeviceKind::Cuda),
+            _ => Err(Error::Device { asked: word.into(), why: "it must be cpu or cuda".into() }),
+        }
+    }
+}
+
+/// An open device and the numbers that a model is held in there.
+#[derive(Debug, Clone)]
+pub struct Placement {
+    /// The device.
+    pub device: Device,
+    /// What weights are held in. With [`EncoderDtype::Q8_0`] everything but the layers of transformer blocks is f32.
+    pub numbers: EncoderDtype,
+}
+
+impl Placement {
+    /// f32 on the CPU.
+    pub fn cpu() -> Self {
+        Placement { device: Device::Cpu, numbers: EncoderDtype::F32 }
+    }
+
+    /// Opens a device.
+    ///
+    /// * `numbers`: `None` for the device's own, f32 on the CPU and bf16 on a card.
+    ///
+    /// # Errors
+    /// [`Error::Device`]: numbers that are of no use there, or a program built without the feature `cuda`.
+    pub fn open(kind: DeviceKind, numbers: Option<EncoderDtype>) -> Result<Self, Error> {
+        let refuse = |asked: &str, why: &str| Err(Error::Device { asked: asked.into(), why: why.into() });
+        match (kind, numbers) {
+            (DeviceKind::Cpu, Some(EncoderDtype::Bf16)) => {
+                refuse("cpu", "bf16 is slower than f32 there; use f32 or q8_0")
+            }
+            (DeviceKind::Cpu, numbers) => {
+                Ok(Placement { device: Device::Cpu, numbers: numbers.unwrap_or(EncoderDtype::F32) })
+            }
+            (DeviceKind::Cuda, Some(EncoderDtype::Q8_0)) => {
+                refuse("cuda", "q8_0 is for the processor; use bf16 or f32 there")
+            }
+            (DeviceKind::Cuda, _) if !cfg!(feature = "cuda") => {
+                refuse("cuda", "this program was built without it; build with `--features cuda`")
+            }
+            (DeviceKind::Cuda, numbers) => {
+                let device = Device::new_cuda(0)
+                    .map_err(|e| Error::Device { asked: "cuda".into(), why: e.to_string() })?;
+                Ok(Placement { device, numbers: numbers.unwrap_or(EncoderDtype::Bf16) })
+            }
+        }
+    }
+
+    /// The type of tensors.
+    pub fn dtype(&self) -> DType {
+        match self.numbers {
+            EncoderDtype::F32 | EncoderDtype::Q8_0 => DType::F32,
+            EncoderDtype::Bf16 => DType::BF16,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_of_no_use_on_a_device_are_refused_by_name() {
+        let refused = |kind, numbers| Placement::open(kind, Some(numbers)).unwrap_err().to_string();
+        assert!(refused(DeviceKind::Cpu, EncoderDtype::Bf16).contains("q8_0"));
+        assert!(refused(DeviceKind::Cuda, EncoderDtype::Q8_0).contains("bf16"));
+        assert_eq!(Placement::open(DeviceKind::Cpu, None).unwrap().numbers, EncoderDtype::F32);
+    }
+}
