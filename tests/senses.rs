@@ -19,8 +19,10 @@ use tonic::Code;
 use viscache::cache::RowsMode;
 use viscache::flow::Limits;
 use viscache::media::{MediaLimits, Orientation, npy};
-use viscache::models::DeviceKind;
 use viscache::models::encoder::{Encoder, EncoderOptions};
+use viscache::models::imagebind::{self, Config, ImageBind};
+use viscache::models::weights::Weights;
+use viscache::models::{DeviceKind, Placement};
 use viscache::serve::proto::{self, EmbedOutput, EmbedRequest, EnhanceRequest, Media, SearchRequest, media};
 use viscache::types::Modality;
 
@@ -221,6 +223,61 @@ async fn a_sense_that_the_model_lacks_is_refused_and_bad_settings_are_named() {
     assert_eq!(told[4], bad_argument("inputs[4].point_cloud.file"));
     assert_eq!(told[5], bad_argument("inputs[5].model_input.modality"));
     assert!(bad_media(&reply.results[6]).contains("not a readable sound"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn point_clouds_reach_their_encoder_ready_made_and_as_files() {
+    let Some(folder) = parts("imagebind/point").into_iter().find(|p| p.join("config.json").exists()) else {
+        return say("skipped: point clouds over gRPC (no golden model here)");
+    };
+    let sizes: serde_json::Value =
+        serde_json::from_slice(&common::read(&folder.join("config.json"))).unwrap();
+    let config = serde_json::json!({ "out_embed_dim": sizes["out_embed_dim"], "point": sizes }).to_string();
+    let place = tempfile::tempdir().unwrap();
+    std::fs::write(place.path().join("sizes.json"), &config).unwrap();
+    let weights = folder.join("point.safetensors");
+    let encoder = Encoder::open(&EncoderOptions {
+        weights: Some(weights.clone()),
+        sizes: Some(place.path().join("sizes.json")),
+        modalities: None,
+        device: DeviceKind::Cpu,
+        dtype: None,
+        threads: 2,
+        orientation: Orientation::Apply,
+        limits: MediaLimits::default(),
+    })
+    .unwrap();
+    let (server, _store) = serve_alone(encoder).await;
+    let case = common::Tensors::open(&folder.join("case.safetensors"));
+    let input = case.get("input");
+    let [count, points, 3] = input.shape[..] else { panic!("{:?}", input.shape) };
+    // The golden case begins at points of its own; over gRPC a ready cloud begins at its first.
+    let model = {
+        let (config, weights) = (Config::from_json(&config).unwrap(), Weights::open(&weights).unwrap());
+        ImageBind::load(&weights, &config, &[Modality::Point], &Placement::cpu()).unwrap()
+    };
+    let shape = input.shape.as_slice();
+    let clouds = candle_core::Tensor::from_slice(input.floats(), shape, &candle_core::Device::Cpu).unwrap();
+    let expected = model.encode(Modality::Point, &clouds, &mut imagebind::ignore).unwrap().output;
+    let expected = expected.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    let clouds = input.floats().chunks_exact(3 * points).map(|values| {
+        let tensor =
+            proto::Tensor { shape: vec![points as i64, 3], values: values.to_vec(), ..Default::default() };
+        let modality = proto::Modality::Point.into();
+        one(media::Kind::ModelInput(proto::ModelInput { modality, tensor: Some(tensor) }))
+    });
+    let (received, told) = embed(&server, clouds.collect()).await;
+    assert!(told.len() == count && told.iter().all(|told| *told == ok()), "{told:?}");
+    for (received, expected) in received.concat().iter().zip(expected) {
+        assert!((received - expected).abs() <= 5e-5 * expected.abs().max(1.0), "{received}, not {expected}");
+    }
+    // The same points as a file, with the same seed twice: a cloud that is small enough is taken whole.
+    let file: bytes::Bytes = npy::write(&input.floats()[..3 * points], 3).into();
+    let cloud =
+        || one(media::Kind::PointCloud(proto::PointCloud { file: file.clone(), ..Default::default() }));
+    let (received, told) = embed(&server, vec![cloud(), cloud()]).await;
+    assert!(told.iter().all(|told| *told == ok()), "{told:?}");
+    assert_eq!(received[0], received[1], "sampling is seeded");
 }
 
 /// The golden models that have their real input geometry.

@@ -1,5 +1,7 @@
 //! Media in, embeddings out.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
 use bytes::Bytes;
 use rayon::prelude::*;
 
@@ -82,7 +84,7 @@ pub fn embed(app: &App, inputs: &[&MediaInput], call: &Call) -> Result<Vec<Resul
     for chunk in inputs.chunks(CHUNK) {
         call.check()?;
         let prepared: Vec<Result<Prepared, Error>> =
-            chunk.par_iter().map(|input| prepare(app, encoder, input, call)).collect();
+            chunk.par_iter().map(|input| contained(|| prepare(app, encoder, input, call))).collect();
         call.check()?;
         let (good, outcomes): (Vec<Prepared>, Vec<Option<Error>>) =
             prepared.into_iter().fold((Vec::new(), Vec::new()), |(mut good, mut outcomes), result| {
@@ -108,6 +110,11 @@ pub fn embed(app: &App, inputs: &[&MediaInput], call: &Call) -> Result<Vec<Resul
         }
     }
     Ok(results)
+}
+
+/// A decoder that panics on a hostile file costs that file, not the request.
+fn contained(prepare: impl FnOnce() -> Result<Prepared, Error>) -> Result<Prepared, Error> {
+    catch_unwind(AssertUnwindSafe(prepare)).unwrap_or_else(|_| Err(media::Error::Crashed.into()))
 }
 
 fn prepare(app: &App, encoder: &Encoder, input: &MediaInput, call: &Call) -> Result<Prepared, Error> {
@@ -152,4 +159,15 @@ fn frames_of(encoder: &Encoder, frames: &[Bytes], rate: f64) -> Result<Prepared,
 fn clips_of(encoder: &Encoder, clips: &[[&Rgb; 2]]) -> Result<Prepared, Error> {
     let clips = clips.try_into().map_err(|_| media::Error::Film("it has no clips".into()))?;
     Ok(encoder.prepare_media(&Media::Video(clips))?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_decoder_that_crashes_costs_its_item() {
+        let crashed = contained(|| panic!("a table of a decoder is too short"));
+        assert!(matches!(crashed, Err(Error::Prepare(_))), "{crashed:?}");
+    }
 }

@@ -72,6 +72,9 @@ pub enum Error {
         /// Pixels allowed.
         max_pixels: u64,
     },
+    /// A decoder gave up in a way that it should not.
+    #[error("the decoder crashed on it: the file is damaged, or made to do so")]
+    Crashed,
     /// Broken behind its header.
     #[error("the image is damaged or cut short: {0}")]
     Damaged(String),
