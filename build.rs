@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let files = ["types", "cache", "embed", "admin"].map(|name| format!("viscache/v1/{name}.proto"));
+    let files =
+        ["types", "cache", "embed", "admin"].map(|name| format!("viscache/v1/{name}.proto"));
     println!("cargo::rerun-if-changed=proto");
     let mut compiler = protox::Compiler::new(["proto"])?;
     compiler.include_imports(true).include_source_info(true).open_files(&files)?;
@@ -13,5 +14,29 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .bytes(".viscache")
         .extern_path(".google.rpc.Status", "::tonic_types::pb::Status")
         .compile_fds(compiler.file_descriptor_set())?;
+    if std::env::var_os("CARGO_FEATURE_CUDA").is_some() {
+        compile_passes(&out)?;
+    }
+    Ok(())
+}
+
+/// The models' own passes for CUDA, as PTX that the driver finishes for the card at hand (Ampere or newer).
+fn compile_passes(out: &std::path::Path) -> Result<(), Box<dyn std::error::Error>> {
+    const SOURCE: &str = "src/models/cuda/passes.cu";
+    println!("cargo::rerun-if-changed={SOURCE}");
+    for variable in ["NVCC", "CUDA_HOME"] {
+        println!("cargo::rerun-if-env-changed={variable}");
+    }
+    let nvcc = std::env::var_os("NVCC").map(PathBuf::from);
+    let nvcc = nvcc.or_else(|| Some(PathBuf::from(std::env::var_os("CUDA_HOME")?).join("bin/nvcc")));
+    let nvcc = nvcc.unwrap_or_else(|| "nvcc".into());
+    let status = std::process::Command::new(&nvcc)
+        .args(["-ptx", "-O3", "-std=c++17", "-arch=compute_80", SOURCE, "-o"])
+        .arg(out.join("passes.ptx"))
+        .status()
+        .map_err(|e| format!("cannot run {}: {e}; name the compiler by NVCC or CUDA_HOME", nvcc.display()))?;
+    if !status.success() {
+        return Err(format!("{} does not compile {SOURCE}", nvcc.display()).into());
+    }
     Ok(())
 }

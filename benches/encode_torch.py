@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""A plain ViT of ImageBind-huge's sizes in PyTorch, f32 on the CPU: pictures a second by batch.
+"""A plain ViT of ImageBind-huge's sizes in PyTorch: pictures a second by batch, f32 on the CPU or bf16 on a card.
 
-    python encode_torch.py THREADS BATCH...
+    python encode_torch.py THREADS BATCH... [--cuda [--compile]]
 
-Patches by one matrix product, fused attention, exact GELU: what `benches/encode.rs` is measured against.
+Patches by one matrix product, fused attention, exact GELU: what `benches/encode.rs` and `benches/gpu` are measured against.
 """
-import sys
+import argparse
 import time
 
 import torch
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 WIDTH, BLOCKS, HEADS, PATCH, SIDE, OUT = 1280, 32, 16, 14, 224, 1024
-ROUNDS = 2
+ROUNDS, CARD_ROUNDS = 2, 20
 
 
 class Block(nn.Module):
@@ -51,21 +51,43 @@ class Vision(nn.Module):
         return F.normalize(self.head(self.after(x[:, 0])), dim=-1)
 
 
+def seconds(work, cuda):
+    """Of one run of `work`, by the clock of whatever does it."""
+    if not cuda:
+        start = time.perf_counter()
+        work()
+        return time.perf_counter() - start
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    work()
+    end.record()
+    torch.cuda.synchronize()
+    return start.elapsed_time(end) / 1e3
+
+
 def main():
-    threads, batches = int(sys.argv[1]), [int(b) for b in sys.argv[2:]]
-    torch.set_num_threads(threads)
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("threads", type=int)
+    parser.add_argument("batches", type=int, nargs="+")
+    parser.add_argument("--cuda", action="store_true", help="bf16 on the first card")
+    parser.add_argument("--compile", action="store_true", help="torch.compile(mode='max-autotune')")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    model = Vision().eval()
-    pictures = torch.randn(max(batches), 3, SIDE, SIDE)
+    place = {"device": "cuda", "dtype": torch.bfloat16} if options.cuda else {}
+    model = Vision().eval().to(**place)
+    if options.compile:
+        model = torch.compile(model, mode="max-autotune")
+    pictures = torch.randn(max(options.batches), 3, SIDE, SIDE).to(**place)
     with torch.inference_mode():
-        model(pictures[:1])
-        for batch in batches:
-            times = []
-            for _ in range(ROUNDS):
-                start = time.perf_counter()
-                model(pictures[:batch])
-                times.append(time.perf_counter() - start)
-            print(f"batch {batch} pictures/s {batch / min(times):.4f}")
+        for batch in options.batches:
+            # The first runs compile, choose kernels and fill caches.
+            for _ in range(3 if options.cuda else 1):
+                model(pictures[:batch] if options.cuda else pictures[:1])
+            rounds = CARD_ROUNDS if options.cuda else ROUNDS
+            times = sorted(seconds(lambda: model(pictures[:batch]), options.cuda) for _ in range(rounds))
+            taken = times[len(times) // 2] if options.cuda else times[0]
+            print(f"batch {batch} pictures/s {batch / taken:.4f}")
 
 
 if __name__ == "__main__":

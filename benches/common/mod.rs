@@ -5,6 +5,8 @@
 
 #![allow(dead_code, reason = "every bench is a crate of its own and uses a part of this")]
 
+pub mod huge;
+
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 

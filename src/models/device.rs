@@ -9,7 +9,9 @@
 //!
 //! bf16 on the CPU is refused: candle widens both operands of every product anew there, weights included.
 
-use candle_core::{DType, Device};
+#[cfg(feature = "cuda")]
+use candle_core::{CpuStorage, Storage};
+use candle_core::{DType, Device, Tensor};
 
 use super::Error;
 use crate::types::EncoderDtype;
@@ -81,12 +83,36 @@ impl Placement {
         }
     }
 
+    /// Whether the layers of blocks are held in 8 bits.
+    pub fn coarse(&self) -> bool {
+        self.numbers == EncoderDtype::Q8_0
+    }
+
     /// The type of tensors.
     pub fn dtype(&self) -> DType {
         match self.numbers {
             EncoderDtype::F32 | EncoderDtype::Q8_0 => DType::F32,
             EncoderDtype::Bf16 => DType::BF16,
         }
+    }
+}
+
+impl Placement {
+    /// Brings an input from the CPU to where the model is.
+    pub(super) fn place(&self, x: &Tensor) -> candle_core::Result<Tensor> {
+        #[cfg(feature = "cuda")]
+        if let (Device::Cuda(device), DType::BF16) = (&self.device, self.dtype())
+            && x.device().is_cpu()
+            && x.dtype() == DType::F32
+        {
+            let (storage, layout) = x.storage_and_layout();
+            if let (Storage::Cpu(CpuStorage::F32(values)), Some((start, end))) =
+                (&*storage, layout.contiguous_offsets())
+            {
+                return super::cuda::upload(&values[start..end], x.shape(), device);
+            }
+        }
+        x.to_dtype(self.dtype())?.to_device(&self.device)
     }
 }
 

@@ -1,18 +1,18 @@
 //! Layers that more than one tower uses.
 //!
-//! On the CPU, bias and GELU are one pass of our own kernel over the widest activation: candle's exact GELU goes
-//! through a scalar f64 `erf`, which costs a tenth of a whole ViT-H forward pass.
+//! Bias and GELU are one pass of our own over the widest activation, and sums are made in place. On the CPU candle's exact
+//! GELU goes through a scalar f64 `erf`, which costs a tenth of a whole ViT-H forward pass; on a card every pass over
+//! memory that is saved counts ([`super::cuda`]).
 
 use std::cell::RefCell;
 
 use candle_core::{
-    CpuStorage, CustomOp1, D, InplaceOp2, Layout, Result as TensorResult, Shape, Tensor, bail,
+    CpuStorage, CustomOp1, D, DType, InplaceOp2, Layout, Result as TensorResult, Shape, Tensor, bail,
 };
 
 use super::weights::Weights;
 use super::{Error, Placement};
 use crate::kernels::{Kernels, q8};
-use crate::types::EncoderDtype;
 
 /// Where a model's tensors come from and go to, with a name prefix.
 #[derive(Clone)]
@@ -58,6 +58,10 @@ impl LayerNorm {
         })
     }
 
+    pub(super) fn new(weight: Tensor, bias: Tensor, eps: f32) -> Self {
+        LayerNorm { weight, bias, eps }
+    }
+
     pub(super) fn forward(&self, x: &Tensor) -> TensorResult<Tensor> {
         candle_nn::ops::layer_norm(&x.contiguous()?, &self.weight, &self.bias, self.eps)
     }
@@ -73,7 +77,7 @@ enum Weight {
     /// `[in, out]`: the product reads it in the order it lies in memory, instead of transposing it in every call.
     Full(Tensor),
     /// `[out, in]`, 32 weights of a row to a scale (ggml's `q8_0`). Activations are rounded to 8 bits as they come.
-    Eight(q8::Tiles),
+    Eight(Box<q8::Tiles>),
 }
 
 impl Linear {
@@ -99,13 +103,24 @@ impl Linear {
         bias: bool,
     ) -> Result<Self, Error> {
         let [weight, added] = names;
-        let weight = scope.tensor(weight, &[out, width])?;
         let bias = bias.then(|| scope.tensor(added, &[out])).transpose()?;
-        if scope.placement.numbers != EncoderDtype::Q8_0 || !width.is_multiple_of(q8::BLOCK) {
-            return Ok(Linear::new(&weight, bias)?);
+        Linear::of(scope.placement, scope.values(weight, &[out, width])?, width, bias)
+    }
+
+    /// As [`Linear::block`], of weights that are read: `[out, width]`, row by row.
+    pub(super) fn of(
+        placement: &Placement,
+        weight: Vec<f32>,
+        width: usize,
+        bias: Option<Tensor>,
+    ) -> Result<Self, Error> {
+        if placement.coarse() && width.is_multiple_of(q8::BLOCK) {
+            return Ok(Linear { weight: Weight::Eight(q8::Tiles::new(&weight, width).into()), bias });
         }
-        let eight = q8::Tiles::new(&weight.flatten_all()?.to_vec1()?, width);
-        Ok(Linear { weight: Weight::Eight(eight), bias })
+        let out = weight.len() / width.max(1);
+        let weight = Tensor::from_vec(weight, (out, width), &candle_core::Device::Cpu)?;
+        let weight = weight.to_dtype(placement.dtype())?.to_device(&placement.device)?;
+        Ok(Linear::new(&weight, bias)?)
     }
 
     pub(super) fn forward(&self, x: &Tensor) -> TensorResult<Tensor> {
@@ -204,7 +219,8 @@ pub(super) fn attend(
     mixed.transpose(1, 2)?.reshape((batch, length, width))
 }
 
-/// `x + term`, a term of the same shape or of one row; in the memory of `x` on the CPU. Nothing else may hold `x`.
+/// `x + term`, a term of the same shape or of one row; in the memory of `x` where there is a pass for it. Nothing else may
+/// hold `x`.
 pub(super) fn add_to(x: Tensor, term: &Tensor) -> TensorResult<Tensor> {
     if in_place(&x) {
         x.inplace_op2(term, &Add)?;
@@ -216,7 +232,31 @@ pub(super) fn add_to(x: Tensor, term: &Tensor) -> TensorResult<Tensor> {
 
 /// Whether our own passes over a tensor's memory apply.
 fn in_place(x: &Tensor) -> bool {
-    x.device().is_cpu() && x.dtype() == candle_core::DType::F32
+    if x.device().is_cpu() {
+        return x.dtype() == DType::F32;
+    }
+    #[cfg(feature = "cuda")]
+    if x.device().is_cuda() {
+        let rows = x.dims().last().is_some_and(|&width| super::cuda::takes(width));
+        return rows && matches!(x.dtype(), DType::F32 | DType::BF16);
+    }
+    false
+}
+
+/// The pass of a card with the same result.
+#[cfg(feature = "cuda")]
+macro_rules! on_a_card {
+    ($pass:ident) => {
+        fn cuda_fwd(
+            &self,
+            x: &mut candle_core::CudaStorage,
+            layout: &Layout,
+            term: &candle_core::CudaStorage,
+            term_layout: &Layout,
+        ) -> TensorResult<()> {
+            super::cuda::run(super::cuda::Pass::$pass, x, layout, term, term_layout)
+        }
+    };
 }
 
 /// `x ← x + term`, row by row.
@@ -240,6 +280,9 @@ impl InplaceOp2 for Add {
         }
         Ok(())
     }
+
+    #[cfg(feature = "cuda")]
+    on_a_card!(Add);
 }
 
 /// `x ← gelu(x + bias)`, row by row.
@@ -261,6 +304,9 @@ impl InplaceOp2 for BiasGelu {
         x.chunks_exact_mut(bias.len()).for_each(|row| Kernels::get().bias_gelu(row, bias));
         Ok(())
     }
+
+    #[cfg(feature = "cuda")]
+    on_a_card!(BiasGelu);
 }
 
 /// The memory of a contiguous f32 tensor and of the row (or tensor) that goes into each of its rows.

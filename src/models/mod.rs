@@ -10,6 +10,8 @@
 //! input is one thread's work ([`encoder`]): a large batch is slower per input, because softmax and norms are not
 //! blocked. With the feature `cuda` a whole batch goes to the card, in bf16 or f32.
 
+#[cfg(feature = "cuda")]
+mod cuda;
 pub mod device;
 pub mod encoder;
 pub mod imagebind;

@@ -154,7 +154,7 @@ impl ImageBind {
     ) -> Result<Encoded, Error> {
         let tower = self.towers.get(&Tower::of(modality)).ok_or(Error::NotLoaded(modality))?;
         let refuse = |why: &str| Err(Error::Input { received: input.dims().to_vec(), why: why.into() });
-        let placed = |x: &Tensor| x.to_dtype(self.placement.dtype())?.to_device(&self.placement.device);
+        let placed = |x: &Tensor| self.placement.place(x);
         let (heads, batch, clips) = match &tower.body {
             Body::Vision(stem, trunk) => {
                 let (batch, clips, frames) = match *input.dims() {
