@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let files =
-        ["types", "cache", "embed", "admin"].map(|name| format!("viscache/v1/{name}.proto"));
+        ["types", "cache", "embed", "generate", "admin"].map(|name| format!("viscache/v1/{name}.proto"));
     println!("cargo::rerun-if-changed=proto");
     let mut compiler = protox::Compiler::new(["proto"])?;
     compiler.include_imports(true).include_source_info(true).open_files(&files)?;

@@ -2,7 +2,8 @@
 //!
 //! Draws scenes, builds a cache from their files, serves it, and asks it over gRPC with a picture, a text, a voice, and both. For
 //! each query it prints the neighbours with their weights, and how near the query is to the nearest real picture before
-//! and after. It is also the shortest example of a Rust client.
+//! and after; then it lets the decoder say what the text and the voice are about, without the cache and with it. It is
+//! also the shortest example of a Rust client.
 
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader};
@@ -12,7 +13,11 @@ use std::process::{Child, Command, Stdio};
 use anyhow::{Context, bail};
 use serde_json::Value;
 use viscache::serve::proto::cache_service_client::CacheServiceClient;
-use viscache::serve::proto::{BlendParams, EnhanceRequest, Media, Part, Query, SearchRequest, media, part};
+use viscache::serve::proto::generate_service_client::GenerateServiceClient;
+use viscache::serve::proto::{
+    BlendParams, CacheMode, Conditioning, EnhanceRequest, GenerateRequest, Instruction, Media, Part, Prompt,
+    Query, Sampling, SearchRequest, generate_event, media, part, prompt,
+};
 
 const SCENES: &str = "5000";
 const CACHE: &str = "scenes";
@@ -55,6 +60,18 @@ async fn main() -> anyhow::Result<()> {
     let mut figures = Vec::new();
     for (name, parts) in queries {
         figures.push((name.clone(), ask(&mut client, &name, parts, &captions).await?));
+    }
+
+    println!("\n4. Ask the decoder what it is, without the cache and with it");
+    let mut decoder = GenerateServiceClient::connect(format!("http://{address}")).await?;
+    let voice = || media::Kind::Audio(SPEECH.into());
+    let asked = [
+        (format!("the text “{small}”"), "Generate caption of this image", text(small)),
+        ("the voice that says “large orange cross”".to_owned(), "Name the object.", voice()),
+    ];
+    for (about, question, input) in asked {
+        let [off, on] = answers(&mut decoder, question, input).await?;
+        println!("\n   “{question}” about {about}\n     cache off: {off}\n     cache on:  {on}");
     }
     drop(server);
 
@@ -121,6 +138,36 @@ async fn ask(
     let before = before(client, query).await?;
     println!("   cosine to the nearest picture: {before:.3} before, {after:.3} after");
     Ok((before, after))
+}
+
+/// What the decoder says without the cache and with it.
+async fn answers(
+    client: &mut GenerateServiceClient<tonic::transport::Channel>,
+    question: &str,
+    input: media::Kind,
+) -> anyhow::Result<[String; 2]> {
+    let content = Some(part::Content::Media(Media { kind: Some(input) }));
+    let query = Query { parts: vec![Part { content, weight: None }], ..Query::default() };
+    let instruction = Instruction { text: question.into(), input: String::new() };
+    let request = GenerateRequest {
+        conditioning: Some(Conditioning {
+            prompt: Some(Prompt { prompt: Some(prompt::Prompt::Instruction(instruction)) }),
+            query: Some(query),
+            cache_mode: CacheMode::Compare.into(),
+            cache: CACHE.into(),
+            ..Default::default()
+        }),
+        sampling: Some(Sampling { temperature: Some(0.0), ..Default::default() }),
+        ..Default::default()
+    };
+    let mut events = client.generate(request).await?.into_inner();
+    let mut said = [String::new(), String::new()];
+    while let Some(event) = events.message().await? {
+        if let Some(generate_event::Event::Summary(summary)) = event.event {
+            said[usize::from(event.cached)] = summary.text;
+        }
+    }
+    Ok(said)
 }
 
 /// Cosine of the query as it was to the nearest picture: the blend with weight 0 is the query itself, made unit.

@@ -6,29 +6,44 @@ use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use tracing::{error, info, warn};
-use viscache::batch::Embedder;
+use viscache::batch::{Embedder, Generator};
 use viscache::cache::Cache;
 use viscache::flow::{App, ServedCache};
 use viscache::models::encoder::{Encoder, EncoderOptions};
+use viscache::models::llm::{Llm, LlmOptions};
+use viscache::models::nano;
 use viscache::store::{Access, CacheRecord, ModelSource, Store};
 use viscache::types::CacheName;
 
 use crate::config::Config;
 
-/// Opens store, caches and model.
+/// What may be asked of an app.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Wants {
+    /// Files or texts may come.
+    pub encoder: bool,
+    /// Answers may be wanted.
+    pub decoder: bool,
+}
+
+/// Opens store, caches and models.
 ///
-/// * `wants_model`: whether pictures or texts may come; otherwise no model is loaded.
+/// * `wants`: what may be asked; of what is not, no model is loaded.
 ///
 /// # Errors
 /// A store that cannot be read, a cache that was named and cannot be served, a model that was named and cannot be
 /// loaded. A cache that was not named and cannot be served is reported and listed with its problem.
-pub fn open(config: &Config, wants_model: bool) -> anyhow::Result<App> {
+pub fn open(config: &Config, wants: Wants) -> anyhow::Result<App> {
     // Opening for writing would make a store that is not there.
     let write = config.writable && Store::exists(&config.store);
     let store = Arc::new(Store::open(&config.store, if write { Access::Write } else { Access::Read })?);
     let records = chosen(config, &store)?;
-    let encoder = match wants_model {
+    let encoder = match wants.encoder {
         true => model(config, &records)?,
+        false => None,
+    };
+    let llm = match wants.decoder {
+        true => decoder(config, encoder.as_ref())?,
         false => None,
     };
     let mut caches: BTreeMap<CacheName, ServedCache> = BTreeMap::new();
@@ -64,6 +79,8 @@ pub fn open(config: &Config, wants_model: bool) -> anyhow::Result<App> {
     }
     let embedder = encoder.map(|encoder| Embedder::start(encoder, config.batch())).transpose()?;
     let mut app = App::new(store, caches, config.default_cache.clone(), embedder, config.limits());
+    let generator = llm.map(|llm| Generator::start(llm, config.answers())).transpose()?;
+    app.generator = generator;
     app.default_blend = config.blend_params();
     app.default_search = config.search_params();
     app.default_target = config.search.target_recall;
@@ -132,4 +149,28 @@ fn encoder_options(config: &Config, source: &ModelSource) -> EncoderOptions {
         orientation: config.orientation.unwrap_or(source.orientation),
         limits: config.limits().media,
     }
+}
+
+/// The decoder that is asked for, or the one that belongs to the model that is served.
+fn decoder(config: &Config, encoder: Option<&Encoder>) -> anyhow::Result<Option<Llm>> {
+    let backbone = match config.decoder.as_str() {
+        "none" => return Ok(None),
+        "auto" if encoder.is_some_and(|encoder| encoder.origin().model == nano::NAME) => None,
+        "auto" => return Ok(None),
+        "nano" => None,
+        path => Some(PathBuf::from(path)),
+    };
+    if backbone.is_none() && (config.adapter.is_some() || config.tokenizer.is_some()) {
+        bail!("an adapter or a tokenizer is named and no decoder that it is for; name it by --decoder");
+    }
+    let options = LlmOptions {
+        backbone,
+        adapter: config.adapter.clone(),
+        tokenizer: config.tokenizer.clone(),
+        device: config.device,
+        dtype: config.decoder_dtype,
+    };
+    let llm = Llm::open(&options).context("the decoder cannot be loaded")?;
+    info!(decoder = llm.name(), weights = llm.fingerprint().short(), "decoder loaded");
+    Ok(Some(llm))
 }

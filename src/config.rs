@@ -10,7 +10,7 @@ use anyhow::{Context, bail};
 use figment::Figment;
 use figment::providers::{Env, Format, Serialized, Toml};
 use serde::{Deserialize, Serialize};
-use viscache::batch;
+use viscache::batch::{self, GenerateOptions};
 use viscache::blend::BlendParams;
 use viscache::cache::{CompactOptions, LoadOptions, RowsMode};
 use viscache::flow::{Limits, SamplingOptions, VideoLimits};
@@ -43,6 +43,15 @@ pub struct Config {
     pub model: String,
     /// Sizes of that checkpoint as JSON; without it, those of `imagebind_huge`.
     pub sizes: Option<PathBuf>,
+    /// Decoder for answers: `auto` (the built-in one, where the built-in model is served), `nano`, `none`, or where a LLaMA's weights
+    /// are: a folder of `consolidated.*.pth` and `params.json`, a folder of safetensors and `config.json`, or one file.
+    pub decoder: String,
+    /// The adapter made for that decoder, as ImageBind-LLM's `7B.pth`.
+    pub adapter: Option<PathBuf>,
+    /// Its `tokenizer.model`; without it, the one beside the decoder or a folder up.
+    pub tokenizer: Option<PathBuf>,
+    /// Numbers of the decoder: `f32`, `bf16` or `q8_0`. Without it, the device's own.
+    pub decoder_dtype: Option<EncoderDtype>,
     /// EXIF orientation of pictures: `apply` or `reference` (ignored, as the published loader does). Without it, as the
     /// cache was made.
     pub orientation: Option<Orientation>,
@@ -151,6 +160,10 @@ pub struct LimitSettings {
     pub max_waiting: usize,
     /// Pictures' worth of inputs that a card works on at a time.
     pub device_batch: u64,
+    /// Answers that grow at the same time.
+    pub answers: usize,
+    /// Questions that may wait for the decoder.
+    pub max_waiting_questions: usize,
 }
 
 impl Default for Config {
@@ -162,6 +175,10 @@ impl Default for Config {
             default_cache: None,
             model: "auto".into(),
             sizes: None,
+            decoder: "auto".into(),
+            adapter: None,
+            tokenizer: None,
+            decoder_dtype: None,
             orientation: None,
             device: DeviceKind::Cpu,
             encoder_dtype: None,
@@ -216,6 +233,8 @@ impl Default for LimitSettings {
             max_points: limits.media.point.max_points,
             max_waiting: batch::Options::DEFAULT_CAPACITY,
             device_batch: batch::Options::DEFAULT_BATCH,
+            answers: GenerateOptions::default().slots,
+            max_waiting_questions: GenerateOptions::default().capacity,
         }
     }
 }
@@ -271,6 +290,8 @@ impl Config {
             ("max_points", limits.max_points),
             ("max_waiting", limits.max_waiting),
             ("device_batch", limits.device_batch as usize),
+            ("answers", limits.answers),
+            ("max_waiting_questions", limits.max_waiting_questions),
         ] {
             if value == 0 || value > 1 << 40 {
                 bail!("limits.{name} is {value}; it must be at least 1");
@@ -359,6 +380,11 @@ impl Config {
     /// How inputs wait for the model.
     pub fn batch(&self) -> batch::Options {
         batch::Options { capacity: self.limits.max_waiting, batch: self.limits.device_batch }
+    }
+
+    /// Bounds of the decoder's line.
+    pub fn answers(&self) -> GenerateOptions {
+        GenerateOptions { slots: self.limits.answers, capacity: self.limits.max_waiting_questions }
     }
 
     /// Inputs embedded at the same time on the CPU.

@@ -173,7 +173,7 @@ fn a_store_and_a_server_over_it_give_equal_answers() {
             .iter_mut()
             .chain(&mut served)
             .filter_map(Value::as_object_mut)
-            .for_each(|o| drop(o.remove("model_loaded")));
+            .for_each(|o| ["model_loaded", "model_dtype"].iter().for_each(|key| drop(o.remove(*key))));
         assert_eq!(direct, served, "{question:?}");
     }
     let checked = world.on_store(0, &["check", "--json"]);
@@ -212,6 +212,62 @@ fn answers_are_those_of_the_cache() {
         let text = String::from_utf8(output.stdout).unwrap();
         assert!(text.contains("scenes"), "{arguments:?}: {text}");
     }
+}
+
+#[test]
+fn the_decoder_is_asked_and_judges() {
+    let world = World::new();
+    let server = Served::start(&world, &[]);
+    let question = [
+        "ask",
+        "--cache",
+        SCENES,
+        "--image",
+        "0.png",
+        "Generate caption of this image",
+        "--temperature",
+        "0",
+    ];
+    let said =
+        |arguments: &[&str]| String::from_utf8(expect(0, arguments, world.run(arguments)).stdout).unwrap();
+    let connected = [&question[..], &["--connect", &server.address]].concat();
+    let answer = said(&connected);
+    assert!(answer.ends_with('\n') && answer.contains(" background"), "{answer}");
+    let both = said(&[&connected[..], &["--compare"]].concat());
+    assert!(
+        both.contains("cache off: ") && both.contains(&format!("cache on:  {}", answer.trim())),
+        "{both}"
+    );
+    // On the store the same, as events.
+    let events = world.on_store(0, &[&question[..], &["--json", "--logprobs"]].concat());
+    assert_eq!((&events[0]["event"], &events[0]["neighbors"][9]["id"].is_u64()), (&"begin".into(), &true));
+    let last = events.last().unwrap();
+    assert_eq!((&last["event"], &last["stop_reason"]), (&"summary".into(), &"end_of_text".into()));
+    assert_eq!(last["text"].as_str().unwrap().trim(), answer.trim());
+    let tokens = &events[1..events.len() - 1];
+    assert!(tokens.iter().all(|token| token["logprob"].is_number()), "{tokens:?}");
+    // Judged, the answer it gave is likelier than another.
+    let given = format!(" {}", answer.trim());
+    let score = [
+        "score",
+        "--json",
+        "--cache",
+        SCENES,
+        "--image",
+        "0.png",
+        "Generate caption of this image",
+        "--answer",
+    ];
+    let scores = world.on_store(0, &[&score[..], &[&given, "--answer", " a tiny pink heart"]].concat());
+    assert!(scores[0]["logprob"].as_f64() > scores[1]["logprob"].as_f64(), "{scores:?}");
+    let refused = world.run(&["ask", "--connect", &server.address, "--image", "broken.png", "What?"]);
+    let refused = String::from_utf8(expect(1, &["ask"], refused).stderr).unwrap();
+    assert!(refused.contains("BAD_MEDIA"), "{refused}");
+    let store = world.store.to_str().unwrap();
+    let none = world.run(&["--decoder", "none", "ask", "--store", store, "--cache", SCENES, "What?"]);
+    let none = String::from_utf8(expect(1, &["ask"], none).stderr).unwrap();
+    assert!(none.contains("DECODER_NOT_LOADED"), "{none}");
+    assert_eq!(server.end("TERM"), Some(0));
 }
 
 #[test]

@@ -10,13 +10,16 @@ mod common;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use common::{Limit, Tally, Tensors, json, parts, read, say, short};
+use common::{Limit, Tally, Tensors, json, max_abs, parts, read, say, short};
 use serde_json::Value;
+use viscache::batch::{Event, GenerateOptions, Generator, Task, Wait};
 use viscache::blend::{BlendParams, blend, mix};
 use viscache::index::exact;
 use viscache::media::{MediaLimits, Orientation};
 use viscache::models::DeviceKind;
 use viscache::models::encoder::{Encoder, EncoderOptions, Prepared, Values};
+use viscache::models::llama::SampleParams;
+use viscache::models::llm::{Llm, LlmOptions, Prompt};
 use viscache::types::{Embedding, Hit, ItemId, Modality};
 
 const LIMIT: Limit = Limit { absolute: 1e-5, turn: 1e-9 };
@@ -156,4 +159,91 @@ fn same_but_for_ties(tally: &mut Tally, name: &str, found: &[i64], ids: &[i64], 
     };
     let holds = found.len() == ids.len() && (0..found.len()).all(fits);
     tally.check(name, holds, || format!("expected {ids:?} with {scores:?}, received {found:?}"));
+}
+
+/// What is asked, greedily, until it ends.
+fn answers(generator: &Generator, asked: Vec<(String, Vec<f32>)>) -> Vec<String> {
+    let task = |(instruction, embedding): (String, Vec<f32>)| Task {
+        prompt: generator.llm().encode(&Prompt::Instruction { instruction, input: None }).unwrap(),
+        embedding: Some(Embedding::new(embedding).unwrap()),
+        max_tokens: 100,
+        sampling: SampleParams { temperature: 0.0, ..SampleParams::default() },
+        stop: Vec::new(),
+        wait: Wait::default(),
+    };
+    let tasks = asked.into_iter().map(task).collect();
+    let said = generator.submit(tasks).unwrap().into_iter().map(|mut events| {
+        let mut said = String::new();
+        loop {
+            match events.blocking_recv().unwrap() {
+                Event::Token { text, .. } => said += &text,
+                Event::Done(finish) => return said + &finish.text,
+                Event::Failed(error) => panic!("{error}"),
+            }
+        }
+    });
+    said.collect()
+}
+
+#[test]
+fn the_decoder_says_what_it_said() {
+    let nano =
+        LlmOptions { backbone: None, adapter: None, tokenizer: None, device: DeviceKind::Cpu, dtype: None };
+    let llm = Llm::open(&nano).unwrap();
+    let options = GenerateOptions { slots: 32, capacity: 1 << 20 };
+    let generator = Generator::start(llm, options).unwrap();
+    for path in parts("nano/expected.json") {
+        let expected = json(&path);
+        let golden = Tensors::open(&path.with_file_name("expected.safetensors"));
+        let mut tally = Tally::new(format!("{}, answers", short(&path)));
+        let prompt =
+            Prompt::Instruction { instruction: "Generate caption of this image".into(), input: None };
+        let ids: Vec<u32> = serde_json::from_value(expected["prompt_ids"].clone()).unwrap();
+        tally.equal("prompt ids", &generator.llm().encode(&prompt).unwrap(), &ids);
+        let decoder = generator.llm().decoder();
+        let limit = |expected: &[f32]| Limit { absolute: 1e-4 * max_abs(expected).max(1.0), turn: 1e-7 };
+        let (mut asked, mut said) = (Vec::new(), Vec::new());
+        for (row, query) in expected["queries"].as_array().unwrap().iter().enumerate() {
+            let name = format!("{} {}", query["kind"].as_str().unwrap(), query["id"].as_str().unwrap());
+            for (setting, tensor) in
+                [("off", "queries"), ("default", "mixed.default"), ("other", "mixed.other")]
+            {
+                let shown = golden.get(tensor).row(row);
+                let visual = decoder.visual_of(shown).unwrap();
+                let values = visual.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+                let stored = golden.get(&format!("visual_feats.{setting}")).row(row);
+                tally.floats(
+                    &format!("{name}, visual_feats.{setting}"),
+                    &values,
+                    stored,
+                    stored.len(),
+                    limit(stored),
+                );
+                if setting == "off" {
+                    let mut sequence = decoder.begin(Some(&visual), ids.len()).unwrap();
+                    let logits = decoder.forward(&mut [(&mut sequence, &ids)]).unwrap();
+                    let logits = logits.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+                    let stored = golden.get("prompt_logits.off").row(row);
+                    tally.floats(
+                        &format!("{name}, prompt logits"),
+                        &logits,
+                        stored,
+                        stored.len(),
+                        limit(stored),
+                    );
+                }
+                for (question, by_setting) in query["answers"].as_object().unwrap() {
+                    asked.push((question.clone(), shown.to_vec()));
+                    said.push((
+                        format!("{name}, {setting}, {question}"),
+                        by_setting[setting].as_str().unwrap().to_owned(),
+                    ));
+                }
+            }
+        }
+        for (answer, (name, expected)) in answers(&generator, asked).iter().zip(said) {
+            tally.equal(&name, &[answer.trim()], &[expected.trim()]);
+        }
+        tally.finish();
+    }
 }

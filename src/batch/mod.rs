@@ -10,6 +10,7 @@
 //! |---|---|
 //! | `queue.rs` | who is next: a pure state machine |
 //! | `worker.rs` | the threads that own the model |
+//! | `generate.rs` | the thread that owns the decoder: answers that join and leave at every step |
 //!
 //! On the CPU a large batch is no quicker per input, so inputs are worked on one by one, on as many threads as there are lanes,
 //! whoever sent them; then an embedding cannot depend on what else was asked for. On a card, a batch is filled with whatever
@@ -17,6 +18,7 @@
 //!
 //! A caller blocks; the threads that wait cost nothing but their stack.
 
+mod generate;
 mod queue;
 mod worker;
 
@@ -25,6 +27,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
+pub use generate::{Event, Finish, GenerateOptions, Generator, StopReason, Task};
 use queue::Queue;
 
 use crate::models;
@@ -44,6 +47,14 @@ pub enum Error {
     Full {
         /// Of which kind.
         modality: Modality,
+        /// How many wait.
+        waiting: usize,
+        /// How many may.
+        capacity: usize,
+    },
+    /// Too many wait for the decoder already.
+    #[error("{waiting} answers wait for the decoder, of at most {capacity}; try again shortly")]
+    Line {
         /// How many wait.
         waiting: usize,
         /// How many may.

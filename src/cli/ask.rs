@@ -26,7 +26,9 @@ enum Batch {
 
 pub async fn enhance(config: &Config, args: EnhanceArgs) -> anyhow::Result<ExitCode> {
     let batches = batches(&args.inputs)?;
-    let mut client = target::cache(target::open(config, &args.target, args.inputs.vectors.is_none()).await?);
+    let mut client = target::cache(
+        target::open(config, &args.target, target::wants(args.inputs.vectors.is_none())).await?,
+    );
     let (mut shown, mut rows, mut dim) = (shown(args.json, &args.filter), Vec::new(), 0);
     for batch in batches {
         let (vectors, queries) = batch.split();
@@ -69,7 +71,9 @@ pub async fn enhance(config: &Config, args: EnhanceArgs) -> anyhow::Result<ExitC
 
 pub async fn search(config: &Config, args: SearchArgs) -> anyhow::Result<ExitCode> {
     let batches = batches(&args.inputs)?;
-    let mut client = target::cache(target::open(config, &args.target, args.inputs.vectors.is_none()).await?);
+    let mut client = target::cache(
+        target::open(config, &args.target, target::wants(args.inputs.vectors.is_none())).await?,
+    );
     let mut shown = shown(args.json, &args.filter);
     for batch in batches {
         let (vectors, queries) = batch.split();
@@ -95,7 +99,7 @@ pub async fn embed(config: &Config, args: EmbedArgs) -> anyhow::Result<ExitCode>
     if inputs.is_empty() {
         bail!("there is nothing to embed; give --image, --text, --audio or another input");
     }
-    let mut client = target::embed(target::open(config, &args.target, true).await?);
+    let mut client = target::embed(target::open(config, &args.target, target::EMBEDDINGS).await?);
     let request = proto::EmbedRequest {
         inputs,
         output: match args.output {
@@ -120,7 +124,7 @@ pub async fn embed(config: &Config, args: EmbedArgs) -> anyhow::Result<ExitCode>
 }
 
 pub async fn describe(config: &Config, target: &Target, json: bool) -> anyhow::Result<ExitCode> {
-    let mut client = super::target::cache(super::target::open(config, target, false).await?);
+    let mut client = super::target::cache(super::target::open(config, target, super::target::STORED).await?);
     let request = proto::DescribeRequest { cache: target.cache.clone().unwrap_or_default() };
     let reply = client.describe(request).await.map_err(show::refused)?.into_inner();
     show::described(&reply, json)?;

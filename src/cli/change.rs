@@ -38,7 +38,8 @@ pub async fn upsert(config: &Config, args: UpsertArgs) -> anyhow::Result<ExitCod
         bail!("--ids has {} ids for {count} items", ids.len());
     }
     let mut ids = ids.into_iter().flatten();
-    let mut client = target::admin(target::open(config, &args.target, args.vectors.is_none()).await?);
+    let mut client =
+        target::admin(target::open(config, &args.target, target::wants(args.vectors.is_none())).await?);
     let mut shown = Shown::new("item", args.json);
     for mut request in requests {
         for item in &mut request.items {
@@ -55,7 +56,7 @@ pub async fn upsert(config: &Config, args: UpsertArgs) -> anyhow::Result<ExitCod
 
 pub async fn delete(config: &Config, args: DeleteArgs) -> anyhow::Result<ExitCode> {
     let ids = ids(&args.ids)?;
-    let mut client = target::admin(target::open(config, &args.target, false).await?);
+    let mut client = target::admin(target::open(config, &args.target, target::STORED).await?);
     let (mut deleted, mut unknown) = (0, 0);
     for ids in ids.chunks(ROWS_PER_REQUEST) {
         let cache = args.target.cache.clone().unwrap_or_default();

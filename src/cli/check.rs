@@ -28,7 +28,7 @@ pub async fn run(config: &Config, target: &Target, json: bool) -> anyhow::Result
     };
     match &target.connect {
         Some(address) => {
-            let channel = target::open(config, target, false).await?;
+            let channel = target::open(config, target, target::STORED).await?;
             let health = HealthClient::new(channel.clone()).check(HealthCheckRequest::default()).await;
             let problem = match health.map(|reply| reply.into_inner().status()) {
                 Ok(tonic_health::pb::health_check_response::ServingStatus::Serving) => None,
@@ -46,7 +46,7 @@ pub async fn run(config: &Config, target: &Target, json: bool) -> anyhow::Result
             }
         }
         None => {
-            let app = match app::open(config, true) {
+            let app = match app::open(config, target::ANSWERS) {
                 Ok(app) => app,
                 Err(problem) => {
                     say(format!("store {}", config.store.display()), Some(format!("{problem:#}")))?;

@@ -5,6 +5,7 @@
 //!
 //! Exit codes: 0 done, 1 failed, 2 the command line is wrong, 3 some items were bad.
 
+mod answer;
 mod ask;
 mod bench;
 mod change;
@@ -63,6 +64,22 @@ struct Settings {
     #[arg(long, global = true, value_name = "FILE")]
     #[serde(skip_serializing_if = "Option::is_none")]
     sizes: Option<PathBuf>,
+    /// Decoder for answers: `auto` (the built-in one, with the built-in model), `nano`, `none`, or where LLaMA's weights are.
+    #[arg(long, global = true, value_name = "DECODER")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    decoder: Option<String>,
+    /// Adapter made for that decoder, as ImageBind-LLM's `7B.pth`.
+    #[arg(long, global = true, value_name = "FILE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    adapter: Option<PathBuf>,
+    /// The decoder's `tokenizer.model`, when it is not beside it.
+    #[arg(long, global = true, value_name = "FILE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tokenizer: Option<PathBuf>,
+    /// Numbers of the decoder: `f32`, `bf16` (on a card) or `q8_0` (8 bits, on the CPU).
+    #[arg(long, global = true, value_name = "TYPE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    decoder_dtype: Option<String>,
     /// EXIF orientation of pictures: `apply` or `reference`.
     #[arg(long, global = true, value_name = "RULE")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -128,6 +145,10 @@ enum Command {
     Search(SearchArgs),
     /// Embeddings of files and texts.
     Embed(EmbedArgs),
+    /// Ask the decoder about files and texts, with the cache or without it.
+    Ask(answer::AskArgs),
+    /// How likely the decoder finds given answers.
+    Score(answer::ScoreArgs),
     /// Store items, new or in the place of those that have their ids.
     Upsert(UpsertArgs),
     /// Delete items by id.
@@ -341,6 +362,8 @@ pub fn run() -> anyhow::Result<ExitCode> {
         | Command::Embed(EmbedArgs { target, .. })
         | Command::Describe { target, .. }
         | Command::Check { target, .. } => settings.caches.extend(target.cache.clone()),
+        Command::Ask(args) => settings.caches.extend(args.target().cache.clone()),
+        Command::Score(args) => settings.caches.extend(args.target().cache.clone()),
         Command::Bench(bench) => settings.caches.extend(bench.cache().cloned()),
         Command::Upsert(UpsertArgs { target, .. }) | Command::Delete(DeleteArgs { target, .. }) => {
             settings.caches.extend(target.cache.clone());
@@ -369,6 +392,8 @@ async fn dispatch(command: Command, config: Config) -> anyhow::Result<ExitCode> 
         Command::Enhance(args) => ask::enhance(&config, args).await,
         Command::Search(args) => ask::search(&config, args).await,
         Command::Embed(args) => ask::embed(&config, args).await,
+        Command::Ask(args) => answer::ask(&config, args).await,
+        Command::Score(args) => answer::score(&config, args).await,
         Command::Upsert(args) => change::upsert(&config, args).await,
         Command::Delete(args) => change::delete(&config, args).await,
         Command::Describe { target, json } => ask::describe(&config, &target, json).await,

@@ -18,7 +18,7 @@ pub async fn run(config: &Config) -> anyhow::Result<ExitCode> {
     if let Some(listen) = config.metrics_address()? {
         telemetry::serve_metrics(listen)?;
     }
-    let mut app = app::open(config, true)?;
+    let mut app = app::open(config, super::target::ANSWERS)?;
     app.sampler = Sampler::start(config.recall_sampling).context("the thread that measures live recall")?;
     if app.caches.is_empty() {
         bail!(

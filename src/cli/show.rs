@@ -136,6 +136,19 @@ impl Shown {
         }
     }
 
+    pub fn scored(&mut self, answer: &str, score: &proto::Score) -> anyhow::Result<()> {
+        let Some(item) = self.begin(score.status.as_ref())? else { return Ok(()) };
+        match self.json {
+            true => print_line(&json!({
+                "answer": item,
+                "text": answer,
+                "logprob": score.logprob,
+                "token_logprobs": score.token_logprobs,
+            })),
+            false => Ok(writeln!(std::io::stdout(), "{:>10.4}  {answer}", score.logprob)?),
+        }
+    }
+
     pub fn upserted(&mut self, result: &proto::UpsertResult) -> anyhow::Result<()> {
         let Some(item) = self.begin(result.status.as_ref())? else { return Ok(()) };
         match self.json {
@@ -332,7 +345,8 @@ fn known(fingerprint: &str) -> &str {
     fingerprint.get(..12).unwrap_or("unknown")
 }
 
-fn neighbors(neighbors: &[proto::Neighbor], weights: bool) -> Vec<Value> {
+/// Neighbours as JSON.
+pub fn neighbors(neighbors: &[proto::Neighbor], weights: bool) -> Vec<Value> {
     let one = |n: &proto::Neighbor| {
         let mut value = json!({ "id": n.id, "uri": n.uri, "score": n.score });
         if weights {

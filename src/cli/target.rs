@@ -9,24 +9,37 @@ use viscache::serve;
 use viscache::serve::proto::admin_service_client::AdminServiceClient;
 use viscache::serve::proto::cache_service_client::CacheServiceClient;
 use viscache::serve::proto::embed_service_client::EmbedServiceClient;
+use viscache::serve::proto::generate_service_client::GenerateServiceClient;
 
 use super::Target;
-use crate::app;
+use crate::app::{self, Wants};
 use crate::config::Config;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Replies may be as large as the server makes them.
 const MAX_REPLY_BYTES: usize = 1 << 30;
 
+/// For questions about what is stored.
+pub const STORED: Wants = Wants { encoder: false, decoder: false };
+/// For files and texts to be embedded.
+pub const EMBEDDINGS: Wants = Wants { encoder: true, decoder: false };
+/// For answers.
+pub const ANSWERS: Wants = Wants { encoder: true, decoder: true };
+
+/// What a command with files and texts, or without, asks for.
+pub fn wants(media: bool) -> Wants {
+    if media { EMBEDDINGS } else { STORED }
+}
+
 /// Opens the way to whoever answers.
 ///
-/// * `wants_model`: whether pictures or texts will be sent.
+/// * `wants`: what will be asked.
 ///
 /// # Errors
 /// A server that cannot be reached, a store that cannot be opened.
-pub async fn open(config: &Config, target: &Target, wants_model: bool) -> anyhow::Result<Channel> {
+pub async fn open(config: &Config, target: &Target, wants: Wants) -> anyhow::Result<Channel> {
     let Some(address) = &target.connect else {
-        let app = app::open(config, wants_model)?;
+        let app = app::open(config, wants)?;
         return Ok(serve::in_process(Arc::new(app)).await?);
     };
     let uri = if address.contains("://") { address.clone() } else { format!("http://{address}") };
@@ -42,6 +55,13 @@ pub async fn open(config: &Config, target: &Target, wants_model: bool) -> anyhow
 /// A client of the cache service.
 pub fn cache(channel: Channel) -> CacheServiceClient<Channel> {
     CacheServiceClient::new(channel)
+        .max_decoding_message_size(MAX_REPLY_BYTES)
+        .max_encoding_message_size(MAX_REPLY_BYTES)
+}
+
+/// A client of the generate service.
+pub fn generate(channel: Channel) -> GenerateServiceClient<Channel> {
+    GenerateServiceClient::new(channel)
         .max_decoding_message_size(MAX_REPLY_BYTES)
         .max_encoding_message_size(MAX_REPLY_BYTES)
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::{Error, Sampler, VideoLimits};
-use crate::batch::Embedder;
+use crate::batch::{Embedder, Generator};
 use crate::blend::BlendParams;
 use crate::cache::{Cache, CompactOptions};
 use crate::index::{SearchParams, Searcher, TargetRecall};
@@ -73,6 +73,8 @@ pub struct App {
     pub default_cache: Option<CacheName>,
     /// The model, when one is loaded.
     pub embedder: Option<Embedder>,
+    /// The decoder, when one is loaded.
+    pub generator: Option<Generator>,
     /// Values used where a request leaves one out.
     pub default_blend: BlendParams,
     /// Likewise.
@@ -103,6 +105,7 @@ impl App {
             default_cache: default_cache.or(only),
             caches,
             embedder,
+            generator: None,
             default_blend: BlendParams::default(),
             default_search: SearchParams::default(),
             default_target: None,

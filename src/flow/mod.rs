@@ -5,6 +5,7 @@
 //! search  = embed the parts ─► mix ─► search
 //! embed   = prepare ─► encode
 //! upsert  = embed the media ─► write
+//! generate = enhance (or only mix) ─► decode, token by token
 //! ```
 //!
 //! Everything here blocks and is called from a thread that may; the edge above is async. Every item of a batch has a
@@ -15,6 +16,7 @@ mod change;
 mod embed;
 mod enhance;
 mod film;
+mod generate;
 mod sample;
 mod search;
 
@@ -31,6 +33,7 @@ pub use change::{Changed, Upsert, compact, delete, upsert};
 pub use embed::{MediaInput, embed};
 pub use enhance::{Enhanced, Request as EnhanceRequest, Variant, enhance};
 pub use film::VideoLimits;
+pub use generate::{Branch, Conditioning, Request as GenerateRequest, Scored, Shown, generate, score};
 pub use sample::{LiveRecall, Sampler, SamplingOptions};
 pub use search::{Answer, Request as SearchRequest, Searched, SnapshotRef, search};
 
@@ -80,6 +83,12 @@ pub enum Error {
         /// What was sent.
         what: String,
     },
+    /// An answer is wanted and no decoder is loaded.
+    #[error("answers need a decoder and none is loaded; start the server with one (--decoder)")]
+    NoDecoder,
+    /// A prompt that cannot be answered.
+    #[error(transparent)]
+    Prompt(#[from] models::llm::PromptError),
     /// A part of a query of which something else is wrong.
     #[error("part {part}: {source}")]
     Part {
@@ -206,7 +215,7 @@ impl Modality {
 impl From<batch::Error> for Error {
     fn from(error: batch::Error) -> Self {
         match error {
-            batch::Error::Full { .. } => Error::Busy(error.to_string()),
+            batch::Error::Full { .. } | batch::Error::Line { .. } => Error::Busy(error.to_string()),
             batch::Error::Deadline => Error::Deadline,
             batch::Error::Cancelled => Error::Cancelled,
             batch::Error::Model(error) => Error::Model(error),

@@ -597,7 +597,11 @@ mod tests {
         let (exact, eight) = (nano_encoder(), nano_of(Some(EncoderDtype::Q8_0)));
         assert_eq!(exact.origin().encoder_dtype, Some(EncoderDtype::F32));
         assert_eq!(eight.origin().encoder_dtype, Some(EncoderDtype::Q8_0));
-        assert_eq!(exact.origin().difference(eight.origin()), None, "queries of the one fit rows of the other");
+        assert_eq!(
+            exact.origin().difference(eight.origin()),
+            None,
+            "queries of the one fit rows of the other"
+        );
         let texts = ["a small red circle", "blue", "a large star at the top", "red"];
         let inputs: Vec<Prepared> =
             texts.iter().map(|t| exact.prepare(Modality::Text, t.as_bytes()).unwrap()).collect();

@@ -4,6 +4,7 @@
 //! |---|---|---|---|
 //! | [`imagebind`], `huge` | facebookresearch/ImageBind, arXiv 2305.05665 | `imagebind_huge.pth`, or the same as safetensors | CC BY-NC-SA 4.0 |
 //! | [`imagebind`], any size | – | a JSON file of sizes and a file of weights | the user's |
+//! | [`llama`] with ImageBind-LLM's adapter | OpenGVLab/LLaMA-Adapter, arXiv 2309.03905 | LLaMA-7B (`consolidated.00.pth`, or converted) and the adapter's `7B.pth` | LLaMA's, non-commercial; the adapter's as its repository states |
 //! | [`nano`] | trained by us on drawn scenes | compiled in | as this project |
 //!
 //! Computation is f32 on the CPU, or 8 bits for the matrix products where that is asked for ([`device`]). There one
@@ -16,6 +17,8 @@ pub mod device;
 pub mod encoder;
 pub mod imagebind;
 mod layers;
+pub mod llama;
+pub mod llm;
 pub mod nano;
 pub mod weights;
 

@@ -1,4 +1,4 @@
-//! The nano model: a whole small ImageBind, compiled in.
+//! The nano model: a whole small ImageBind, and a LLaMA that was taught to answer about its images, compiled in.
 //!
 //! It was trained by us on drawn scenes (one object on a background, with captions), so demo and tests need no download
 //! and no licence but this project's. Pictures of 64×64, texts of up to 48 tokens, embeddings of 128 components. Its
@@ -6,6 +6,7 @@
 
 use super::Error;
 use super::imagebind::Config;
+use super::llama::{self, Checkpoint};
 use super::weights::Weights;
 
 /// Weights under the checkpoint's names.
@@ -14,6 +15,12 @@ const WEIGHTS: &[u8] = include_bytes!("../../assets/nano/imagebind.safetensors")
 const CONFIG: &str = include_str!("../../assets/nano/imagebind.json");
 /// A header line and the first 1000 of CLIP's merges.
 pub(super) const MERGES: &str = include_str!("../../assets/nano/bpe_merges.txt");
+
+/// The decoder's backbone, its adapter, its sizes, its tokenizer.
+const BACKBONE: &[u8] = include_bytes!("../../assets/nano/llama.safetensors");
+const ADAPTER: &[u8] = include_bytes!("../../assets/nano/adapter.safetensors");
+const PARAMS: &str = include_str!("../../assets/nano/params.json");
+pub(super) const TOKENIZER: &[u8] = include_bytes!("../../assets/nano/tokenizer.model");
 
 /// The name that stands in a cache's origin.
 pub const NAME: &str = "nano";
@@ -32,4 +39,15 @@ pub fn weights() -> Result<Weights, Error> {
 /// [`Error::Config`] if the program file is damaged.
 pub fn config() -> Result<Config, Error> {
     Config::from_json(CONFIG)
+}
+
+/// The decoder's files and sizes.
+///
+/// # Errors
+/// [`Error::Weights`] and [`Error::Config`] if the program file is damaged.
+pub fn decoder() -> Result<(Checkpoint, llama::Config), Error> {
+    let config = llama::Config::from_params(PARAMS)?;
+    let backbone = Weights::from_static("the built-in nano decoder", BACKBONE)?;
+    let adapter = Weights::from_static("the built-in nano adapter", ADAPTER)?;
+    Ok((Checkpoint::new(vec![backbone], Some(adapter), &config), config))
 }

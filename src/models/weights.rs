@@ -97,6 +97,11 @@ impl Weights {
         self.entries.keys().map(String::as_str)
     }
 
+    /// Shape of a tensor; `None` when the file lacks it.
+    pub fn shape(&self, name: &str) -> Option<&[usize]> {
+        self.entries.get(name).map(|entry| &entry.shape[..])
+    }
+
     /// Loads one tensor as `dtype` on `device`.
     ///
     /// # Errors

@@ -72,7 +72,8 @@ fn check_batch(field: &str, received: usize, limit: usize) -> Result<(), Error> 
     ))
 }
 
-fn query(app: &App, query: proto::Query, field: &str) -> Result<Query, Error> {
+/// A query of parts.
+pub(super) fn query(app: &App, query: proto::Query, field: &str) -> Result<Query, Error> {
     let limit = app.limits.max_parts;
     if query.parts.is_empty() || query.parts.len() > limit {
         let count = query.parts.len();

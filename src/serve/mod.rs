@@ -13,13 +13,14 @@
 //! | `tensor.rs` | tensors ⇄ embeddings |
 //! | `stream.rs` | many requests over one stream, in order |
 //! | `status.rs` | domain error → Status: one exhaustive match |
-//! | `cache.rs` `embed.rs` `admin.rs` | the services |
+//! | `cache.rs` `embed.rs` `generate.rs` `admin.rs` | the services |
 
 mod admin;
 mod cache;
 mod convert;
 mod door;
 mod embed;
+mod generate;
 pub mod proto;
 mod status;
 mod stream;
@@ -41,6 +42,7 @@ use door::Door;
 use proto::admin_service_server::AdminServiceServer;
 use proto::cache_service_server::CacheServiceServer;
 use proto::embed_service_server::EmbedServiceServer;
+use proto::generate_service_server::GenerateServiceServer;
 
 pub use status::code_name;
 pub use tensor::{decode_tensor, encode_tensor};
@@ -57,6 +59,7 @@ const PIPE_BYTES: usize = 4 << 20;
 /// Names that health is reported under, besides the empty one for the whole server.
 const CACHE_SERVICE: &str = "viscache.v1.CacheService";
 const EMBED_SERVICE: &str = "viscache.v1.EmbedService";
+const GENERATE_SERVICE: &str = "viscache.v1.GenerateService";
 const ADMIN_SERVICE: &str = "viscache.v1.AdminService";
 
 /// Why the server stopped.
@@ -85,7 +88,7 @@ pub async fn run(
     // When the drain begins, health says so at once: balancers then send nothing new.
     let drain = async move {
         shutdown.await;
-        for service in ["", CACHE_SERVICE, ADMIN_SERVICE, EMBED_SERVICE] {
+        for service in ["", CACHE_SERVICE, ADMIN_SERVICE, EMBED_SERVICE, GENERATE_SERVICE] {
             health.set_service_status(service, ServingStatus::NotServing).await;
         }
         begun.notify_one();
@@ -123,9 +126,14 @@ async fn router(app: Arc<App>) -> Result<(Router, HealthReporter), Error> {
     let door = Arc::new(Door::new(&app.limits));
     let (health, health_service) = tonic_health::server::health_reporter();
     let embeds = app.encoder().is_some_and(|e| e.modalities().iter().any(|m| Modality::ALL.contains(m)));
-    for (service, serving) in
-        [("", true), (CACHE_SERVICE, true), (ADMIN_SERVICE, true), (EMBED_SERVICE, embeds)]
-    {
+    let answers = app.generator.is_some();
+    for (service, serving) in [
+        ("", true),
+        (CACHE_SERVICE, true),
+        (ADMIN_SERVICE, true),
+        (EMBED_SERVICE, embeds),
+        (GENERATE_SERVICE, answers),
+    ] {
         let status = if serving { ServingStatus::Serving } else { ServingStatus::NotServing };
         health.set_service_status(service, status).await;
     }
@@ -145,6 +153,9 @@ async fn router(app: Arc<App>) -> Result<(Router, HealthReporter), Error> {
     let embed = EmbedServiceServer::new(embed::Service::new(app.clone(), door.clone()))
         .max_decoding_message_size(limit)
         .max_encoding_message_size(MAX_REPLY_BYTES);
+    let generate = GenerateServiceServer::new(generate::Service::new(app.clone(), door.clone()))
+        .max_decoding_message_size(limit)
+        .max_encoding_message_size(MAX_REPLY_BYTES);
     let admin = AdminServiceServer::new(admin::Service::new(app, door))
         .max_decoding_message_size(limit)
         .max_encoding_message_size(MAX_REPLY_BYTES);
@@ -159,6 +170,7 @@ async fn router(app: Arc<App>) -> Result<(Router, HealthReporter), Error> {
         .add_service(v1alpha)
         .add_service(cache)
         .add_service(embed)
+        .add_service(generate)
         .add_service(admin);
     Ok((router, health))
 }

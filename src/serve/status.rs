@@ -11,6 +11,8 @@
 //! | `NOT_CALIBRATED` | FAILED_PRECONDITION | run `index-builder index`, or give `ef_search` in place of a target |
 //! | `READ_ONLY` | FAILED_PRECONDITION | ask a server that was started with `--writable` |
 //! | `MODEL_NOT_LOADED` | FAILED_PRECONDITION | send embeddings, or a server with a model |
+//! | `DECODER_NOT_LOADED` | FAILED_PRECONDITION | ask a server with a decoder |
+//! | `BAD_PROMPT` | INVALID_ARGUMENT | shorten the prompt, or send one |
 //! | `FFMPEG_MISSING` | FAILED_PRECONDITION | install ffmpeg beside the server, or send frames |
 //! | `TOO_MANY_REQUESTS`, `MODEL_BUSY`, `MEMORY_BUDGET` | RESOURCE_EXHAUSTED | try again after the stated delay; raise the budget |
 //! | `STORE_LOCKED`, `COMPACTING` | UNAVAILABLE | try again after the stated delay |
@@ -120,6 +122,8 @@ fn classify(error: &flow::Error) -> (Code, &'static str) {
         flow::Error::NoCache { .. } | flow::Error::NoDefaultCache(_) => (Code::NotFound, "CACHE_NOT_FOUND"),
         flow::Error::CacheUnavailable { .. } => (Code::FailedPrecondition, "CACHE_UNAVAILABLE"),
         flow::Error::Fingerprint { .. } => (Code::FailedPrecondition, "FINGERPRINT_MISMATCH"),
+        flow::Error::NoDecoder => (Code::FailedPrecondition, "DECODER_NOT_LOADED"),
+        flow::Error::Prompt(_) => (Code::InvalidArgument, "BAD_PROMPT"),
         flow::Error::NoModel { .. } => (Code::FailedPrecondition, "MODEL_NOT_LOADED"),
         flow::Error::Part { source, .. } => classify(source),
         flow::Error::Prepare(_) => (Code::InvalidArgument, "BAD_MEDIA"),

@@ -4,11 +4,17 @@
 //! |---|---|
 //! | `clean.rs` | the cleaning that CLIP does before it splits |
 //! | `clip_bpe.rs` | CLIP's byte-pair encoding, for the full and for a shortened merge table |
+//! | `sentencepiece.rs` | LLaMA's tokenizer, and ids back to text as they come |
+//! | `prompt.rs` | the prompts that the adapters were trained with |
 
 mod clean;
 mod clip_bpe;
+mod prompt;
+mod sentencepiece;
 
 pub use clip_bpe::{ClipTokenizer, MAX_TEXT_BYTES};
+pub use prompt::Template;
+pub use sentencepiece::{Detokenizer, MAX_PROMPT_BYTES, SentencePiece};
 
 /// Why a text has no token ids.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -16,8 +22,11 @@ pub enum Error {
     /// A merge table that cannot be read.
     #[error("the merge table cannot be read: {0}")]
     Merges(String),
+    /// A tokenizer file that cannot be used.
+    #[error("the tokenizer cannot be used: {0}")]
+    Model(String),
     /// A text beyond any use.
-    #[error("the text has {received} bytes; at most {limit} are taken (a model reads 77 tokens)")]
+    #[error("the text has {received} bytes; at most {limit} are taken, more than a model reads")]
     TooLong {
         /// Bytes given.
         received: usize,

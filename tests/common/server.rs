@@ -16,6 +16,7 @@ use viscache::flow::App;
 use viscache::serve::proto::admin_service_client::AdminServiceClient;
 use viscache::serve::proto::cache_service_client::CacheServiceClient;
 use viscache::serve::proto::embed_service_client::EmbedServiceClient;
+use viscache::serve::proto::generate_service_client::GenerateServiceClient;
 use viscache::serve::proto::{self, Dtype, Media, Part, Query, Tensor, media, part};
 use viscache::serve::{self, decode_tensor, encode_tensor};
 
@@ -49,6 +50,10 @@ impl Server {
 
     pub fn embed(&self) -> EmbedServiceClient<Channel> {
         EmbedServiceClient::new(self.channel.clone()).max_decoding_message_size(1 << 30)
+    }
+
+    pub fn generate(&self) -> GenerateServiceClient<Channel> {
+        GenerateServiceClient::new(self.channel.clone())
     }
 
     pub fn admin(&self) -> AdminServiceClient<Channel> {

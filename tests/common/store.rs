@@ -15,6 +15,7 @@ use viscache::index::BuildParams;
 use viscache::media::Orientation;
 use viscache::models::DeviceKind;
 use viscache::models::encoder::{Encoded, Encoder, EncoderOptions};
+use viscache::models::llm::{Llm, LlmOptions};
 use viscache::store::{Access, ItemRecord, ModelSource, Recalls, RowType, Store};
 use viscache::types::{CacheName, Embedding, Fingerprint, ItemId, Modality, Origin};
 
@@ -47,6 +48,13 @@ pub fn encoder() -> Encoder {
         limits: Limits::default().media,
     })
     .unwrap()
+}
+
+/// The built-in decoder.
+pub fn llm() -> Llm {
+    let nano =
+        LlmOptions { backbone: None, adapter: None, tokenizer: None, device: DeviceKind::Cpu, dtype: None };
+    Llm::open(&nano).unwrap()
 }
 
 /// Embeds one thing, not through the code under test.

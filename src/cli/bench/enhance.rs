@@ -52,7 +52,7 @@ struct Tally {
 
 pub async fn run(config: &Config, args: EnhanceBench) -> anyhow::Result<ExitCode> {
     let cache = args.target.cache.clone().unwrap_or_default();
-    let first = target::open(config, &args.target, false).await?;
+    let first = target::open(config, &args.target, target::STORED).await?;
     let request = proto::DescribeRequest { cache: cache.clone() };
     let described = target::cache(first.clone()).describe(request).await.map_err(show::refused)?.into_inner();
     let limits = described.limits.context("the server does not say its limits")?;
@@ -72,7 +72,7 @@ pub async fn run(config: &Config, args: EnhanceBench) -> anyhow::Result<ExitCode
     let mut channels = vec![first];
     if args.target.connect.is_some() {
         while channels.len() < args.concurrency.div_ceil(CALLERS_PER_CONNECTION) {
-            channels.push(target::open(config, &args.target, false).await?);
+            channels.push(target::open(config, &args.target, target::STORED).await?);
         }
     }
     let start = Instant::now();

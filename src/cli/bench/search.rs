@@ -47,7 +47,7 @@ pub fn run(config: &Config, args: SearchBench) -> anyhow::Result<ExitCode> {
     if args.top_k > MAX_TOP_K {
         bail!("--top-k is {}, the most is {MAX_TOP_K}", args.top_k);
     }
-    let app = app::open(config, false)?;
+    let app = app::open(config, crate::cli::target::STORED)?;
     let snapshot = app.cache(args.cache.as_deref().unwrap_or_default())?.snapshot();
     snapshot.wait_for_rows()?;
     let (record, generation) = (snapshot.record(), snapshot.generation());

@@ -1,0 +1,244 @@
+//! `ask` and `score`: what the decoder says about files and texts, and how likely it finds given answers.
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use anyhow::bail;
+use clap::Args;
+use serde_json::json;
+use viscache::serve::proto::{self, CacheMode, generate_event};
+use viscache::types::Filter;
+
+use super::ask::search_params;
+use super::filter;
+use super::media::MediaArgs;
+use super::show::{self, print_line};
+use super::{SearchOptions, Target, target};
+use crate::config::Config;
+
+/// What the decoder is shown and asked.
+#[derive(Args)]
+struct Conditioned {
+    #[command(flatten)]
+    target: Target,
+    #[command(flatten)]
+    media: MediaArgs,
+    /// Weights of the inputs: pictures first, then texts, sounds and so on, each in the order given.
+    #[arg(long, value_name = "W,W,…", value_delimiter = ',', allow_hyphen_values = true)]
+    mix: Vec<f64>,
+    /// The instruction, such as "What is happening?".
+    #[arg(value_name = "INSTRUCTION")]
+    instruction: String,
+    /// A text that the instruction is about.
+    #[arg(long, value_name = "TEXT", conflicts_with = "raw")]
+    input: Option<String>,
+    /// Use the instruction as the whole prompt, without the template that the adapter was trained with.
+    #[arg(long)]
+    raw: bool,
+    /// Show the decoder the inputs as they are, without the cache.
+    #[arg(long)]
+    no_cache: bool,
+    /// Neighbours to blend.
+    #[arg(long, value_name = "K")]
+    top_k: Option<u32>,
+    /// Multiplies the scores before the softmax over the neighbours.
+    #[arg(long, value_name = "T")]
+    blend_temperature: Option<f32>,
+    /// Share of the prototype, 0 to 1.
+    #[arg(long, value_name = "W")]
+    weight: Option<f32>,
+    #[command(flatten)]
+    search: SearchOptions,
+    /// Only among the items that match, as in `tag.species = dog`.
+    #[arg(long, value_name = "FILTER", value_parser = filter::parse)]
+    filter: Option<Filter>,
+}
+
+/// Ask the decoder about files and texts, with the cache or without it.
+#[derive(Args)]
+pub(super) struct AskArgs {
+    #[command(flatten)]
+    asked: Conditioned,
+    /// Answer without the cache and with it, under the same seed.
+    #[arg(long, conflicts_with = "no_cache")]
+    compare: bool,
+    /// Divides the logits; 0 takes the likeliest token.
+    #[arg(long, value_name = "T")]
+    temperature: Option<f32>,
+    /// Share of the probability that is kept.
+    #[arg(long, value_name = "P")]
+    top_p: Option<f32>,
+    /// The same seed gives the same answer.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+    /// Tokens of the answer at most.
+    #[arg(long, value_name = "N")]
+    max_tokens: Option<u32>,
+    /// Text that ends the answer; repeat for several.
+    #[arg(long, value_name = "TEXT")]
+    stop: Vec<String>,
+    /// Give every token's log-probability; with --json.
+    #[arg(long, requires = "json")]
+    logprobs: bool,
+    /// Print every event as a JSON object a line.
+    #[arg(long)]
+    json: bool,
+}
+
+/// How likely the decoder finds given answers.
+#[derive(Args)]
+pub(super) struct ScoreArgs {
+    #[command(flatten)]
+    asked: Conditioned,
+    /// An answer to judge; repeat for several.
+    #[arg(long = "answer", value_name = "TEXT", required = true)]
+    answers: Vec<String>,
+    /// Count the token that ends an answer too.
+    #[arg(long)]
+    include_end: bool,
+    /// Print one JSON object per answer.
+    #[arg(long)]
+    json: bool,
+}
+
+impl AskArgs {
+    pub(super) fn target(&self) -> &Target {
+        &self.asked.target
+    }
+}
+
+impl ScoreArgs {
+    pub(super) fn target(&self) -> &Target {
+        &self.asked.target
+    }
+}
+
+impl Conditioned {
+    fn message(&self, compare: bool) -> anyhow::Result<proto::Conditioning> {
+        let media = self.media.read()?;
+        if !self.mix.is_empty() && self.mix.len() != media.len() {
+            bail!("--mix has {} weights for {} inputs", self.mix.len(), media.len());
+        }
+        let parts = media.into_iter().enumerate().map(|(i, (_, media))| proto::Part {
+            content: Some(proto::part::Content::Media(media)),
+            weight: self.mix.get(i).copied(),
+        });
+        let parts: Vec<proto::Part> = parts.collect();
+        let allow_negative_weights = self.mix.iter().any(|weight| *weight < 0.0);
+        let query = (!parts.is_empty()).then_some(proto::Query { parts, allow_negative_weights });
+        let prompt = match self.raw {
+            true => proto::prompt::Prompt::Raw(self.instruction.clone()),
+            false => proto::prompt::Prompt::Instruction(proto::Instruction {
+                text: self.instruction.clone(),
+                input: self.input.clone().unwrap_or_default(),
+            }),
+        };
+        let mode = match (self.no_cache, compare) {
+            (_, true) => CacheMode::Compare,
+            (true, false) => CacheMode::Off,
+            (false, false) => CacheMode::On,
+        };
+        Ok(proto::Conditioning {
+            prompt: Some(proto::Prompt { prompt: Some(prompt) }),
+            query,
+            cache_mode: mode.into(),
+            cache: self.target.cache.clone().unwrap_or_default(),
+            blend: Some(proto::BlendParams {
+                top_k: self.top_k,
+                temperature: self.blend_temperature,
+                weight: self.weight,
+            }),
+            search: Some(search_params(&self.search)),
+            filter: self.filter.as_ref().map(filter::message),
+        })
+    }
+}
+
+pub(super) async fn ask(config: &Config, args: AskArgs) -> anyhow::Result<ExitCode> {
+    let conditioning = args.asked.message(args.compare)?;
+    let request = proto::GenerateRequest {
+        conditioning: Some(conditioning),
+        sampling: Some(proto::Sampling { temperature: args.temperature, top_p: args.top_p, seed: args.seed }),
+        max_tokens: args.max_tokens,
+        stop: args.stop,
+        logprobs: args.logprobs,
+        return_neighbors: args.json,
+    };
+    let mut client = target::generate(target::open(config, &args.asked.target, target::ANSWERS).await?);
+    let mut events = client.generate(request).await.map_err(show::refused)?.into_inner();
+    // Of two answers one would cut into the other: each is printed when it is whole.
+    let mut whole = [String::new(), String::new()];
+    while let Some(event) = events.message().await.map_err(show::refused)? {
+        let cached = event.cached;
+        match event.event {
+            Some(event) if args.json => print_line(&event_json(cached, &event))?,
+            Some(generate_event::Event::Token(token)) if args.compare => {
+                whole[usize::from(cached)] += &token.text;
+            }
+            Some(generate_event::Event::Token(token)) => {
+                let mut out = std::io::stdout().lock();
+                write!(out, "{}", token.text)?;
+                out.flush()?;
+            }
+            Some(generate_event::Event::Summary(summary)) if args.compare => {
+                whole[usize::from(cached)] += &summary.tail;
+            }
+            Some(generate_event::Event::Summary(summary)) => {
+                writeln!(std::io::stdout(), "{}", summary.tail)?;
+            }
+            Some(generate_event::Event::Begin(_)) | None => {}
+        }
+    }
+    if args.compare && !args.json {
+        writeln!(std::io::stdout(), "cache off: {}\ncache on:  {}", whole[0].trim(), whole[1].trim())?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(super) async fn score(config: &Config, args: ScoreArgs) -> anyhow::Result<ExitCode> {
+    let request = proto::ScoreRequest {
+        conditioning: Some(args.asked.message(false)?),
+        answers: args.answers.clone(),
+        include_end: args.include_end,
+    };
+    let mut client = target::generate(target::open(config, &args.asked.target, target::ANSWERS).await?);
+    let reply = client.score(request).await.map_err(show::refused)?.into_inner();
+    let mut shown = show::Shown::new("answer", args.json);
+    for (answer, score) in args.answers.iter().zip(&reply.scores) {
+        shown.scored(answer, score)?;
+    }
+    Ok(shown.exit_code())
+}
+
+fn event_json(cached: bool, event: &generate_event::Event) -> serde_json::Value {
+    match event {
+        generate_event::Event::Begin(begin) => json!({
+            "event": "begin",
+            "cached": cached,
+            "prompt_tokens": begin.prompt_tokens,
+            "cosine": begin.cosine,
+            "cache": begin.source.as_ref().map(|s| &s.cache),
+            "generation": begin.source.as_ref().map(|s| s.generation),
+            "neighbors": show::neighbors(&begin.neighbors, true),
+            "decoder": begin.decoder.as_ref().map(|d| &d.name),
+            "max_positions": begin.decoder.as_ref().map(|d| d.max_positions),
+        }),
+        generate_event::Event::Token(token) => {
+            let mut value = json!({ "event": "token", "cached": cached, "id": token.id, "text": token.text });
+            if let Some(logprob) = token.logprob {
+                value["logprob"] = json!(logprob);
+            }
+            value
+        }
+        generate_event::Event::Summary(summary) => json!({
+            "event": "summary",
+            "cached": cached,
+            "text": summary.text,
+            "stop_reason": summary.stop_reason().as_str_name().trim_start_matches("STOP_REASON_").to_lowercase(),
+            "answer_tokens": summary.answer_tokens,
+            "queue_us": summary.queue_us,
+            "prefill_us": summary.prefill_us,
+            "decode_us": summary.decode_us,
+        }),
+    }
+}

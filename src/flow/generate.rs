@@ -1,0 +1,175 @@
+//! A question in, answers out: with the cache, without it, or both.
+
+use tokio::sync::mpsc::UnboundedReceiver;
+
+use super::enhance::{Request as EnhanceRequest, Variant, enhance};
+use super::search::{SnapshotRef, embed_parts, embeddings};
+use super::{Aim, App, Call, Enhanced, Error, Query};
+use crate::batch::{Event, Generator, Task, Wait};
+use crate::blend::{self, BlendParams};
+use crate::index::SearchParams;
+use crate::models::llama::SampleParams;
+use crate::models::llm::{Prompt, PromptError};
+use crate::types::{Embedding, Filter};
+
+/// What the decoder is shown and asked.
+#[derive(Debug)]
+pub struct Conditioning {
+    /// What is asked.
+    pub prompt: Prompt,
+    /// What it is about; without it no adapter and no cache take part.
+    pub query: Option<Query>,
+    /// Whether the cache enhances the query: yes, no, or one answer each.
+    pub cached: Vec<bool>,
+    /// Name of the cache; empty means the default.
+    pub cache: String,
+    /// What the cache does to the query.
+    pub blend: BlendParams,
+    /// How it is searched.
+    pub search: SearchParams,
+    /// What recall is wanted.
+    pub aim: Aim,
+    /// Which items may be blended, if not all may.
+    pub filter: Option<Filter>,
+}
+
+/// A question.
+#[derive(Debug)]
+pub struct Request {
+    /// What is shown and asked.
+    pub conditioning: Conditioning,
+    /// How tokens are chosen.
+    pub sampling: SampleParams,
+    /// Tokens at most.
+    pub max_tokens: usize,
+    /// Texts that end an answer.
+    pub stop: Vec<String>,
+}
+
+/// An answer that has been begun.
+pub struct Branch {
+    /// What the decoder is shown.
+    pub shown: Shown,
+    /// Tokens of the prompt.
+    pub prompt_tokens: usize,
+    /// What happens to it.
+    pub events: UnboundedReceiver<Event>,
+}
+
+/// What the decoder is shown in one branch.
+pub struct Shown {
+    /// The embedding; nothing for a question without a query.
+    pub embedding: Option<Embedding>,
+    /// How the cache came to it, and which, where one did.
+    pub enhanced: Option<(Enhanced, SnapshotRef)>,
+}
+
+/// How likely an answer is: for each token the logarithm of its probability.
+pub type Scored = Result<Vec<f32>, Error>;
+
+/// Embeds, enhances, and puts the question into the decoder's line.
+///
+/// # Errors
+/// [`Error::NoDecoder`], [`Error::Prompt`], [`Error::Busy`]; as [`enhance`]; for a query of another width than the decoder's.
+pub fn generate(app: &App, request: Request, call: &Call) -> Result<Vec<Branch>, Error> {
+    let generator = decoder(app)?;
+    let prompt = generator.llm().encode(&request.conditioning.prompt)?;
+    let shown = show(app, generator, request.conditioning, call)?;
+    let task = |shown: &Shown| Task {
+        prompt: prompt.clone(),
+        embedding: shown.embedding.clone(),
+        max_tokens: request.max_tokens,
+        sampling: request.sampling,
+        stop: request.stop.clone(),
+        // Whoever takes no more events has gone; the call's own flag is raised when this function is left.
+        wait: Wait { deadline: call.deadline, ..Wait::default() },
+    };
+    let events = generator.submit(shown.iter().map(task).collect())?;
+    let branches = shown.into_iter().zip(events);
+    Ok(branches.map(|(shown, events)| Branch { shown, prompt_tokens: prompt.len(), events }).collect())
+}
+
+/// Judges answers: each with a result of its own.
+///
+/// * `include_end`: whether the token that ends an answer counts.
+///
+/// # Errors
+/// As [`generate`].
+pub fn score(
+    app: &App,
+    conditioning: Conditioning,
+    answers: &[String],
+    include_end: bool,
+    call: &Call,
+) -> Result<(Vec<Scored>, Shown), Error> {
+    let generator = decoder(app)?;
+    let (llm, prompt) = (generator.llm(), conditioning.prompt.clone());
+    let bare = llm.encode(&prompt)?;
+    let shown = show(app, generator, conditioning, call)?;
+    let shown = shown.into_iter().next().ok_or(Error::Cancelled)?;
+    let limit = llm.decoder().config().max_seq_len;
+    let one = |answer: &String| -> Scored {
+        call.check()?;
+        // As in training: prompt and answer are one text, and what is beyond the prompt's own tokens is the answer.
+        let mut whole = vec![llm.tokenizer().bos()];
+        whole.extend(llm.tokenizer().encode(&(prompt.text() + answer)).map_err(PromptError::from)?);
+        if include_end {
+            whole.push(llm.tokenizer().eos());
+        }
+        let at = bare.len().min(whole.len());
+        let (before, after) = whole.split_at(at);
+        if whole.len() > limit {
+            return Err(PromptError::TooLong { received: whole.len(), limit }.into());
+        }
+        if after.is_empty() {
+            return Err(PromptError::Empty.into());
+        }
+        Ok(generator.score(before, after, shown.embedding.as_ref())?)
+    };
+    Ok((answers.iter().map(one).collect(), shown))
+}
+
+fn decoder(app: &App) -> Result<&Generator, Error> {
+    app.generator.as_ref().ok_or(Error::NoDecoder)
+}
+
+/// What the decoder is shown, one for each branch.
+fn show(app: &App, generator: &Generator, asked: Conditioning, call: &Call) -> Result<Vec<Shown>, Error> {
+    let Some(query) = asked.query else {
+        return Ok(vec![Shown { embedding: None, enhanced: None }]);
+    };
+    let takes = generator.llm().decoder().embedding_width().ok_or_else(|| Error::Argument {
+        field: "conditioning.query".into(),
+        description: "the loaded decoder has no adapter: it answers from prompts alone".into(),
+    })?;
+    let (mut queries, _) = embed_parts(app, vec![Ok(query)], call, |_, encoded| Ok(encoded.embedding))?;
+    let mixed = match queries.pop().ok_or(Error::Cancelled)?? {
+        Query::Ready(embedding) => embedding,
+        Query::Parts(parts) => blend::mix(&embeddings(&parts))?,
+    };
+    if mixed.dim() != takes {
+        return Err(Error::Argument {
+            field: "conditioning.query".into(),
+            description: format!("has {} components, the decoder takes {takes}", mixed.dim()),
+        });
+    }
+    let branch = |&cached: &bool| {
+        if !cached {
+            return Ok(Shown { embedding: Some(mixed.clone()), enhanced: None });
+        }
+        let request = EnhanceRequest {
+            cache: asked.cache.clone(),
+            queries: vec![Ok(Query::Ready(mixed.clone()))],
+            blend: asked.blend,
+            search: asked.search,
+            filter: asked.filter.clone(),
+            aim: asked.aim.clone(),
+            variant: Variant::Condition,
+            expected_weights: String::new(),
+        };
+        let mut found = enhance(app, request, call)?;
+        let enhanced = found.results.pop().ok_or(Error::Cancelled)??;
+        Ok(Shown { embedding: Some(enhanced.embedding.clone()), enhanced: Some((enhanced, found.snapshot)) })
+    };
+    asked.cached.iter().map(branch).collect()
+}

@@ -1,0 +1,301 @@
+//! A decoder's tensors from whichever files hold them, under the names that the adapter's program gives them.
+//!
+//! ```text
+//! values("llama.layers.0.attention.wq.weight")
+//!   1  the adapter file          the name as it is, or `llma.…` in old files: its norms win
+//!   2  the backbone, one of      consolidated.NN.pth   the name without `llama.`; shards are joined
+//!                                *.safetensors (HF)    model.layers.0.self_attn.q_proj.weight, rotary order undone
+//!                                one file              with `llama.` or without
+//! ```
+//! Names are claimed as they are read, so that a file made for another model is told by what is left over.
+
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use super::config::Config;
+use crate::models::Error;
+use crate::models::weights::Weights;
+use crate::types::Fingerprint;
+
+const PREFIX: &str = "llama.";
+const OLD_PREFIX: &str = "llma.";
+
+/// Open files.
+pub struct Checkpoint {
+    adapter: Option<Weights>,
+    backbone: Vec<Weights>,
+    naming: Naming,
+    heads: usize,
+    claimed: RefCell<BTreeSet<String>>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Naming {
+    /// With the prefix.
+    Whole,
+    /// Without it.
+    Plain,
+    /// Hugging Face's.
+    HuggingFace,
+}
+
+impl Checkpoint {
+    /// Opens a backbone and, if there is one, the adapter made for it.
+    ///
+    /// * `backbone`: a folder of `consolidated.*.pth` and `params.json`, a folder of safetensors and `config.json`, or one
+    ///   file beside its `params.json`.
+    ///
+    /// # Errors
+    /// [`Error::Weights`] and [`Error::Config`].
+    pub fn open(backbone: &Path, adapter: Option<&Path>) -> Result<(Self, Config), Error> {
+        let fail = |path: &Path, why: String| Error::Weights { path: path.display().to_string(), why };
+        let read = |path: PathBuf| std::fs::read_to_string(&path).map_err(|e| fail(&path, e.to_string()));
+        let (files, config) = if backbone.is_dir() {
+            let mut names: Vec<PathBuf> = std::fs::read_dir(backbone)
+                .map_err(|e| fail(backbone, e.to_string()))?
+                .filter_map(|entry| Some(entry.ok()?.path()))
+                .collect();
+            names.sort();
+            let of = |test: &dyn Fn(&str) -> bool| -> Vec<PathBuf> {
+                let matches = |path: &&PathBuf| path.file_name().and_then(|n| n.to_str()).is_some_and(test);
+                names.iter().filter(matches).cloned().collect()
+            };
+            let original = of(&|name| name.starts_with("consolidated.") && name.ends_with(".pth"));
+            let converted = of(&|name| name.ends_with(".safetensors"));
+            if !original.is_empty() {
+                (original, Config::from_params(&read(backbone.join("params.json"))?)?)
+            } else if !converted.is_empty() {
+                (converted, Config::from_hugging_face(&read(backbone.join("config.json"))?)?)
+            } else {
+                let why = "the folder holds neither consolidated.*.pth (with params.json) nor *.safetensors (with config.json)";
+                return Err(fail(backbone, why.into()));
+            }
+        } else {
+            let folder = backbone.parent().unwrap_or(Path::new("."));
+            (vec![backbone.to_owned()], Config::from_params(&read(folder.join("params.json"))?)?)
+        };
+        let backbone = files.iter().map(|path| Weights::open(path)).collect::<Result<_, _>>()?;
+        let adapter = adapter.map(Weights::open).transpose()?;
+        Ok((Self::new(backbone, adapter, &config), config))
+    }
+
+    /// From files that are open.
+    pub fn new(backbone: Vec<Weights>, adapter: Option<Weights>, config: &Config) -> Self {
+        let has = |name: &str| backbone.iter().any(|file| file.shape(name).is_some());
+        let naming = if has("model.embed_tokens.weight") {
+            Naming::HuggingFace
+        } else if has("llama.tok_embeddings.weight") {
+            Naming::Whole
+        } else {
+            Naming::Plain
+        };
+        Checkpoint { adapter, backbone, naming, heads: config.n_heads, claimed: RefCell::default() }
+    }
+
+    /// Shape of a tensor; `None` when no file has it.
+    pub fn shape(&self, name: &str) -> Option<Vec<usize>> {
+        if let Some((file, found)) = self.adapted(name) {
+            return file.shape(&found).map(<[usize]>::to_vec);
+        }
+        let own = self.own_name(name);
+        let mut shapes = self.backbone.iter().filter_map(|file| file.shape(&own));
+        let mut whole = shapes.next()?.to_vec();
+        if let Some(axis) = self.axis(name) {
+            whole[axis] += shapes.map(|shape| shape[axis]).sum::<usize>();
+        }
+        Some(whole)
+    }
+
+    /// A tensor as f32 numbers in row-major order.
+    ///
+    /// # Errors
+    /// [`Error::MissingTensor`], [`Error::TensorShape`], [`Error::Weights`].
+    pub fn values(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, Error> {
+        self.claimed.borrow_mut().insert(name.to_owned());
+        if let Some((file, found)) = self.adapted(name) {
+            return file.values(&found, shape);
+        }
+        self.bare(name, shape)
+    }
+
+    /// A tensor of the backbone, whatever the adapter has of that name.
+    fn bare(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, Error> {
+        let own = self.own_name(name);
+        let holders: Vec<&Weights> = self.backbone.iter().filter(|file| file.shape(&own).is_some()).collect();
+        let values = match (&holders[..], self.axis(name)) {
+            ([], _) => match self.backbone.first() {
+                Some(first) => return first.values(&own, shape), // says what is missing where
+                None => return Err(Error::Config("a decoder without files".into())),
+            },
+            ([one], _) | ([one, ..], None) => one.values(&own, shape)?,
+            (shards, Some(axis)) => joined(shards, &own, shape, axis)?,
+        };
+        let permuted = self.naming == Naming::HuggingFace
+            && (name.ends_with("attention.wq.weight") || name.ends_with("attention.wk.weight"));
+        Ok(if permuted { in_pairs(&values, self.heads, shape) } else { values })
+    }
+
+    /// Refuses an adapter file with tensors that no part of the model has asked for.
+    ///
+    /// # Errors
+    /// [`Error::SurplusTensor`].
+    pub fn refuse_surplus(&self) -> Result<(), Error> {
+        let claimed = self.claimed.borrow();
+        let known = |name: &str| {
+            let name =
+                name.strip_prefix(OLD_PREFIX).map_or(name.to_owned(), |rest| format!("{PREFIX}{rest}"));
+            claimed.contains(&name)
+                // Encoders of a training checkpoint, and parts of old files that nothing uses.
+                || name.starts_with("image_bind.")
+                || name.starts_with("prefix_projector_norm.")
+                || name.ends_with("rope.freqs")
+        };
+        self.adapter.as_ref().map_or(Ok(()), |file| file.refuse_surplus(known))
+    }
+
+    /// Identifies the files, the adapter's last.
+    ///
+    /// # Errors
+    /// [`Error::Weights`].
+    pub fn fingerprints(&self) -> Result<Vec<Fingerprint>, Error> {
+        self.backbone.iter().chain(&self.adapter).map(Weights::fingerprint).collect()
+    }
+
+    /// The adapter's own tensor of a name, and how it is spelled there.
+    fn adapted(&self, name: &str) -> Option<(&Weights, String)> {
+        let file = self.adapter.as_ref()?;
+        let old = name.strip_prefix(PREFIX).map(|rest| format!("{OLD_PREFIX}{rest}"));
+        [Some(name.to_owned()), old]
+            .into_iter()
+            .flatten()
+            .find(|n| file.shape(n).is_some())
+            .map(|n| (file, n))
+    }
+
+    fn own_name(&self, name: &str) -> String {
+        let plain = name.strip_prefix(PREFIX).unwrap_or(name);
+        match self.naming {
+            Naming::Whole => name.to_owned(),
+            Naming::Plain => plain.to_owned(),
+            Naming::HuggingFace => hugging_face(plain),
+        }
+    }
+
+    /// The axis along which shards of the original files are joined; `None` for what each of them has whole.
+    fn axis(&self, name: &str) -> Option<usize> {
+        const OUTPUTS: [&str; 6] = ["wq", "wk", "wv", "w1", "w3", "output"];
+        const INPUTS: [&str; 3] = ["wo", "w2", "tok_embeddings"];
+        if self.naming == Naming::HuggingFace {
+            return None; // its files hold whole tensors
+        }
+        let part = name.strip_suffix(".weight")?.rsplit('.').next()?;
+        match part {
+            part if OUTPUTS.contains(&part) => Some(0),
+            part if INPUTS.contains(&part) => Some(1),
+            _ => None,
+        }
+    }
+}
+
+fn hugging_face(plain: &str) -> String {
+    let whole = match plain {
+        "tok_embeddings.weight" => Some("model.embed_tokens.weight"),
+        "norm.weight" => Some("model.norm.weight"),
+        "output.weight" => Some("lm_head.weight"),
+        _ => None,
+    };
+    if let Some(whole) = whole {
+        return whole.to_owned();
+    }
+    const PARTS: [(&str, &str); 9] = [
+        ("attention.wq.", "self_attn.q_proj."),
+        ("attention.wk.", "self_attn.k_proj."),
+        ("attention.wv.", "self_attn.v_proj."),
+        ("attention.wo.", "self_attn.o_proj."),
+        ("feed_forward.w1.", "mlp.gate_proj."),
+        ("feed_forward.w2.", "mlp.down_proj."),
+        ("feed_forward.w3.", "mlp.up_proj."),
+        ("attention_norm.", "input_layernorm."),
+        ("ffn_norm.", "post_attention_layernorm."),
+    ];
+    let renamed = PARTS.iter().find(|(ours, _)| plain.contains(ours));
+    format!("model.{}", renamed.map_or(plain.to_owned(), |(ours, theirs)| plain.replace(ours, theirs)))
+}
+
+/// Shards of a matrix, side by side along an axis.
+fn joined(shards: &[&Weights], name: &str, shape: &[usize], axis: usize) -> Result<Vec<f32>, Error> {
+    let &[rows, columns] = shape else {
+        return Err(Error::Config(format!("`{name}` is in shards and is no matrix")));
+    };
+    let mut parts = Vec::new();
+    let mut length = 0;
+    for shard in shards {
+        let own = shard.shape(name).unwrap_or_default().to_vec();
+        let fits = own.len() == 2 && own[1 - axis] == shape[1 - axis];
+        if !fits {
+            let (expected, received) = (shape.to_vec(), own);
+            return Err(Error::TensorShape {
+                path: shard.path().into(),
+                name: name.into(),
+                expected,
+                received,
+            });
+        }
+        length += own[axis];
+        parts.push((shard.values(name, &own)?, own[1]));
+    }
+    if length != shape[axis] {
+        let why = format!(
+            "the {} shards of `{name}` have {length} along axis {axis}, not {}",
+            shards.len(),
+            shape[axis]
+        );
+        return Err(Error::Config(why));
+    }
+    if axis == 0 {
+        return Ok(parts.into_iter().flat_map(|(values, _)| values).collect());
+    }
+    let mut whole = Vec::with_capacity(rows * columns);
+    for row in 0..rows {
+        for (values, width) in &parts {
+            whole.extend_from_slice(&values[row * width..][..*width]);
+        }
+    }
+    Ok(whole)
+}
+
+/// Rows of a projection from halves of a head that rotate together (j with j + d/2) to neighbours that do (2j with 2j + 1).
+fn in_pairs(values: &[f32], heads: usize, shape: &[usize]) -> Vec<f32> {
+    let width = shape[1];
+    let head = shape[0] / heads;
+    let mut paired = Vec::with_capacity(values.len());
+    for row in 0..shape[0] {
+        let (at, within) = (row / head * head, row % head);
+        let from = at + within % 2 * (head / 2) + within / 2;
+        paired.extend_from_slice(&values[from * width..][..width]);
+    }
+    paired
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn halves_become_neighbours() {
+        // Two heads of four rows, one column each: rows 0 1 | 2 3 of a head are halves.
+        let rows: Vec<f32> = (0..8).map(|i| i as f32).collect();
+        assert_eq!(in_pairs(&rows, 2, &[8, 1]), [0.0, 2.0, 1.0, 3.0, 4.0, 6.0, 5.0, 7.0]);
+    }
+
+    #[test]
+    fn names_of_converted_files() {
+        assert_eq!(hugging_face("layers.3.attention.wo.weight"), "model.layers.3.self_attn.o_proj.weight");
+        assert_eq!(
+            hugging_face("layers.0.ffn_norm.weight"),
+            "model.layers.0.post_attention_layernorm.weight"
+        );
+        assert_eq!(hugging_face("output.weight"), "lm_head.weight");
+    }
+}

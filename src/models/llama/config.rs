@@ -1,0 +1,177 @@
+//! The sizes of a LLaMA, from the `params.json` of the original files or the `config.json` of Hugging Face's.
+
+use serde::Deserialize;
+
+use crate::models::Error;
+
+/// Sizes of a decoder.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    /// Width of the residual stream, D.
+    pub dim: usize,
+    /// Blocks.
+    pub n_layers: usize,
+    /// Heads of attention; keys and values have as many.
+    pub n_heads: usize,
+    /// Width of the feed-forward layer.
+    pub hidden: usize,
+    /// Of the RMS norms.
+    pub norm_eps: f32,
+    /// Pieces of the vocabulary; `None` until the tokenizer says.
+    pub vocab_size: Option<usize>,
+    /// Positions of a sequence: prompt and answer together.
+    pub max_seq_len: usize,
+    /// Base of the rotary frequencies.
+    pub rope_theta: f64,
+}
+
+/// Positions where a file does not say; the published program's own figure.
+const MAX_SEQ_LEN: usize = 512;
+/// Most positions that are served, whatever a file says.
+const MAX_POSITIONS: usize = 1 << 16;
+
+/// `params.json`. Defaults are the published program's.
+#[derive(Deserialize)]
+struct Params {
+    #[serde(default = "five_hundred_twelve")]
+    dim: usize,
+    #[serde(default = "eight")]
+    n_layers: usize,
+    #[serde(default = "eight")]
+    n_heads: usize,
+    n_kv_heads: Option<usize>,
+    #[serde(default = "two_hundred_fifty_six")]
+    multiple_of: usize,
+    ffn_dim_multiplier: Option<f64>,
+    #[serde(default = "small")]
+    norm_eps: f32,
+    vocab_size: Option<i64>,
+    max_seq_len: Option<usize>,
+    rope_theta: Option<f64>,
+}
+
+fn five_hundred_twelve() -> usize {
+    512
+}
+
+fn eight() -> usize {
+    8
+}
+
+fn two_hundred_fifty_six() -> usize {
+    256
+}
+
+fn small() -> f32 {
+    1e-5
+}
+
+/// `config.json` of a converted checkpoint.
+#[derive(Deserialize)]
+struct HuggingFace {
+    hidden_size: usize,
+    num_hidden_layers: usize,
+    num_attention_heads: usize,
+    num_key_value_heads: Option<usize>,
+    intermediate_size: usize,
+    rms_norm_eps: f32,
+    vocab_size: usize,
+    rope_theta: Option<f64>,
+}
+
+impl Config {
+    /// Reads a `params.json`.
+    ///
+    /// # Errors
+    /// [`Error::Config`].
+    pub fn from_params(json: &str) -> Result<Self, Error> {
+        let p: Params = serde_json::from_str(json).map_err(|e| Error::Config(format!("params.json: {e}")))?;
+        Self::new_heads(p.n_heads, p.n_kv_heads)?;
+        let whole = 2 * (4 * p.dim) / 3;
+        let scaled = p.ffn_dim_multiplier.map_or(whole, |factor| (factor * whole as f64) as usize);
+        Config {
+            dim: p.dim,
+            n_layers: p.n_layers,
+            n_heads: p.n_heads,
+            hidden: scaled.next_multiple_of(p.multiple_of.max(1)),
+            norm_eps: p.norm_eps,
+            vocab_size: p.vocab_size.and_then(|n| usize::try_from(n).ok()),
+            max_seq_len: p.max_seq_len.unwrap_or(MAX_SEQ_LEN),
+            rope_theta: p.rope_theta.unwrap_or(10_000.0),
+        }
+        .checked()
+    }
+
+    /// Reads a `config.json` of Hugging Face's LLaMA.
+    ///
+    /// # Errors
+    /// [`Error::Config`].
+    pub fn from_hugging_face(json: &str) -> Result<Self, Error> {
+        let c: HuggingFace =
+            serde_json::from_str(json).map_err(|e| Error::Config(format!("config.json: {e}")))?;
+        Self::new_heads(c.num_attention_heads, c.num_key_value_heads)?;
+        Config {
+            dim: c.hidden_size,
+            n_layers: c.num_hidden_layers,
+            n_heads: c.num_attention_heads,
+            hidden: c.intermediate_size,
+            norm_eps: c.rms_norm_eps,
+            vocab_size: Some(c.vocab_size),
+            max_seq_len: MAX_SEQ_LEN,
+            rope_theta: c.rope_theta.unwrap_or(10_000.0),
+        }
+        .checked()
+    }
+
+    /// Components of a head.
+    pub fn head(&self) -> usize {
+        self.dim / self.n_heads
+    }
+
+    fn new_heads(heads: usize, kv: Option<usize>) -> Result<(), Error> {
+        match kv {
+            Some(kv) if kv != heads => Err(Error::Config(format!(
+                "{kv} heads of keys for {heads} of queries: the adapters are for LLaMA 1, which has as many of both"
+            ))),
+            _ => Ok(()),
+        }
+    }
+
+    fn checked(self) -> Result<Self, Error> {
+        let fail = |why: String| Err(Error::Config(why));
+        if self.dim == 0 || self.n_layers == 0 || self.n_heads == 0 || self.hidden == 0 {
+            return fail("width, layers, heads and feed-forward width must be above 0".into());
+        }
+        if !self.dim.is_multiple_of(2 * self.n_heads) {
+            return fail(format!(
+                "a width of {} is no even number for each of {} heads",
+                self.dim, self.n_heads
+            ));
+        }
+        if self.max_seq_len == 0 || self.max_seq_len > MAX_POSITIONS {
+            return fail(format!(
+                "max_seq_len is {}; from 1 to {MAX_POSITIONS} can be served",
+                self.max_seq_len
+            ));
+        }
+        if !(self.norm_eps > 0.0 && self.rope_theta.is_finite() && self.rope_theta > 0.0) {
+            return fail("norm_eps and rope_theta must be above 0".into());
+        }
+        Ok(self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_published_sizes() {
+        let json = r#"{"dim": 4096, "multiple_of": 256, "n_heads": 32, "n_layers": 32, "norm_eps": 1e-06, "vocab_size": -1}"#;
+        let config = Config::from_params(json).unwrap();
+        assert_eq!((config.hidden, config.vocab_size, config.max_seq_len), (11008, None, 512));
+        let grouped = r#"{"dim": 8192, "n_heads": 64, "n_kv_heads": 8, "n_layers": 80}"#;
+        assert!(Config::from_params(grouped).unwrap_err().to_string().contains("LLaMA 1"));
+        assert!(Config::from_params(r#"{"dim": 30, "n_heads": 4}"#).is_err());
+    }
+}

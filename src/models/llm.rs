@@ -1,0 +1,184 @@
+//! A decoder with its tokenizer: prompts in, token by token text out. The counterpart of [`super::encoder`].
+
+use std::path::{Path, PathBuf};
+
+use super::llama::{Checkpoint, Decoder};
+use super::{DeviceKind, Error, Placement, nano};
+use crate::text::{self, SentencePiece, Template};
+use crate::types::{EncoderDtype, Fingerprint};
+
+/// Which decoder to load and how to run it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LlmOptions {
+    /// The backbone: a folder or a file ([`Checkpoint::open`]); `None` is the built-in nano decoder.
+    pub backbone: Option<PathBuf>,
+    /// The adapter made for it.
+    pub adapter: Option<PathBuf>,
+    /// Its `tokenizer.model`; `None`: in the backbone's folder, or the one above.
+    pub tokenizer: Option<PathBuf>,
+    /// Where to run.
+    pub device: DeviceKind,
+    /// In which numbers; `None`: the device's own.
+    pub dtype: Option<EncoderDtype>,
+}
+
+/// A decoder and its tokenizer.
+pub struct Llm {
+    decoder: Decoder,
+    tokenizer: SentencePiece,
+    name: String,
+    fingerprint: Fingerprint,
+}
+
+/// What is asked.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Prompt {
+    /// An instruction, and a text it is about, put into the template that the adapter was trained with.
+    Instruction {
+        /// The instruction.
+        instruction: String,
+        /// The text it is about, if any.
+        input: Option<String>,
+    },
+    /// A prompt as it is.
+    Raw(String),
+}
+
+impl Prompt {
+    /// The text that the decoder reads.
+    pub fn text(&self) -> String {
+        match self {
+            Prompt::Raw(text) => text.clone(),
+            Prompt::Instruction { instruction, input } => {
+                Template::ImageBindLlm.fill(instruction, input.as_deref())
+            }
+        }
+    }
+}
+
+/// Why a prompt cannot be answered.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum PromptError {
+    /// A text that cannot be encoded.
+    #[error(transparent)]
+    Text(#[from] text::Error),
+    /// Nothing to go on.
+    #[error("the prompt is empty")]
+    Empty,
+    /// More than the decoder has positions for.
+    #[error("the prompt has {received} tokens; the decoder has {limit} positions for it and its answer")]
+    TooLong {
+        /// Tokens of the prompt, BOS included.
+        received: usize,
+        /// Positions there are.
+        limit: usize,
+    },
+}
+
+impl Llm {
+    /// Loads a decoder.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open`] and [`Decoder::load`]; [`Error::Weights`] for a tokenizer that cannot be read.
+    pub fn open(options: &LlmOptions) -> Result<Self, Error> {
+        let placement = Placement::open(options.device, options.dtype)?;
+        let (name, checkpoint, config, tokenizer) = match &options.backbone {
+            None => {
+                let (checkpoint, config) = nano::decoder()?;
+                (nano::NAME.to_owned(), checkpoint, config, nano::TOKENIZER.to_vec())
+            }
+            Some(backbone) => {
+                let (checkpoint, config) = Checkpoint::open(backbone, options.adapter.as_deref())?;
+                let name = options.adapter.as_ref().unwrap_or(backbone);
+                let name = name.file_stem().map_or("decoder".into(), |s| s.to_string_lossy().into_owned());
+                (name, checkpoint, config, tokenizer_file(backbone, options.tokenizer.as_deref())?)
+            }
+        };
+        let tokenizer = SentencePiece::from_bytes(&tokenizer)
+            .map_err(|e| Error::Weights { path: "tokenizer.model".into(), why: e.to_string() })?;
+        let decoder = Decoder::load(&checkpoint, &config, tokenizer.len(), &placement)?;
+        let mut digest = blake3::Hasher::new();
+        checkpoint.fingerprints()?.iter().for_each(|part| _ = digest.update(part.as_bytes()));
+        let fingerprint = Fingerprint::from_digest(*digest.finalize().as_bytes());
+        Ok(Llm { decoder, tokenizer, name, fingerprint })
+    }
+
+    /// The network.
+    pub fn decoder(&self) -> &Decoder {
+        &self.decoder
+    }
+
+    /// The tokenizer.
+    pub fn tokenizer(&self) -> &SentencePiece {
+        &self.tokenizer
+    }
+
+    /// A name for people: `nano`, or the adapter's file.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Digest of backbone and adapter.
+    pub fn fingerprint(&self) -> Fingerprint {
+        self.fingerprint
+    }
+
+    /// The ids of a prompt, BOS before them.
+    ///
+    /// # Errors
+    /// [`PromptError`]: a prompt must leave room for one token at least.
+    pub fn encode(&self, prompt: &Prompt) -> Result<Vec<u32>, PromptError> {
+        let (Prompt::Raw(own) | Prompt::Instruction { instruction: own, .. }) = prompt;
+        if own.is_empty() {
+            return Err(PromptError::Empty);
+        }
+        let mut ids = vec![self.tokenizer.bos()];
+        ids.extend(self.tokenizer.encode(&prompt.text())?);
+        let limit = self.decoder.config().max_seq_len;
+        if ids.len() >= limit {
+            return Err(PromptError::TooLong { received: ids.len(), limit });
+        }
+        Ok(ids)
+    }
+}
+
+/// The bytes of the tokenizer: as named, else beside the backbone or one folder up, where the original files have it.
+fn tokenizer_file(backbone: &Path, named: Option<&Path>) -> Result<Vec<u8>, Error> {
+    const NAME: &str = "tokenizer.model";
+    let folder = if backbone.is_dir() { backbone } else { backbone.parent().unwrap_or(Path::new(".")) };
+    let places: Vec<PathBuf> = match named {
+        Some(path) => vec![path.to_owned()],
+        None => [Some(folder), folder.parent()].into_iter().flatten().map(|f| f.join(NAME)).collect(),
+    };
+    let found = places.iter().find(|path| path.is_file()).ok_or_else(|| Error::Weights {
+        path: places.first().map(|path| path.display().to_string()).unwrap_or_default(),
+        why: "there is no tokenizer.model; name it".into(),
+    })?;
+    std::fs::read(found).map_err(|e| Error::Weights { path: found.display().to_string(), why: e.to_string() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn prompts_are_refused_by_both_lengths() {
+        let options = LlmOptions {
+            backbone: None,
+            adapter: None,
+            tokenizer: None,
+            device: DeviceKind::Cpu,
+            dtype: None,
+        };
+        let llm = Llm::open(&options).unwrap();
+        let ask = |instruction: &str| {
+            llm.encode(&Prompt::Instruction { instruction: instruction.into(), input: None })
+        };
+        assert_eq!(ask("Generate caption of this image").unwrap().len(), 37);
+        assert_eq!(ask(""), Err(PromptError::Empty));
+        assert_eq!(llm.encode(&Prompt::Raw(String::new())), Err(PromptError::Empty));
+        let long = ask(&"zebra ".repeat(200)).unwrap_err();
+        assert!(matches!(long, PromptError::TooLong { received: 161.., limit: 160 }), "{long}");
+        assert!(matches!(ask(&"a".repeat(1 << 20)), Err(PromptError::Text(_))));
+    }
+}

@@ -1,0 +1,277 @@
+//! `GenerateService`: convert, call one flow, and hand on what happens to the answers.
+//!
+//! A question keeps its place at the door until its answers have ended. Their events wait for the caller without bound, but
+//! there are never more than an answer has tokens; a caller who stalls holds nobody up.
+
+use std::pin::Pin;
+use std::sync::Arc;
+
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_stream::{Stream, StreamExt};
+use tonic::{Request, Response, Status};
+
+use super::convert;
+use super::door::{Door, Load, Pass};
+use super::proto::{self, CacheMode, generate_event, generate_service_server::GenerateService};
+use super::status;
+use crate::batch::{self, StopReason};
+use crate::flow::{self, App, Branch, Conditioning, Shown};
+use crate::models::llama::SampleParams;
+use crate::models::llm::{Llm, Prompt};
+
+/// Tokens of an answer when the request does not say; the published program's figure.
+const MAX_TOKENS: u32 = 256;
+/// Stop texts of a request, and bytes of one.
+const MAX_STOPS: usize = 8;
+const MAX_STOP_BYTES: usize = 256;
+/// Answers of a request to be judged.
+const MAX_ANSWERS: usize = 256;
+/// Events on their way to a caller before the next one waits.
+const IN_FLIGHT: usize = 16;
+
+pub(super) struct Service {
+    app: Arc<App>,
+    door: Arc<Door>,
+}
+
+impl Service {
+    pub(super) fn new(app: Arc<App>, door: Arc<Door>) -> Self {
+        Service { app, door }
+    }
+}
+
+#[tonic::async_trait]
+impl GenerateService for Service {
+    type GenerateStream = Pin<Box<dyn Stream<Item = Result<proto::GenerateEvent, Status>> + Send>>;
+
+    async fn generate(
+        &self,
+        request: Request<proto::GenerateRequest>,
+    ) -> Result<Response<Self::GenerateStream>, Status> {
+        let mut pass = self.door.enter("viscache.v1.GenerateService/Generate")?;
+        let (metadata, _, request) = request.into_parts();
+        let logprobs = request.logprobs;
+        let work = move |app: &App, call: &flow::Call| {
+            let neighbors = request.return_neighbors;
+            let question = question(app, request)?;
+            let llm = llm(app)?;
+            let begun = flow::generate(app, question, call)?;
+            let with_begin = |branch: Branch| Ok((begin(llm, &branch, neighbors)?, branch));
+            begun.into_iter().map(with_begin).collect::<Result<Vec<_>, flow::Error>>()
+        };
+        let (branches, _) = self.door.work(&mut pass, &self.app, &metadata, Load::Model, work).await?;
+        let (sender, receiver) = mpsc::channel(IN_FLIGHT);
+        tokio::spawn(tell(branches, logprobs, sender, pass));
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
+
+    async fn score(
+        &self,
+        request: Request<proto::ScoreRequest>,
+    ) -> Result<Response<proto::ScoreResponse>, Status> {
+        let mut pass = self.door.enter("viscache.v1.GenerateService/Score")?;
+        let (metadata, _, request) = request.into_parts();
+        let work = move |app: &App, call: &flow::Call| {
+            let count = request.answers.len();
+            if count == 0 || count > MAX_ANSWERS {
+                let why = format!("1 to {MAX_ANSWERS} answers are taken, {count} were sent");
+                return Err(convert::argument("answers", why));
+            }
+            let asked = conditioning(app, request.conditioning.unwrap_or_default())?;
+            if asked.cached.len() > 1 {
+                let why = "answers are judged with the cache or without it; send two requests to compare";
+                return Err(convert::argument("conditioning.cache_mode", why));
+            }
+            let llm = llm(app)?;
+            let (scores, shown) = flow::score(app, asked, &request.answers, request.include_end, call)?;
+            let score = |(i, scored): (usize, flow::Scored)| {
+                let status = Some(status::outcome(&scored, &format!("answers[{i}]")));
+                let token_logprobs = scored.unwrap_or_default();
+                proto::Score { status, logprob: token_logprobs.iter().sum(), token_logprobs }
+            };
+            Ok(proto::ScoreResponse {
+                scores: scores.into_iter().enumerate().map(score).collect(),
+                source: source(&shown),
+                decoder: Some(decoder(llm)),
+            })
+        };
+        let (reply, _) = self.door.work(&mut pass, &self.app, &metadata, Load::Model, work).await?;
+        pass.count(reply.scores.len(), super::cache::failures(reply.scores.iter().map(|s| &s.status)));
+        Ok(Response::new(reply))
+    }
+}
+
+/// Hands the events of all branches on as they come, until they have ended, one fails, or nobody listens.
+async fn tell(
+    branches: Vec<(proto::Begin, Branch)>,
+    logprobs: bool,
+    sender: mpsc::Sender<Result<proto::GenerateEvent, Status>>,
+    mut pass: Pass,
+) {
+    let count = branches.len();
+    let streams = branches.into_iter().map(|(begin, branch)| {
+        let cached = branch.shown.enhanced.is_some();
+        let mut answer = Answer { logprobs, ..Answer::default() };
+        let first = Ok(proto::GenerateEvent { cached, event: Some(generate_event::Event::Begin(begin)) });
+        let events = tokio_stream::wrappers::UnboundedReceiverStream::new(branch.events);
+        let rest = events.map(move |event| {
+            let event = answer.event(event)?;
+            Ok(proto::GenerateEvent { cached, event: Some(event) })
+        });
+        tokio_stream::once(first).chain(rest)
+    });
+    let mut all = tokio_stream::StreamMap::new();
+    streams.enumerate().for_each(|(i, stream)| _ = all.insert(i, stream));
+    let mut failed = 0;
+    while let Some((_, event)) = all.next().await {
+        let bad = event.is_err();
+        failed += usize::from(bad);
+        // One that fails ends the stream, as gRPC has it; the others are dropped with it.
+        if sender.send(event).await.is_err() || bad {
+            break;
+        }
+    }
+    pass.count(count, failed);
+}
+
+/// An answer as it grows.
+#[derive(Default)]
+struct Answer {
+    logprobs: bool,
+    text: String,
+    tokens: u32,
+}
+
+impl Answer {
+    fn event(&mut self, event: batch::Event) -> Result<generate_event::Event, Status> {
+        match event {
+            batch::Event::Token { id, logprob, text } => {
+                self.text += &text;
+                self.tokens += 1;
+                let logprob = self.logprobs.then_some(logprob);
+                Ok(generate_event::Event::Token(proto::Token { id, text, logprob }))
+            }
+            batch::Event::Done(finish) => {
+                let reason = match finish.reason {
+                    StopReason::EndOfText => proto::StopReason::EndOfText,
+                    StopReason::StopText => proto::StopReason::StopText,
+                    StopReason::MaxTokens => proto::StopReason::MaxTokens,
+                    StopReason::Positions => proto::StopReason::Positions,
+                };
+                self.text += &finish.text;
+                Ok(generate_event::Event::Summary(proto::Summary {
+                    stop_reason: reason.into(),
+                    answer_tokens: self.tokens,
+                    tail: finish.text,
+                    text: std::mem::take(&mut self.text),
+                    queue_us: super::cache::micros(finish.queued),
+                    prefill_us: super::cache::micros(finish.prefill),
+                    decode_us: super::cache::micros(finish.decode),
+                }))
+            }
+            batch::Event::Failed(error) => Err(status::of(&error.into())),
+        }
+    }
+}
+
+fn llm(app: &App) -> Result<&Llm, flow::Error> {
+    app.generator.as_ref().map(batch::Generator::llm).ok_or(flow::Error::NoDecoder)
+}
+
+fn begin(llm: &Llm, branch: &Branch, neighbors: bool) -> Result<proto::Begin, flow::Error> {
+    let enhanced = branch.shown.enhanced.as_ref();
+    let neighbors = match enhanced.filter(|_| neighbors) {
+        Some((found, snapshot)) => convert::neighbors(snapshot, &found.hits, &found.weights, None)?,
+        None => Vec::new(),
+    };
+    Ok(proto::Begin {
+        prompt_tokens: branch.prompt_tokens as u32,
+        source: source(&branch.shown),
+        neighbors,
+        cosine: enhanced.map_or(1.0, |(found, _)| found.cosine),
+        decoder: Some(decoder(llm)),
+    })
+}
+
+fn source(shown: &Shown) -> Option<proto::Source> {
+    shown.enhanced.as_ref().map(|(_, snapshot)| convert::source(&snapshot.0))
+}
+
+fn decoder(llm: &Llm) -> proto::Decoder {
+    proto::Decoder {
+        name: llm.name().into(),
+        weights_fingerprint: llm.fingerprint().to_string(),
+        max_positions: llm.decoder().config().max_seq_len as u32,
+    }
+}
+
+fn question(app: &App, request: proto::GenerateRequest) -> Result<flow::GenerateRequest, flow::Error> {
+    let (sampling, default) = (request.sampling.unwrap_or_default(), SampleParams::default());
+    let sampling = SampleParams {
+        temperature: sampling.temperature.unwrap_or(default.temperature),
+        top_p: sampling.top_p.unwrap_or(default.top_p),
+        seed: sampling.seed,
+    };
+    if !(sampling.temperature.is_finite() && sampling.temperature >= 0.0) {
+        let why = format!("{} is no temperature: it must be 0 or above", sampling.temperature);
+        return Err(convert::argument("sampling.temperature", why));
+    }
+    if !(0.0..=1.0).contains(&sampling.top_p) {
+        let why = format!("{} is not from 0 to 1", sampling.top_p);
+        return Err(convert::argument("sampling.top_p", why));
+    }
+    if request.stop.len() > MAX_STOPS {
+        let why = format!("{} stop texts; at most {MAX_STOPS} are taken", request.stop.len());
+        return Err(convert::argument("stop", why));
+    }
+    if let Some(i) = request.stop.iter().position(|stop| stop.is_empty() || stop.len() > MAX_STOP_BYTES) {
+        let why = format!("a stop text has 1 to {MAX_STOP_BYTES} bytes, this one {}", request.stop[i].len());
+        return Err(convert::argument(format!("stop[{i}]"), why));
+    }
+    Ok(flow::GenerateRequest {
+        conditioning: conditioning(app, request.conditioning.unwrap_or_default())?,
+        sampling,
+        max_tokens: request.max_tokens.unwrap_or(MAX_TOKENS) as usize,
+        stop: request.stop,
+    })
+}
+
+fn conditioning(app: &App, asked: proto::Conditioning) -> Result<Conditioning, flow::Error> {
+    let prompt = match asked.prompt.and_then(|prompt| prompt.prompt) {
+        Some(proto::prompt::Prompt::Instruction(instruction)) => Prompt::Instruction {
+            instruction: instruction.text,
+            input: Some(instruction.input).filter(|input| !input.is_empty()),
+        },
+        Some(proto::prompt::Prompt::Raw(text)) => Prompt::Raw(text),
+        None => {
+            return Err(convert::argument(
+                "conditioning.prompt",
+                "nothing is asked; send an instruction or a prompt",
+            ));
+        }
+    };
+    let mode = CacheMode::try_from(asked.cache_mode).map_err(|_| {
+        convert::argument("conditioning.cache_mode", format!("{} is not a known mode", asked.cache_mode))
+    })?;
+    let cached = match mode {
+        CacheMode::Unspecified | CacheMode::On => vec![true],
+        CacheMode::Off => vec![false],
+        CacheMode::Compare => vec![false, true],
+    };
+    if asked.query.is_none() && mode == CacheMode::Compare {
+        let why = "there is no query for the cache to enhance, so there is nothing to compare";
+        return Err(convert::argument("conditioning.cache_mode", why));
+    }
+    let query = asked.query.map(|query| convert::query(app, query, "conditioning.query")).transpose()?;
+    Ok(Conditioning {
+        prompt,
+        query,
+        cached,
+        cache: asked.cache,
+        blend: convert::blend_params(app, asked.blend)?,
+        search: convert::search_params(app, asked.search.as_ref())?,
+        aim: convert::aim(app, asked.search.as_ref())?,
+        filter: convert::filter(asked.filter)?,
+    })
+}
