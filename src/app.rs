@@ -163,14 +163,18 @@ fn decoder(config: &Config, encoder: Option<&Encoder>) -> anyhow::Result<Option<
     if backbone.is_none() && (config.adapter.is_some() || config.tokenizer.is_some()) {
         bail!("an adapter or a tokenizer is named and no decoder that it is for; name it by --decoder");
     }
-    let options = LlmOptions {
+    let llm = Llm::open(&llm_options(config, backbone)).context("the decoder cannot be loaded")?;
+    info!(decoder = llm.name(), weights = llm.fingerprint().short(), "decoder loaded");
+    Ok(Some(llm))
+}
+
+/// How a decoder is opened.
+pub fn llm_options(config: &Config, backbone: Option<PathBuf>) -> LlmOptions {
+    LlmOptions {
         backbone,
         adapter: config.adapter.clone(),
         tokenizer: config.tokenizer.clone(),
         device: config.device,
         dtype: config.decoder_dtype,
-    };
-    let llm = Llm::open(&options).context("the decoder cannot be loaded")?;
-    info!(decoder = llm.name(), weights = llm.fingerprint().short(), "decoder loaded");
-    Ok(Some(llm))
+    }
 }

@@ -10,6 +10,7 @@ mod ask;
 mod bench;
 mod change;
 mod check;
+mod convert;
 mod filter;
 mod media;
 mod serve;
@@ -169,6 +170,8 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Round a decoder and its adapter to 8 bits, once: one file that a server opens by mapping it.
+    Convert(convert::ConvertArgs),
     /// Measure recall, speed and throughput on your own queries.
     #[command(subcommand)]
     Bench(bench::Bench),
@@ -369,7 +372,7 @@ pub fn run() -> anyhow::Result<ExitCode> {
             settings.caches.extend(target.cache.clone());
             settings.writable = true;
         }
-        Command::Config => {}
+        Command::Config | Command::Convert(_) => {}
     }
     let log = settings.log.clone();
     let (mut config, origins) = Config::read(file.as_deref(), settings)?;
@@ -378,6 +381,7 @@ pub fn run() -> anyhow::Result<ExitCode> {
     let filter = log.unwrap_or_else(|| if asks { "warn".into() } else { config.log.clone() });
     telemetry::init(&filter, config.log_json)?;
     match command {
+        Command::Convert(args) => convert::run(&config, &args),
         Command::Config => {
             print!("{}", config::print(&config, &origins)?);
             Ok(ExitCode::SUCCESS)
@@ -399,6 +403,6 @@ async fn dispatch(command: Command, config: Config) -> anyhow::Result<ExitCode> 
         Command::Describe { target, json } => ask::describe(&config, &target, json).await,
         Command::Check { target, json } => check::run(&config, &target, json).await,
         Command::Bench(bench) => bench::run(&config, bench).await,
-        Command::Config => Ok(ExitCode::SUCCESS),
+        Command::Config | Command::Convert(_) => Ok(ExitCode::SUCCESS),
     }
 }

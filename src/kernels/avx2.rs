@@ -1,6 +1,7 @@
 //! AVX2: every processor for servers since 2013.
 
 use std::arch::x86_64::*;
+use std::ops::Range;
 
 use half::f16;
 
@@ -45,7 +46,7 @@ impl Avx2 {
         hadamard = hadamard(values: &mut [f32]);
         scale_query = scale_query(query: &[f32], out: &mut [i8]) -> f32;
         quantize_rows = quantize_rows(values: &[f32], rows: &mut Rows);
-        matmul_q8 = matmul_q8(rows: &Rows, weights: &Tiles, out: &mut [f32]);
+        matmul_q8 = matmul_q8(rows: &Rows, weights: &Tiles, tiles: Range<usize>, out: &mut [f32]);
     }
 }
 
@@ -277,25 +278,26 @@ struct Pair([[i16; 2]; TILE]);
 const PAIRS: usize = BLOCK / 2;
 
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(super) fn matmul_q8(rows: &Rows, weights: &Tiles, out: &mut [f32]) {
+pub(super) fn matmul_q8(rows: &Rows, weights: &Tiles, tiles: Range<usize>, out: &mut [f32]) {
     // Without VNNI products of bytes saturate when they are summed in pairs, so both sides are widened to 16 bits: the
     // activations when they are rounded, a tile's weights once for all rows.
     let blocks = rows.blocks;
+    let (all_lines, all_scales) = (weights.lines(), weights.scales());
     let mut pairs = [[Pair([[0; 2]; TILE]); PAIRS]; WIDENED];
     let mut scales = [[0.0f32; TILE]; WIDENED];
     for start in (0..blocks).step_by(WIDENED) {
         let count = WIDENED.min(blocks - start);
-        for tile in 0..weights.out.div_ceil(TILE) {
+        for tile in tiles.clone() {
             let at = tile * blocks + start;
-            let lines = weights.lines[at * LINES..][..count * LINES].chunks_exact(LINES);
-            let halves = weights.scales[at * TILE..][..count * TILE].chunks_exact(TILE);
+            let lines = all_lines[at * LINES..][..count * LINES].chunks_exact(LINES);
+            let halves = all_scales[at * TILE..][..count * TILE].chunks_exact(TILE);
             for ((lines, halves), (pairs, scales)) in lines.zip(halves).zip(pairs.iter_mut().zip(&mut scales))
             {
                 lines.iter().zip(pairs.chunks_exact_mut(2)).for_each(|(line, pairs)| widen(line, pairs));
                 scales.iter_mut().zip(halves).for_each(|(scale, half)| *scale = half.to_f32());
             }
             for row in (0..rows.count).step_by(WIDE_ROWS) {
-                add_products(rows, row, start, (&pairs[..count], &scales[..count]), tile, out);
+                add_products(rows, row, start, (&pairs[..count], &scales[..count]), tile - tiles.start, out);
             }
         }
     }
@@ -320,6 +322,8 @@ fn widen(line: &Line, pairs: &mut [Pair]) {
 }
 
 /// Adds the products of four rows, or the last ones, and a tile over some blocks to `out`.
+///
+/// * `tile`: counted from the first that `out` has columns of.
 #[target_feature(enable = "avx2,fma")]
 #[inline]
 fn add_products(

@@ -2,6 +2,7 @@
 //! products in one instruction; without it bytes are widened to 16 bits first, or 4-bit codes are summed in 16 bits.
 
 use std::arch::x86_64::*;
+use std::ops::Range;
 
 use half::f16;
 
@@ -41,7 +42,7 @@ impl Avx512 {
         hadamard = hadamard(values: &mut [f32]);
         scale_query = scale_query(query: &[f32], out: &mut [i8]) -> f32;
         quantize_rows = avx2::quantize_rows(values: &[f32], rows: &mut Rows);
-        matmul_q8 = avx2::matmul_q8(rows: &Rows, weights: &Tiles, out: &mut [f32]);
+        matmul_q8 = avx2::matmul_q8(rows: &Rows, weights: &Tiles, tiles: Range<usize>, out: &mut [f32]);
     }
 }
 
@@ -64,7 +65,7 @@ impl Avx512Vnni {
         hadamard = hadamard(values: &mut [f32]);
         scale_query = scale_query(query: &[f32], out: &mut [i8]) -> f32;
         quantize_rows = avx2::quantize_rows(values: &[f32], rows: &mut Rows);
-        matmul_q8 = matmul_q8_vnni(rows: &Rows, weights: &Tiles, out: &mut [f32]);
+        matmul_q8 = matmul_q8_vnni(rows: &Rows, weights: &Tiles, tiles: Range<usize>, out: &mut [f32]);
     }
 
     pub(super) fn score_signs(self, rows: &[u8], slots: &[u32], planes: &[u64], out: &mut Vec<i32>) {
@@ -392,27 +393,36 @@ fn hadamard(values: &mut [f32]) {
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-fn matmul_q8_vnni(rows: &Rows, weights: &Tiles, out: &mut [f32]) {
-    for tile in 0..weights.out.div_ceil(TILE) {
+fn matmul_q8_vnni(rows: &Rows, weights: &Tiles, tiles: Range<usize>, out: &mut [f32]) {
+    for tile in tiles.clone() {
+        let at = (tile, tile - tiles.start);
         let mut row = 0;
         while row + 8 <= rows.count {
-            products_vnni::<8>(rows, row, weights, tile, out);
+            products_vnni::<8>(rows, row, weights, at, out);
             row += 8;
         }
         while row < rows.count {
-            products_vnni::<1>(rows, row, weights, tile, out);
+            products_vnni::<1>(rows, row, weights, at, out);
             row += 1;
         }
     }
 }
 
 /// The products of `R` rows and a tile.
+///
+/// * `place`: the tile's place among those that `out` has columns of.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-fn products_vnni<const R: usize>(rows: &Rows, row: usize, weights: &Tiles, tile: usize, out: &mut [f32]) {
+fn products_vnni<const R: usize>(
+    rows: &Rows,
+    row: usize,
+    weights: &Tiles,
+    (tile, place): (usize, usize),
+    out: &mut [f32],
+) {
     let blocks = rows.blocks;
     let of_tile = tile * blocks;
-    let lines = weights.lines[of_tile * LINES..][..blocks * LINES].chunks_exact(LINES);
-    let scales = weights.scales[of_tile * TILE..][..blocks * TILE].chunks_exact(TILE);
+    let lines = weights.lines()[of_tile * LINES..][..blocks * LINES].chunks_exact(LINES);
+    let scales = weights.scales()[of_tile * TILE..][..blocks * TILE].chunks_exact(TILE);
     let mut sums = [_mm512_setzero_ps(); R];
     for (block, (lines, scales)) in lines.zip(scales).enumerate() {
         let at: [usize; R] = std::array::from_fn(|r| (row + r) * blocks + block);
@@ -433,12 +443,12 @@ fn products_vnni<const R: usize>(rows: &Rows, row: usize, weights: &Tiles, tile:
             *sum = _mm512_add_ps(*sum, _mm512_mul_ps(_mm512_cvtepi32_ps(exact), scale));
         }
     }
-    let width = weights.out;
-    let columns = TILE.min(width - tile * TILE);
+    let width = out.len() / rows.count;
+    let columns = TILE.min(width - place * TILE);
     for (r, sum) in sums.into_iter().enumerate() {
         let mut done = [0.0f32; TILE];
         // SAFETY: `done` holds 16 floats.
         unsafe { _mm512_storeu_ps(done.as_mut_ptr(), sum) };
-        out[(row + r) * width + tile * TILE..][..columns].copy_from_slice(&done[..columns]);
+        out[(row + r) * width + place * TILE..][..columns].copy_from_slice(&done[..columns]);
     }
 }

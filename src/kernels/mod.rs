@@ -195,12 +195,19 @@ impl Kernels {
         dispatch!(self, quantize_rows(values, rows));
     }
 
-    /// `out ← rows · weightsᵀ`, `[m, out]`. Every path gives the same bits: products of a block are summed exactly, and
-    /// blocks are added up in their order.
-    pub fn matmul_q8(self, rows: &q8::Rows, weights: &q8::Tiles, out: &mut [f32]) {
+    /// `out ← rows · weightsᵀ` for some of the tiles of the weights: `[m, outputs of those tiles]`. Every path gives the same
+    /// bits, however the tiles are shared out: products of a block are summed exactly, and blocks are added up in their order.
+    pub fn matmul_q8(
+        self,
+        rows: &q8::Rows,
+        weights: &q8::Tiles,
+        tiles: std::ops::Range<usize>,
+        out: &mut [f32],
+    ) {
         assert_eq!(rows.blocks, weights.blocks, "an input is as long as a row of weights");
-        assert_eq!(out.len(), rows.count * weights.out, "there is a result for every row and output");
-        dispatch!(self, matmul_q8(rows, weights, out));
+        let columns = weights.columns(&tiles);
+        assert_eq!(out.len(), rows.count * columns, "there is a result for every row and output");
+        dispatch!(self, matmul_q8(rows, weights, tiles, out));
     }
 
     /// Scales a query so that its largest component becomes ±127, rounds half to even into `out`, and returns the scale;

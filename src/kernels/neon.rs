@@ -9,6 +9,7 @@
 
 use std::arch::aarch64::*;
 use std::arch::{asm, is_aarch64_feature_detected};
+use std::ops::Range;
 
 use half::f16;
 
@@ -42,7 +43,7 @@ impl Neon {
         hadamard = hadamard(values: &mut [f32]);
         scale_query = scale_query(query: &[f32], out: &mut [i8]) -> f32;
         quantize_rows = quantize_rows(values: &[f32], rows: &mut Rows);
-        matmul_q8 = matmul_q8(rows: &Rows, weights: &Tiles, out: &mut [f32]);
+        matmul_q8 = matmul_q8(rows: &Rows, weights: &Tiles, tiles: Range<usize>, out: &mut [f32]);
     }
 }
 
@@ -66,7 +67,7 @@ impl NeonDotprod {
         hadamard = hadamard(values: &mut [f32]);
         scale_query = scale_query(query: &[f32], out: &mut [i8]) -> f32;
         quantize_rows = quantize_rows(values: &[f32], rows: &mut Rows);
-        matmul_q8 = matmul_q8(rows: &Rows, weights: &Tiles, out: &mut [f32]);
+        matmul_q8 = matmul_q8(rows: &Rows, weights: &Tiles, tiles: Range<usize>, out: &mut [f32]);
     }
 }
 
@@ -300,8 +301,8 @@ fn quantize_rows(values: &[f32], rows: &mut Rows) {
 }
 
 #[target_feature(enable = "neon")]
-fn matmul_q8(rows: &Rows, weights: &Tiles, out: &mut [f32]) {
-    scalar::matmul_q8(rows, weights, out);
+fn matmul_q8(rows: &Rows, weights: &Tiles, tiles: Range<usize>, out: &mut [f32]) {
+    scalar::matmul_q8(rows, weights, tiles, out);
 }
 
 #[target_feature(enable = "neon,dotprod")]

@@ -8,6 +8,9 @@
 //! `Σ w·a = Σ (w + 128)·a − 128·Σ a`: weights are kept unsigned because one instruction of VNNI multiplies unsigned
 //! bytes by signed ones, and the sums of activations pay for it.
 
+use std::ops::Range;
+use std::sync::Arc;
+
 use half::f16;
 
 /// Numbers that share a scale.
@@ -20,7 +23,7 @@ pub(super) const GROUP: usize = 4;
 pub(super) const OFFSET: i32 = 128;
 
 /// One cache line: four columns of 16 rows.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C, align(64))]
 pub(super) struct Line(pub(super) [u8; TILE * GROUP]);
 
@@ -30,15 +33,29 @@ pub(super) const WIDE_ROWS: usize = 4;
 /// Lines of a tile.
 pub(super) const LINES: usize = BLOCK / GROUP;
 
+/// Memory that somebody else holds, as a mapped file.
+pub type Lent = Arc<dyn AsRef<[u8]> + Send + Sync>;
+
 /// A weight matrix `[out, in]`.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Tiles {
     pub(super) out: usize,
     pub(super) blocks: usize,
-    /// `[out / 16][in / 32][LINES]`
-    pub(super) lines: Vec<Line>,
-    /// `[out / 16][in / 32][16]`
-    pub(super) scales: Vec<f16>,
+    held: Held,
+}
+
+#[derive(Clone)]
+enum Held {
+    /// `[out / 16][in / 32][LINES]` and `[out / 16][in / 32][16]`.
+    Own(Vec<Line>, Vec<f16>),
+    /// The same as bytes, at these places.
+    Lent(Lent, [Range<usize>; 2]),
+}
+
+impl std::fmt::Debug for Tiles {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Tiles [{}, {}]", self.out, self.width())
+    }
 }
 
 impl Tiles {
@@ -69,7 +86,54 @@ impl Tiles {
                 }
             }
         }
-        Tiles { out, blocks, lines, scales }
+        Tiles { out, blocks, held: Held::Own(lines, scales) }
+    }
+
+    /// Takes a matrix that lies in somebody else's memory, as [`Tiles::bytes`] gave it; nothing when the lengths or the
+    /// alignment (64 bytes for codes) do not fit.
+    pub fn lent(
+        out: usize,
+        width: usize,
+        memory: Lent,
+        codes: Range<usize>,
+        scales: Range<usize>,
+    ) -> Option<Self> {
+        if width == 0 || !width.is_multiple_of(BLOCK) {
+            return None;
+        }
+        let blocks = width / BLOCK;
+        let tiles = out.div_ceil(TILE) * blocks;
+        let bytes = (*memory).as_ref();
+        let lines: &[Line] = bytemuck::try_cast_slice(bytes.get(codes.clone())?).ok()?;
+        let halves: &[f16] = bytemuck::try_cast_slice(bytes.get(scales.clone())?).ok()?;
+        let fits = lines.len() == tiles * LINES && halves.len() == tiles * TILE;
+        fits.then_some(Tiles { out, blocks, held: Held::Lent(memory, [codes, scales]) })
+    }
+
+    /// Codes and scales as they lie in memory.
+    pub fn bytes(&self) -> [&[u8]; 2] {
+        [bytemuck::cast_slice(self.lines()), bytemuck::cast_slice(self.scales())]
+    }
+
+    /// Bytes of codes and of scales of a matrix.
+    pub fn sizes(out: usize, width: usize) -> [usize; 2] {
+        let tiles = out.div_ceil(TILE) * (width / BLOCK);
+        [tiles * LINES * size_of::<Line>(), tiles * TILE * size_of::<f16>()]
+    }
+
+    pub(super) fn lines(&self) -> &[Line] {
+        match &self.held {
+            Held::Own(lines, _) => lines,
+            // Checked when it was taken: memory that is lent does not change.
+            Held::Lent(memory, [codes, _]) => bytemuck::cast_slice(&(**memory).as_ref()[codes.clone()]),
+        }
+    }
+
+    pub(super) fn scales(&self) -> &[f16] {
+        match &self.held {
+            Held::Own(_, scales) => scales,
+            Held::Lent(memory, [_, scales]) => bytemuck::cast_slice(&(**memory).as_ref()[scales.clone()]),
+        }
     }
 
     /// Rows of the matrix: components of a result.
@@ -80,6 +144,16 @@ impl Tiles {
     /// Columns of the matrix: components of an input.
     pub fn width(&self) -> usize {
         self.blocks * BLOCK
+    }
+
+    /// Tiles of 16 rows.
+    pub fn tiles(&self) -> usize {
+        self.out.div_ceil(TILE)
+    }
+
+    /// Components of a result that some tiles make.
+    pub fn columns(&self, tiles: &Range<usize>) -> usize {
+        (tiles.end * TILE).min(self.out) - (tiles.start * TILE).min(self.out)
     }
 }
 
@@ -100,6 +174,11 @@ pub struct Rows {
 }
 
 impl Rows {
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.count
+    }
+
     /// Makes room for rows that [`super::Kernels::quantize_rows`] fills.
     pub(super) fn reset(&mut self, count: usize, blocks: usize) {
         (self.count, self.blocks) = (count, blocks);
@@ -169,7 +248,7 @@ mod tests {
         for kernels in Kernels::available() {
             let (mut rows, mut found) = (Rows::default(), vec![0.0; count * out]);
             kernels.quantize_rows(&inputs, width, &mut rows);
-            kernels.matmul_q8(&rows, &tiles, &mut found);
+            kernels.matmul_q8(&rows, &tiles, 0..tiles.tiles(), &mut found);
             for (i, found) in found.into_iter().enumerate() {
                 let (input, row) =
                     (&inputs[i / out * width..][..width], &weights[i % out * width..][..width]);
@@ -191,7 +270,7 @@ mod tests {
             inputs[width] = f32::NAN;
             kernels.quantize_rows(&inputs, width, &mut rows);
             let mut out = vec![1.0; 6];
-            kernels.matmul_q8(&rows, &tiles, &mut out);
+            kernels.matmul_q8(&rows, &tiles, 0..tiles.tiles(), &mut out);
             assert_eq!(out, [0.0; 6], "{}", kernels.name());
         }
     }

@@ -2,6 +2,8 @@
 //!
 //! Sixteen running sums instead of one: the compiler can vectorise them, because no float addition is reordered.
 
+use std::ops::Range;
+
 use half::f16;
 
 use super::q8::{self, BLOCK, GROUP, LINES, Rows, TILE, Tiles};
@@ -173,10 +175,11 @@ pub(super) fn quantize_rows(values: &[f32], rows: &mut Rows) {
     q8::quantize(values, rows);
 }
 
-pub(super) fn matmul_q8(rows: &Rows, weights: &Tiles, out: &mut [f32]) {
+pub(super) fn matmul_q8(rows: &Rows, weights: &Tiles, tiles: Range<usize>, out: &mut [f32]) {
+    let columns = weights.columns(&tiles);
     for row in 0..rows.count {
-        for column in 0..weights.out {
-            out[row * weights.out + column] = q8_product(rows, row, weights, column);
+        for column in 0..columns {
+            out[row * columns + column] = q8_product(rows, row, weights, tiles.start * TILE + column);
         }
     }
 }
@@ -189,13 +192,13 @@ fn q8_product(rows: &Rows, row: usize, weights: &Tiles, column: usize) -> f32 {
     for block in 0..blocks {
         let at = row * blocks + block;
         let codes = rows.codes[at * BLOCK..][..BLOCK].chunks_exact(GROUP);
-        let lines = &weights.lines[(tile + block) * LINES..][..LINES];
+        let lines = &weights.lines()[(tile + block) * LINES..][..LINES];
         let products = lines.iter().zip(codes).flat_map(|(line, codes)| {
             let weights = &line.0[lane * GROUP..][..GROUP];
             weights.iter().zip(codes).map(|(&w, &a)| i32::from(w) * i32::from(a))
         });
         let exact = products.sum::<i32>() + rows.corrections[at];
-        let scale = rows.scales[at] * weights.scales[(tile + block) * TILE + lane].to_f32();
+        let scale = rows.scales[at] * weights.scales()[(tile + block) * TILE + lane].to_f32();
         sum += exact as f32 * scale;
     }
     sum

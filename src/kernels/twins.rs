@@ -203,7 +203,15 @@ fn matmul_q8(path: Kernels, case: &Case) -> Result<(), String> {
     let run = |path: Kernels| {
         let (mut rows, mut out) = (q8::Rows::default(), vec![1.0f32; count * weights.out()]);
         path.quantize_rows(&turned(&case.a, count), width, &mut rows);
-        path.matmul_q8(&rows, &weights, &mut out);
+        path.matmul_q8(&rows, &weights, 0..weights.tiles(), &mut out);
+        // A share of the tiles gives the same numbers.
+        let share = 1..weights.tiles();
+        let columns = weights.columns(&share);
+        let mut part = vec![1.0f32; count * columns];
+        path.matmul_q8(&rows, &weights, share, &mut part);
+        for (whole, part) in out.chunks_exact(weights.out()).zip(part.chunks_exact(columns)) {
+            assert_eq!(&whole[weights.out() - columns..], part);
+        }
         out.into_iter().map(f32::to_bits).collect::<Vec<_>>()
     };
     both(path, run)

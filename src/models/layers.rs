@@ -4,11 +4,12 @@
 //! GELU goes through a scalar f64 `erf`, which costs a tenth of a whole ViT-H forward pass; on a card every pass over
 //! memory that is saved counts ([`super::cuda`]).
 
-use std::cell::RefCell;
+use std::cell::Cell;
 
 use candle_core::{
     CpuStorage, CustomOp1, D, DType, InplaceOp2, Layout, Result as TensorResult, Shape, Tensor, bail,
 };
+use rayon::prelude::*;
 
 use super::weights::Weights;
 use super::{Error, Placement};
@@ -60,6 +61,11 @@ impl LayerNorm {
 
     pub(super) fn new(weight: Tensor, bias: Tensor, eps: f32) -> Self {
         LayerNorm { weight, bias, eps }
+    }
+
+    /// Weight and bias.
+    pub(super) fn parts(&self) -> [&Tensor; 2] {
+        [&self.weight, &self.bias]
     }
 
     pub(super) fn forward(&self, x: &Tensor) -> TensorResult<Tensor> {
@@ -123,6 +129,32 @@ impl Linear {
         Ok(Linear::new(&weight, bias)?)
     }
 
+    /// Of weights that are in 8 bits already.
+    pub(super) fn ready(weight: q8::Tiles, bias: Option<Tensor>) -> Self {
+        Linear { weight: Weight::Eight(Box::new(weight)), bias }
+    }
+
+    /// The weights as they are held, where they are held in 8 bits.
+    pub(super) fn tiles(&self) -> Option<&q8::Tiles> {
+        match &self.weight {
+            Weight::Eight(tiles) => Some(tiles),
+            Weight::Full(_) => None,
+        }
+    }
+
+    /// The weights `[out, in]`, where they are not.
+    pub(super) fn matrix(&self) -> TensorResult<Option<Tensor>> {
+        match &self.weight {
+            Weight::Eight(_) => Ok(None),
+            Weight::Full(weight) => Ok(Some(weight.t()?.contiguous()?)),
+        }
+    }
+
+    /// The bias.
+    pub(super) fn bias(&self) -> Option<&Tensor> {
+        self.bias.as_ref()
+    }
+
     pub(super) fn forward(&self, x: &Tensor) -> TensorResult<Tensor> {
         let product = self.product(x)?;
         match &self.bias {
@@ -159,7 +191,39 @@ impl Linear {
     }
 }
 
-/// `x Wᵀ` with weights of 8 bits, on the thread that asks.
+/// Weights of a product that are worth handing to another thread.
+const SHARE: usize = 1 << 18;
+
+/// A product with weights of 8 bits, on all threads of the pool that asks: an encoder's lane has one.
+fn multiply(rows: &q8::Rows, weights: &q8::Tiles, product: &mut [f32]) {
+    let (tiles, threads) = (weights.tiles(), rayon::current_num_threads());
+    let shares = (weights.out() * weights.width() / SHARE).clamp(1, threads).min(tiles.max(1));
+    if shares == 1 {
+        return Kernels::get().matmul_q8(rows, weights, 0..tiles, product);
+    }
+    let step = tiles.div_ceil(shares);
+    let parts: Vec<(usize, Vec<f32>)> = (0..tiles)
+        .step_by(step)
+        .collect::<Vec<_>>()
+        .into_par_iter()
+        .map(|start| {
+            let share = start..tiles.min(start + step);
+            let columns = weights.columns(&share);
+            let mut part = vec![0.0; rows.count() * columns];
+            Kernels::get().matmul_q8(rows, weights, share, &mut part);
+            (columns, part)
+        })
+        .collect();
+    let mut at = 0;
+    for (columns, part) in parts {
+        for (row, part) in product.chunks_exact_mut(weights.out()).zip(part.chunks_exact(columns)) {
+            row[at..at + columns].copy_from_slice(part);
+        }
+        at += columns;
+    }
+}
+
+/// `x Wᵀ` with weights of 8 bits.
 struct EightBit<'a>(&'a q8::Tiles);
 
 impl CustomOp1 for EightBit<'_> {
@@ -169,7 +233,7 @@ impl CustomOp1 for EightBit<'_> {
 
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> TensorResult<(CpuStorage, Shape)> {
         thread_local! {
-            static ROWS: RefCell<q8::Rows> = RefCell::default();
+            static ROWS: Cell<q8::Rows> = Cell::default();
         }
         let weights = self.0;
         let (CpuStorage::F32(x), Some((start, end))) = (x, layout.contiguous_offsets()) else {
@@ -181,10 +245,11 @@ impl CustomOp1 for EightBit<'_> {
             _ => bail!("activations of shape {shape:?} do not fit weights of {} columns", weights.width()),
         }
         let mut product = vec![0.0; shape.iter().product()];
-        ROWS.with_borrow_mut(|rows| {
-            Kernels::get().quantize_rows(&x[start..end], weights.width(), rows);
-            Kernels::get().matmul_q8(rows, weights, &mut product);
-        });
+        // Taken, not borrowed: while this thread waits for others it may be given another product.
+        let mut rows = ROWS.take();
+        Kernels::get().quantize_rows(&x[start..end], weights.width(), &mut rows);
+        multiply(&rows, weights, &mut product);
+        ROWS.set(rows);
         Ok((CpuStorage::F32(product), shape.into())) // [.., out]
     }
 }

@@ -2,7 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use super::llama::{Checkpoint, Decoder};
+use super::llama::{Checkpoint, Decoder, Saved};
+use super::weights::Weights;
 use super::{DeviceKind, Error, Placement, nano};
 use crate::text::{self, SentencePiece, Template};
 use crate::types::{EncoderDtype, Fingerprint};
@@ -26,6 +27,7 @@ pub struct LlmOptions {
 pub struct Llm {
     decoder: Decoder,
     tokenizer: SentencePiece,
+    tokenizer_file: Vec<u8>,
     name: String,
     fingerprint: Fingerprint,
 }
@@ -87,6 +89,28 @@ impl Llm {
                 let (checkpoint, config) = nano::decoder()?;
                 (nano::NAME.to_owned(), checkpoint, config, nano::TOKENIZER.to_vec())
             }
+            Some(path) if path.is_file() && saved(path)?.is_some() => {
+                let (file, saved) =
+                    saved(path)?.ok_or_else(|| Error::Config("the file has changed".into()))?;
+                let numbers = placement.numbers;
+                if options.dtype.is_some() && !placement.coarse() {
+                    return Err(Error::Config(format!(
+                        "{} is in q8_0 and cannot be run in {numbers}",
+                        path.display()
+                    )));
+                }
+                if options.adapter.is_some() {
+                    return Err(Error::Config(format!("{} has its adapter in it", path.display())));
+                }
+                let name = path.file_name().and_then(|name| name.to_str()).unwrap_or("decoder");
+                let name = name.split('.').next().unwrap_or(name).to_owned();
+                let checkpoint = Checkpoint::saved(file, &saved)?;
+                let placement = Placement::open(options.device, Some(EncoderDtype::Q8_0))?;
+                let tokenizer = read_tokenizer(&saved.tokenizer)?;
+                let decoder = Decoder::load(&checkpoint, &saved.config, tokenizer.len(), &placement)?;
+                let fingerprint = saved.fingerprint;
+                return Ok(Llm { decoder, tokenizer, tokenizer_file: saved.tokenizer, name, fingerprint });
+            }
             Some(backbone) => {
                 let (checkpoint, config) = Checkpoint::open(backbone, options.adapter.as_deref())?;
                 let name = options.adapter.as_ref().unwrap_or(backbone);
@@ -94,13 +118,20 @@ impl Llm {
                 (name, checkpoint, config, tokenizer_file(backbone, options.tokenizer.as_deref())?)
             }
         };
-        let tokenizer = SentencePiece::from_bytes(&tokenizer)
-            .map_err(|e| Error::Weights { path: "tokenizer.model".into(), why: e.to_string() })?;
+        let (tokenizer_file, tokenizer) = (tokenizer.clone(), read_tokenizer(&tokenizer)?);
         let decoder = Decoder::load(&checkpoint, &config, tokenizer.len(), &placement)?;
         let mut digest = blake3::Hasher::new();
         checkpoint.fingerprints()?.iter().for_each(|part| _ = digest.update(part.as_bytes()));
         let fingerprint = Fingerprint::from_digest(*digest.finalize().as_bytes());
-        Ok(Llm { decoder, tokenizer, name, fingerprint })
+        Ok(Llm { decoder, tokenizer, tokenizer_file, name, fingerprint })
+    }
+
+    /// Writes it as one file that is opened by mapping it; it must have been opened in q8_0.
+    ///
+    /// # Errors
+    /// As [`Decoder::save`].
+    pub fn save(&self, path: &Path) -> Result<(), Error> {
+        self.decoder.save(path, &self.tokenizer_file, self.fingerprint)
     }
 
     /// The network.
@@ -142,6 +173,17 @@ impl Llm {
     }
 }
 
+/// A file that [`Llm::save`] wrote, and what it says; nothing for any other.
+fn saved(path: &Path) -> Result<Option<(Weights, Saved)>, Error> {
+    let file = Weights::open(path)?;
+    Ok(Saved::of(&file)?.map(|saved| (file, saved)))
+}
+
+fn read_tokenizer(file: &[u8]) -> Result<SentencePiece, Error> {
+    SentencePiece::from_bytes(file)
+        .map_err(|e| Error::Weights { path: "tokenizer.model".into(), why: e.to_string() })
+}
+
 /// The bytes of the tokenizer: as named, else beside the backbone or one folder up, where the original files have it.
 fn tokenizer_file(backbone: &Path, named: Option<&Path>) -> Result<Vec<u8>, Error> {
     const NAME: &str = "tokenizer.model";
@@ -180,5 +222,46 @@ mod tests {
         let long = ask(&"zebra ".repeat(200)).unwrap_err();
         assert!(matches!(long, PromptError::TooLong { received: 161.., limit: 160 }), "{long}");
         assert!(matches!(ask(&"a".repeat(1 << 20)), Err(PromptError::Text(_))));
+    }
+
+    #[test]
+    fn a_saved_decoder_says_the_same() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("nano.q8.safetensors");
+        let nano = |backbone, dtype| {
+            Llm::open(&LlmOptions {
+                backbone,
+                adapter: None,
+                tokenizer: None,
+                device: DeviceKind::Cpu,
+                dtype,
+            })
+        };
+        let eight = nano(None, Some(EncoderDtype::Q8_0)).unwrap();
+        eight.save(&path).unwrap();
+        let saved = nano(Some(path.clone()), None).unwrap();
+        assert_eq!((saved.name(), saved.fingerprint()), ("nano", eight.fingerprint()));
+        let prompt = Prompt::Instruction { instruction: "What shape is it?".into(), input: None };
+        let ids = eight.encode(&prompt).unwrap();
+        assert_eq!(saved.encode(&prompt).unwrap(), ids);
+        let logits = |llm: &Llm| {
+            let shown: Vec<f32> = (0..128).map(|i| (i as f32 * 0.37).sin()).collect();
+            let visual = llm.decoder().visual_of(&shown).unwrap();
+            let mut sequence = llm.decoder().begin(Some(&visual), ids.len()).unwrap();
+            let logits = llm.decoder().forward(&mut [(&mut sequence, &ids)]).unwrap();
+            logits.flatten_all().unwrap().to_vec1::<f32>().unwrap()
+        };
+        assert_eq!(logits(&eight), logits(&saved));
+        // And nearly what the exact one says.
+        let exact = logits(&nano(None, None).unwrap());
+        let worst = exact.iter().zip(logits(&saved)).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(worst < 0.5, "{worst}");
+        assert!(nano(None, None).unwrap().save(&path).unwrap_err().to_string().contains("q8_0"));
+        // Every way of cutting it short is told, and nothing is read beyond its end.
+        let whole = std::fs::read(&path).unwrap();
+        for len in [0, 7, 100, whole.len() / 2, whole.len() - 1] {
+            std::fs::write(&path, &whole[..len]).unwrap();
+            assert!(nano(Some(path.clone()), None).is_err(), "{len}");
+        }
     }
 }

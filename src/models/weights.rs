@@ -16,6 +16,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::Path;
+use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 use half::{bf16, f16};
@@ -23,6 +24,7 @@ use safetensors::Dtype;
 use safetensors::tensor::Metadata;
 
 use super::Error;
+use crate::kernels::q8::Lent;
 use crate::types::Fingerprint;
 
 /// Bytes of one fingerprint sample, and how many are taken of a large tensor.
@@ -36,6 +38,7 @@ pub struct Weights {
     path: String,
     source: Source,
     entries: BTreeMap<String, Entry>,
+    metadata: BTreeMap<String, String>,
 }
 
 enum Source {
@@ -64,11 +67,11 @@ impl Weights {
         let mut magic = [0u8; 4];
         read_at(&file, 0, &mut magic)
             .map_err(|e| fail(format!("it is shorter than any checkpoint ({e})")))?;
-        let entries = match &magic {
-            b"PK\x03\x04" => pth_entries(path, total).map_err(&fail)?,
+        let (entries, metadata) = match &magic {
+            b"PK\x03\x04" => (pth_entries(path, total).map_err(&fail)?, BTreeMap::new()),
             _ => safetensors_entries(total, |at, into| read_at(&file, at, into)).map_err(&fail)?,
         };
-        Ok(Weights { path: name, source: Source::File(file), entries })
+        Ok(Weights { path: name, source: Source::File(file), entries, metadata })
     }
 
     /// Reads safetensors bytes that are part of the program.
@@ -82,9 +85,9 @@ impl Weights {
             into.copy_from_slice(from);
             Ok(())
         };
-        let entries = safetensors_entries(bytes.len() as u64, read)
+        let (entries, metadata) = safetensors_entries(bytes.len() as u64, read)
             .map_err(|why| Error::Weights { path: name.into(), why })?;
-        Ok(Weights { path: name.into(), source: Source::Static(bytes), entries })
+        Ok(Weights { path: name.into(), source: Source::Static(bytes), entries, metadata })
     }
 
     /// The file's name, for messages.
@@ -174,15 +177,40 @@ impl Weights {
         match &self.source {
             Source::Static(bytes) => Ok(read(&bytes[start as usize..][..len])),
             Source::File(_) if len == 0 => Ok(read(&[])),
+            Source::File(file) => Ok(read(&self.map(file, start, len)?)),
+        }
+    }
+
+    fn map(&self, file: &File, start: u64, len: usize) -> Result<memmap2::Mmap, Error> {
+        let mut options = memmap2::MmapOptions::new();
+        let options = options.offset(start).len(len);
+        // SAFETY: the map is read-only. Whoever truncates a checkpoint while it is mapped ends the process, as with every
+        // program that maps files; nothing is written through it.
+        unsafe { options.map(file) }.map_err(|e| self.fail(e.to_string()))
+    }
+
+    /// The whole file, mapped, for models that work on it where it lies.
+    ///
+    /// # Errors
+    /// [`Error::Weights`].
+    pub fn mapped(&self) -> Result<Lent, Error> {
+        match &self.source {
+            Source::Static(bytes) => Ok(Arc::new(*bytes)),
             Source::File(file) => {
-                let mut options = memmap2::MmapOptions::new();
-                let options = options.offset(start).len(len);
-                // SAFETY: the map is read-only and lives for this call. Whoever truncates a checkpoint while it is being
-                // loaded ends the process, as with every program that maps files; nothing is written through it.
-                let map = unsafe { options.map(file) }.map_err(|e| self.fail(e.to_string()))?;
-                Ok(read(&map))
+                let len = file.metadata().map_err(|e| self.fail(e.to_string()))?.len();
+                Ok(Arc::new(self.map(file, 0, len as usize)?))
             }
         }
+    }
+
+    /// Where a tensor's bytes lie in the file.
+    pub fn place(&self, name: &str) -> Option<std::ops::Range<usize>> {
+        self.entries.get(name).map(|entry| entry.start as usize..entry.start as usize + entry.len)
+    }
+
+    /// What a safetensors file says of itself.
+    pub fn metadata(&self, key: &str) -> Option<&str> {
+        self.metadata.get(key).map(String::as_str)
     }
 
     fn fail(&self, why: String) -> Error {
@@ -208,10 +236,13 @@ fn read_at(file: &File, at: u64, into: &mut [u8]) -> std::io::Result<()> {
     std::os::unix::fs::FileExt::read_exact_at(file, into, at)
 }
 
+/// Tensors of a file, and what it says of itself.
+type Contents = (BTreeMap<String, Entry>, BTreeMap<String, String>);
+
 fn safetensors_entries(
     total: u64,
     read: impl Fn(u64, &mut [u8]) -> std::io::Result<()>,
-) -> Result<BTreeMap<String, Entry>, String> {
+) -> Result<Contents, String> {
     let not_one =
         |e: &dyn std::fmt::Display| format!("it is neither safetensors nor a zip-format .pth ({e})");
     let mut length = [0u8; 8];
@@ -224,7 +255,9 @@ fn safetensors_entries(
     read(8, &mut header).map_err(|e| not_one(&e))?;
     let metadata: Metadata = serde_json::from_slice(&header).map_err(|e| not_one(&e))?;
     let data = 8 + header_len;
-    metadata
+    let said =
+        metadata.metadata().iter().flatten().map(|(key, value)| (key.clone(), value.clone())).collect();
+    let entries = metadata
         .tensors()
         .into_iter()
         .map(|(name, info)| {
@@ -235,7 +268,8 @@ fn safetensors_entries(
             }
             Ok((name, Entry { dtype: info.dtype, shape: info.shape.clone(), start, len: to - from }))
         })
-        .collect()
+        .collect::<Result<_, String>>()?;
+    Ok((entries, said))
 }
 
 fn pth_entries(path: &Path, total: u64) -> Result<BTreeMap<String, Entry>, String> {

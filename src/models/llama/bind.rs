@@ -11,6 +11,7 @@
 
 use candle_core::Tensor;
 
+use super::saved::Part;
 use super::{Checkpoint, tensor};
 use crate::models::layers::{LayerNorm, Linear};
 use crate::models::{Error, Placement};
@@ -48,14 +49,16 @@ impl Bind {
     /// # Errors
     /// [`Error::MissingTensor`], [`Error::TensorShape`].
     pub fn load(checkpoint: &Checkpoint, dim: usize, placement: &Placement) -> Result<Option<Self>, Error> {
-        let Some(shape) = checkpoint.shape("image_bind_proj.weight") else { return Ok(None) };
-        let width = shape.last().copied().unwrap_or(0);
-        let hidden = checkpoint.shape("image_bind_f1_1.weight").map_or(4 * dim, |shape| shape[0]);
+        let Some([_, width]) = checkpoint.matrix_shape("image_bind_proj") else { return Ok(None) };
+        let hidden = checkpoint.matrix_shape("image_bind_f1_1").map_or(4 * dim, |[out, _]| out);
         let legacy = checkpoint.shape("image_bind_norm_1.bias").is_some();
         let linear = |name: String, out: usize, width: usize, bias: bool| -> Result<Linear, Error> {
-            let weight = checkpoint.values(&format!("{name}.weight"), &[out, width])?;
             let bias =
                 bias.then(|| tensor(checkpoint, &format!("{name}.bias"), &[out], placement)).transpose()?;
+            if let Some(ready) = checkpoint.ready(&name, out, width)? {
+                return Ok(Linear::ready(ready, bias));
+            }
+            let weight = checkpoint.values(&format!("{name}.weight"), &[out, width])?;
             Linear::of(placement, weight, width, bias)
         };
         let block = |n: usize| {
@@ -112,5 +115,25 @@ impl Bind {
             );
         }
         Ok(h)
+    }
+
+    /// Its parts by name.
+    pub(super) fn parts(&self) -> Vec<(String, Part<'_>)> {
+        let mut parts = vec![("image_bind_proj".to_owned(), Part::Matrix(&self.project))];
+        for (block, n) in self.blocks.iter().zip(1..) {
+            let norm = format!("image_bind_norm_{n}");
+            match &block.norm {
+                Norm::Rms(weight) => parts.push((format!("{norm}.weight"), Part::Tensor(weight.clone()))),
+                Norm::Layer(layer) => {
+                    let [weight, bias] = layer.parts();
+                    parts.push((format!("{norm}.weight"), Part::Tensor(weight.clone())));
+                    parts.push((format!("{norm}.bias"), Part::Tensor(bias.clone())));
+                }
+            }
+            for (f, linear) in [("f1", &block.f1), ("f2", &block.f2), ("f3", &block.f3)] {
+                parts.push((format!("image_bind_{f}_{n}"), Part::Matrix(linear)));
+            }
+        }
+        parts
     }
 }

@@ -10,10 +10,12 @@
 //! Names are claimed as they are read, so that a file made for another model is told by what is left over.
 
 use std::cell::RefCell;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use super::config::Config;
+use super::saved::Saved;
+use crate::kernels::q8::{Lent, Tiles};
 use crate::models::Error;
 use crate::models::weights::Weights;
 use crate::types::Fingerprint;
@@ -28,6 +30,8 @@ pub struct Checkpoint {
     naming: Naming,
     heads: usize,
     claimed: RefCell<BTreeSet<String>>,
+    /// Matrices that lie in 8 bits in the backbone's one file, and that file in memory.
+    ready: Option<(BTreeMap<String, [usize; 2]>, Lent)>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -90,7 +94,46 @@ impl Checkpoint {
         } else {
             Naming::Plain
         };
-        Checkpoint { adapter, backbone, naming, heads: config.n_heads, claimed: RefCell::default() }
+        let (heads, claimed) = (config.n_heads, RefCell::default());
+        Checkpoint { adapter, backbone, naming, heads, claimed, ready: None }
+    }
+
+    /// A decoder that [`super::Decoder::save`] wrote.
+    ///
+    /// # Errors
+    /// [`Error::Weights`].
+    pub fn saved(file: Weights, saved: &Saved) -> Result<Self, Error> {
+        let memory = file.mapped()?;
+        let checkpoint = Checkpoint::new(vec![file], None, &saved.config);
+        Ok(Checkpoint { ready: Some((saved.matrices.clone(), memory)), ..checkpoint })
+    }
+
+    /// A matrix that lies in 8 bits in the file, `[out, width]`; nothing where it has to be read and rounded.
+    ///
+    /// # Errors
+    /// [`Error::TensorShape`], and [`Error::Weights`] for a file that is damaged.
+    pub fn ready(&self, name: &str, out: usize, width: usize) -> Result<Option<Tiles>, Error> {
+        let (Some((matrices, memory)), Some(file)) = (&self.ready, self.backbone.first()) else {
+            return Ok(None);
+        };
+        let Some(shape) = matrices.get(name) else { return Ok(None) };
+        let path = || file.path().to_owned();
+        if *shape != [out, width] {
+            let (expected, received) = (vec![out, width], shape.to_vec());
+            return Err(Error::TensorShape { path: path(), name: name.into(), expected, received });
+        }
+        let places = file.place(&format!("{name}.codes")).zip(file.place(&format!("{name}.scales")));
+        let tiles = places.and_then(|(codes, scales)| Tiles::lent(out, width, memory.clone(), codes, scales));
+        let damaged = || Error::Weights { path: path(), why: format!("matrix `{name}` is not whole") };
+        tiles.map(Some).ok_or_else(damaged)
+    }
+
+    /// `[out, in]` of a matrix, in whatever form it lies there.
+    pub fn matrix_shape(&self, name: &str) -> Option<[usize; 2]> {
+        if let Some(shape) = self.ready.as_ref().and_then(|(matrices, _)| matrices.get(name)) {
+            return Some(*shape);
+        }
+        self.shape(&format!("{name}.weight"))?.try_into().ok()
     }
 
     /// Shape of a tensor; `None` when no file has it.

@@ -1,11 +1,11 @@
 //! The sizes of a LLaMA, from the `params.json` of the original files or the `config.json` of Hugging Face's.
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::models::Error;
 
 /// Sizes of a decoder.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Config {
     /// Width of the residual stream, D.
     pub dim: usize,
@@ -137,7 +137,7 @@ impl Config {
         }
     }
 
-    fn checked(self) -> Result<Self, Error> {
+    pub(super) fn checked(self) -> Result<Self, Error> {
         let fail = |why: String| Err(Error::Config(why));
         if self.dim == 0 || self.n_layers == 0 || self.n_heads == 0 || self.hidden == 0 {
             return fail("width, layers, heads and feed-forward width must be above 0".into());

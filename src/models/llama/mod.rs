@@ -15,6 +15,7 @@
 //! | `bind.rs` | embedding → visual feature |
 //! | `attention.rs` | causal attention over a sequence's own keys and values |
 //! | `sample.rs` | logits → the next token |
+//! | `saved.rs` | a decoder in 8 bits as one file that is mapped |
 //!
 //! **Low-rank matrices are added to their weights when they are read** (`W + B·A`, no scaling): the same sums in another
 //! order, within the tolerance of the golden numbers. Only the adapter's way goes through the bare `wv`.
@@ -29,6 +30,7 @@ mod bind;
 mod checkpoint;
 mod config;
 mod sample;
+mod saved;
 
 use candle_core::{DType, Tensor};
 
@@ -37,9 +39,11 @@ pub use bind::Bind;
 pub use checkpoint::Checkpoint;
 pub use config::Config;
 pub use sample::{Choice, SampleParams, Sampler, filtered, logprob, softmax};
+pub use saved::Saved;
 
 use super::layers::Linear;
 use super::{Error, Placement};
+use saved::Part;
 
 /// Receives named intermediate tensors.
 pub type Observe<'a> = &'a mut dyn FnMut(&str, &Tensor);
@@ -78,6 +82,8 @@ struct Adapter {
     wv: Linear,
     /// tanh of the gate of each head, once for each of its components: `[D]`.
     gate: Tensor,
+    /// The gates as they were trained, one a head.
+    gates: Vec<f32>,
 }
 
 /// One text while it grows.
@@ -151,14 +157,20 @@ impl Decoder {
         });
         let blocks = blocks.collect::<Result<_, Error>>()?;
         let table = tensor(checkpoint, "llama.tok_embeddings.weight", &[vocab_size, dim], placement)?;
-        let output = checkpoint.values("llama.output.weight", &[vocab_size, dim])?;
+        let output = match checkpoint.ready("llama.output", vocab_size, dim)? {
+            Some(ready) => Linear::ready(ready, None),
+            None => {
+                let values = checkpoint.values("llama.output.weight", &[vocab_size, dim])?;
+                Linear::of(placement, values, dim, None)?
+            }
+        };
         let decoder = Decoder {
             vocab_size,
             // Read a row at a time: half the memory costs nothing where weights are rounded anyway.
             embeddings: if placement.coarse() { table.to_dtype(DType::F16)? } else { table },
             blocks,
             norm: tensor(checkpoint, "llama.norm.weight", &[dim], placement)?,
-            output: Linear::of(placement, output, dim, None)?,
+            output,
             rotary: Rotary::new(config.head(), config.max_seq_len, config.rope_theta, placement)?,
             bind: Bind::load(checkpoint, dim, placement)?,
             config: config.clone(),
@@ -262,6 +274,47 @@ impl Decoder {
         Ok(self.output.forward(&normed)?.to_dtype(DType::F32)?)
     }
 
+    /// Its parts by the names they are read under.
+    fn parts(&self) -> Result<Vec<(String, Part<'_>)>, Error> {
+        let mut parts = vec![
+            ("llama.tok_embeddings.weight".to_owned(), Part::Tensor(self.embeddings.clone())),
+            ("llama.norm.weight".to_owned(), Part::Tensor(self.norm.clone())),
+            ("llama.output".to_owned(), Part::Matrix(&self.output)),
+        ];
+        let mut queries = Vec::new();
+        for (i, block) in self.blocks.iter().enumerate() {
+            let at = |part: &str| format!("llama.layers.{i}.{part}");
+            for (name, norm) in [("attention_norm", &block.attention_norm), ("ffn_norm", &block.ffn_norm)] {
+                parts.push((at(&format!("{name}.weight")), Part::Tensor(norm.clone())));
+            }
+            let matrices = [
+                ("attention.wq", &block.wq),
+                ("attention.wk", &block.wk),
+                ("attention.wv", &block.wv),
+                ("attention.wo", &block.wo),
+                ("feed_forward.w1", &block.w1),
+                ("feed_forward.w2", &block.w2),
+                ("feed_forward.w3", &block.w3),
+            ];
+            parts.extend(matrices.map(|(name, linear)| (at(name), Part::Matrix(linear))));
+            if let Some(adapter) = &block.adapter {
+                let gates = Tensor::from_slice(
+                    &adapter.gates,
+                    (1, adapter.gates.len(), 1, 1),
+                    &candle_core::Device::Cpu,
+                )?;
+                parts.push((at("attention.gate"), Part::Tensor(gates)));
+                parts.push((at("attention.bare_wv"), Part::Matrix(&adapter.wv)));
+                queries.push(adapter.query.clone());
+            }
+        }
+        if !queries.is_empty() {
+            parts.push(("prefix_query.weight".into(), Part::Tensor(Tensor::stack(&queries, 0)?)));
+        }
+        parts.extend(self.bind.iter().flat_map(Bind::parts));
+        Ok(parts)
+    }
+
     fn normed(&self, x: &Tensor) -> Result<Tensor, Error> {
         Ok(candle_nn::ops::rms_norm(&x.contiguous()?, &self.norm, self.config.norm_eps)?)
     }
@@ -335,6 +388,14 @@ impl Block {
         // A projection with its low-rank matrices added, and its bias if there is one.
         let linear = |group: &str, name: &str, out: usize, width: usize| -> Result<Linear, Error> {
             let own = at(&format!("{group}.{name}"));
+            let bias = format!("{own}.bias");
+            let bias = match checkpoint.shape(&bias) {
+                Some(_) => Some(tensor(checkpoint, &bias, &[out], placement)?),
+                None => None,
+            };
+            if let Some(ready) = checkpoint.ready(&own, out, width)? {
+                return Ok(Linear::ready(ready, bias));
+            }
             let mut weight = checkpoint.values(&format!("{own}.weight"), &[out, width])?;
             let [down, up] = [1, 2].map(|n| at(&format!("{group}.lora_{name}_l{n}.weight")));
             if let Some(shape) = checkpoint.shape(&down) {
@@ -343,11 +404,6 @@ impl Block {
                     (checkpoint.values(&down, &[rank, width])?, checkpoint.values(&up, &[out, rank])?);
                 add_low_rank(&mut weight, &a, &b, rank, width);
             }
-            let bias = format!("{own}.bias");
-            let bias = match checkpoint.shape(&bias) {
-                Some(_) => Some(tensor(checkpoint, &bias, &[out], placement)?),
-                None => None,
-            };
             Linear::of(placement, weight, width, bias)
         };
         let gate = at("attention.gate");
@@ -364,13 +420,15 @@ impl Block {
             (Some(query), Some(gates)) => {
                 let gate: Vec<f32> =
                     gates.iter().flat_map(|gate| std::iter::repeat_n(gate.tanh(), config.head())).collect();
-                let bare = checkpoint.values(&at("attention.wv.weight"), &[dim, dim])?;
+                let wv = match checkpoint.ready(&at("attention.bare_wv"), dim, dim)? {
+                    Some(ready) => Linear::ready(ready, None),
+                    None => {
+                        let bare = checkpoint.values(&at("attention.wv.weight"), &[dim, dim])?;
+                        Linear::of(placement, bare, dim, None)?
+                    }
+                };
                 let place = |values: Vec<f32>| place(values, &[dim], placement);
-                Some(Adapter {
-                    query: place(query)?,
-                    wv: Linear::of(placement, bare, dim, None)?,
-                    gate: place(gate)?,
-                })
+                Some(Adapter { query: place(query)?, wv, gate: place(gate)?, gates })
             }
         };
         Ok(Block {
