@@ -160,7 +160,7 @@ pub struct LimitSettings {
     pub max_waiting: usize,
     /// Pictures' worth of inputs that a card works on at a time.
     pub device_batch: u64,
-    /// Answers that grow at the same time.
+    /// Answers that grow at the same time. Each keeps its keys and values in memory: with a 7B decoder 1 MiB a token.
     pub answers: usize,
     /// Questions that may wait for the decoder.
     pub max_waiting_questions: usize,

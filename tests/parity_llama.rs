@@ -156,6 +156,112 @@ fn a_backbone_and_its_adapter_file_are_the_whole() {
     }
 }
 
+/// The backbone's tensors by their plain names, with shapes.
+fn backbone(folder: &Path) -> Vec<(String, Vec<usize>, Vec<f32>)> {
+    let file = Weights::open(&folder.join("llama/consolidated.00.pth")).unwrap();
+    let names: Vec<String> = file.names().filter(|name| *name != "rope.freqs").map(str::to_owned).collect();
+    let read = |name: String| {
+        let shape = file.shape(&name).unwrap().to_vec();
+        let values = file.values(&name, &shape).unwrap();
+        (name, shape, values)
+    };
+    names.into_iter().map(read).collect()
+}
+
+fn write(path: &Path, tensors: &[(String, Vec<usize>, Vec<f32>)]) {
+    let bytes: Vec<Vec<u8>> =
+        tensors.iter().map(|(.., values)| values.iter().flat_map(|v| v.to_le_bytes()).collect()).collect();
+    let views = tensors.iter().zip(&bytes).map(|((name, shape, _), bytes)| {
+        let view =
+            safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape.clone(), bytes).unwrap();
+        (name.clone(), view)
+    });
+    safetensors::serialize_to_file(views, None, path).unwrap();
+}
+
+/// Logits of a few tokens from a backbone in some form, with the adapter.
+fn logits_of(backbone: &Path, folder: &Path, params: &Value) -> Vec<f32> {
+    let (checkpoint, mut config) = Checkpoint::open(backbone, Some(&folder.join("adapter.pth"))).unwrap();
+    config.max_seq_len = params["max_seq_len"].as_u64().unwrap() as usize;
+    let vocabulary = params["vocab_size"].as_u64().unwrap() as usize;
+    let decoder = Decoder::load(&checkpoint, &config, vocabulary, &Placement::cpu()).unwrap();
+    let mut sequence = decoder.begin(None, 16).unwrap();
+    floats(&decoder.forward(&mut [(&mut sequence, &[1, 40, 300, 7, 511])]).unwrap())
+}
+
+#[test]
+fn converted_and_split_backbones_are_the_original() {
+    for folder in folders().iter().filter(|folder| folder.join("adapter.pth").exists()) {
+        let params = json(&folder.join("config.json"));
+        let original = logits_of(&folder.join("llama"), folder, &params);
+        let place = tempfile::tempdir().unwrap();
+        let heads = params["n_heads"].as_u64().unwrap() as usize;
+
+        // Hugging Face's names, and its order of rotary halves: rows 2j and 2j + 1 of a head become j and j + d/2.
+        let converted = place.path().join("hf");
+        std::fs::create_dir(&converted).unwrap();
+        let renamed = backbone(folder).into_iter().map(|(name, shape, values)| {
+            let turned = name.ends_with("wq.weight") || name.ends_with("wk.weight");
+            let values = match (turned, &shape[..]) {
+                (true, &[rows, width]) => {
+                    let head = rows / heads;
+                    let from =
+                        |row: usize| row / head * head + row % (head / 2) * 2 + row % head / (head / 2);
+                    (0..rows).flat_map(|row| values[from(row) * width..][..width].to_vec()).collect()
+                }
+                _ => values,
+            };
+            let theirs = [
+                ("tok_embeddings.", "model.embed_tokens."),
+                ("output.", "lm_head."),
+                ("layers.", "model.layers."),
+                ("attention.wq", "self_attn.q_proj"),
+                ("attention.wk", "self_attn.k_proj"),
+                ("attention.wv", "self_attn.v_proj"),
+                ("attention.wo", "self_attn.o_proj"),
+                ("feed_forward.w1", "mlp.gate_proj"),
+                ("feed_forward.w2", "mlp.down_proj"),
+                ("feed_forward.w3", "mlp.up_proj"),
+                ("attention_norm", "input_layernorm"),
+                ("ffn_norm", "post_attention_layernorm"),
+            ];
+            let name = match name.as_str() {
+                "norm.weight" => "model.norm.weight".to_owned(),
+                _ => theirs.iter().fold(name, |name, (ours, theirs)| name.replacen(ours, theirs, 1)),
+            };
+            (name, shape, values)
+        });
+        let renamed: Vec<_> = renamed.collect();
+        let (first, second) = renamed.split_at(renamed.len() / 2);
+        write(&converted.join("model-00001-of-00002.safetensors"), first);
+        write(&converted.join("model-00002-of-00002.safetensors"), second);
+        let sizes = serde_json::json!({
+            "hidden_size": params["dim"], "num_hidden_layers": params["n_layers"],
+            "num_attention_heads": heads, "intermediate_size": params["ffn_hidden"],
+            "rms_norm_eps": params["norm_eps"], "vocab_size": params["vocab_size"],
+        });
+        std::fs::write(converted.join("config.json"), sizes.to_string()).unwrap();
+        assert_eq!(logits_of(&converted, folder, &params), original);
+
+        // One file without a prefix, beside its sizes.
+        let single = place.path().join("single");
+        std::fs::create_dir(&single).unwrap();
+        write(&single.join("llama.safetensors"), &backbone(folder));
+        std::fs::copy(folder.join("llama/params.json"), single.join("params.json")).unwrap();
+        assert_eq!(logits_of(&single.join("llama.safetensors"), folder, &params), original);
+
+        let lacking: Vec<_> =
+            backbone(folder).into_iter().filter(|(name, ..)| !name.contains("2.attention.wv")).collect();
+        write(&single.join("llama.safetensors"), &lacking);
+        let (checkpoint, config) =
+            Checkpoint::open(&single.join("llama.safetensors"), Some(&folder.join("adapter.pth"))).unwrap();
+        let refused = Decoder::load(&checkpoint, &config, 512, &Placement::cpu()).err().unwrap().to_string();
+        assert!(refused.contains("layers.2.attention.wv"), "{refused}");
+        let nothing = Checkpoint::open(place.path(), None).err().unwrap().to_string();
+        assert!(nothing.contains("consolidated") && nothing.contains("config.json"), "{nothing}");
+    }
+}
+
 #[test]
 fn cached_steps_are_those_of_the_whole_pass() {
     for folder in folders() {

@@ -269,6 +269,9 @@ pub(super) fn quantize_rows(values: &[f32], rows: &mut Rows) {
 /// activations fit the second one.
 const WIDENED: usize = 16;
 
+/// Rows up to which weights are widened as they come.
+const FEW: usize = 24;
+
 /// Two columns of the 16 rows of a tile, widened to 16 bits: what two `madd` take. No register of it lies across lines.
 #[derive(Clone, Copy)]
 #[repr(align(64))]
@@ -281,6 +284,9 @@ const PAIRS: usize = BLOCK / 2;
 pub(super) fn matmul_q8(rows: &Rows, weights: &Tiles, tiles: Range<usize>, out: &mut [f32]) {
     // Without VNNI products of bytes saturate when they are summed in pairs, so both sides are widened to 16 bits: the
     // activations when they are rounded, a tile's weights once for all rows.
+    if rows.count <= FEW {
+        return multiply_few(rows, weights, tiles, out);
+    }
     let blocks = rows.blocks;
     let (all_lines, all_scales) = (weights.lines(), weights.scales());
     let mut pairs = [[Pair([[0; 2]; TILE]); PAIRS]; WIDENED];
@@ -300,6 +306,88 @@ pub(super) fn matmul_q8(rows: &Rows, weights: &Tiles, tiles: Range<usize>, out: 
                 add_products(rows, row, start, (&pairs[..count], &scales[..count]), tile - tiles.start, out);
             }
         }
+    }
+}
+
+/// The same for so few rows that widening weights for them would not pay: they are widened as they come, for two rows.
+#[target_feature(enable = "avx2,fma,f16c")]
+fn multiply_few(rows: &Rows, weights: &Tiles, tiles: Range<usize>, out: &mut [f32]) {
+    for tile in tiles.clone() {
+        let at = (tile, tile - tiles.start);
+        let mut row = 0;
+        while row + 2 <= rows.count {
+            products_of_few::<2>(rows, row, weights, at, out);
+            row += 2;
+        }
+        if row < rows.count {
+            products_of_few::<1>(rows, row, weights, at, out);
+        }
+    }
+}
+
+/// The products of `R` rows and a tile.
+///
+/// * `place`: the tile's place among those that `out` has columns of.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn products_of_few<const R: usize>(
+    rows: &Rows,
+    row: usize,
+    weights: &Tiles,
+    (tile, place): (usize, usize),
+    out: &mut [f32],
+) {
+    let blocks = rows.blocks;
+    let lines = weights.lines()[tile * blocks * LINES..][..blocks * LINES].chunks_exact(LINES);
+    let scales = weights.scales()[tile * blocks * TILE..][..blocks * TILE].chunks_exact(TILE);
+    let mut sums = [[_mm256_setzero_ps(); 2]; R];
+    for (block, (lines, scales)) in lines.zip(scales).enumerate() {
+        let at: [usize; R] = std::array::from_fn(|r| (row + r) * blocks + block);
+        let codes: [&[i8]; R] = at.map(|at| &rows.codes[at * BLOCK..][..BLOCK]);
+        let mut exact = [[_mm256_setzero_si256(); 4]; R];
+        for (i, line) in lines.iter().enumerate() {
+            let four: [__m256i; R] = codes.map(|codes| {
+                // SAFETY: `codes` holds 32 bytes and `i` is below 8.
+                let four = unsafe { codes.as_ptr().cast::<i32>().add(i).read_unaligned() };
+                _mm256_cvtepi8_epi16(_mm_set1_epi32(four)) // a0 a1 a2 a3, four times
+            });
+            for quarter in 0..4 {
+                // SAFETY: a line holds 64 bytes, so 16 bytes from 16·quarter ≤ 48 lie inside.
+                let weights = unsafe { _mm_load_si128(line.0.as_ptr().add(16 * quarter).cast()) };
+                let weights = _mm256_cvtepu8_epi16(weights); // [4 rows of weights][4 columns]
+                for (exact, four) in exact.iter_mut().zip(four) {
+                    exact[quarter] = _mm256_add_epi32(exact[quarter], _mm256_madd_epi16(weights, four));
+                }
+            }
+        }
+        // SAFETY: there are 16 scales of 16 bits.
+        let scales = unsafe {
+            let halves = scales.as_ptr().cast::<__m128i>();
+            [_mm256_cvtph_ps(_mm_loadu_si128(halves)), _mm256_cvtph_ps(_mm_loadu_si128(halves.add(1)))]
+        };
+        for ((sums, exact), at) in sums.iter_mut().zip(exact).zip(at) {
+            let correction = _mm256_set1_epi32(rows.corrections[at]);
+            let own = _mm256_set1_ps(rows.scales[at]);
+            for half in 0..2 {
+                // Sums over two columns each of rows 0 1 | 2 3 and 4 5 | 6 7: added up, and back in order.
+                let pairs = _mm256_hadd_epi32(exact[2 * half], exact[2 * half + 1]);
+                let exact = _mm256_permute4x64_epi64::<0b11_01_10_00>(pairs);
+                let exact = _mm256_cvtepi32_ps(_mm256_add_epi32(exact, correction));
+                let product = _mm256_mul_ps(exact, _mm256_mul_ps(own, scales[half]));
+                sums[half] = _mm256_add_ps(sums[half], product);
+            }
+        }
+    }
+    let width = out.len() / rows.count;
+    let columns = TILE.min(width - place * TILE);
+    for (r, sums) in sums.into_iter().enumerate() {
+        let mut done = [0.0f32; TILE];
+        // SAFETY: `done` holds 16 floats.
+        unsafe {
+            _mm256_storeu_ps(done.as_mut_ptr(), sums[0]);
+            _mm256_storeu_ps(done.as_mut_ptr().add(8), sums[1]);
+        }
+        out[(row + r) * width + place * TILE..][..columns].copy_from_slice(&done[..columns]);
     }
 }
 

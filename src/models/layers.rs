@@ -193,12 +193,14 @@ impl Linear {
 
 /// Weights of a product that are worth handing to another thread.
 const SHARE: usize = 1 << 18;
+/// Shares of a thread: one that is held up does not hold up the others for long.
+const SHARES: usize = 4;
 
 /// A product with weights of 8 bits, on all threads of the pool that asks: an encoder's lane has one.
 fn multiply(rows: &q8::Rows, weights: &q8::Tiles, product: &mut [f32]) {
     let (tiles, threads) = (weights.tiles(), rayon::current_num_threads());
-    let shares = (weights.out() * weights.width() / SHARE).clamp(1, threads).min(tiles.max(1));
-    if shares == 1 {
+    let shares = (weights.out() * weights.width() / SHARE).clamp(1, SHARES * threads).min(tiles.max(1));
+    if shares == 1 || threads == 1 {
         return Kernels::get().matmul_q8(rows, weights, 0..tiles, product);
     }
     let step = tiles.div_ceil(shares);

@@ -51,6 +51,11 @@ pub(super) struct Pass {
 }
 
 impl Pass {
+    /// Says that a call which had begun well has ended badly.
+    pub(super) fn failed(&mut self, code: Code) {
+        self.code = code;
+    }
+
     /// Says how many items were in the call and how many of them failed.
     pub(super) fn count(&mut self, items: usize, errors: usize) {
         self.counts.items.fetch_add(items as u64, Ordering::Relaxed);

@@ -113,7 +113,8 @@ async fn tell(
     let streams = branches.into_iter().map(|(begin, branch)| {
         let cached = branch.shown.enhanced.is_some();
         let mut answer = Answer { logprobs, ..Answer::default() };
-        let first = Ok(proto::GenerateEvent { cached, event: Some(generate_event::Event::Begin(begin)) });
+        let event = Some(generate_event::Event::Begin(begin));
+        let first: Result<_, Status> = Ok(proto::GenerateEvent { cached, event });
         let events = tokio_stream::wrappers::UnboundedReceiverStream::new(branch.events);
         let rest = events.map(move |event| {
             let event = answer.event(event)?;
@@ -126,7 +127,10 @@ async fn tell(
     let mut failed = 0;
     while let Some((_, event)) = all.next().await {
         let bad = event.is_err();
-        failed += usize::from(bad);
+        if let Err(status) = &event {
+            failed += 1;
+            pass.failed(status.code());
+        }
         // One that fails ends the stream, as gRPC has it; the others are dropped with it.
         if sender.send(event).await.is_err() || bad {
             break;
