@@ -122,7 +122,7 @@ pub fn score(
             return Err(PromptError::TooLong { received: whole.len(), limit }.into());
         }
         if after.is_empty() {
-            return Err(PromptError::Empty.into());
+            return Err(PromptError::NoAnswer.into());
         }
         Ok(generator.score(before, after, shown.embedding.as_ref())?)
     };

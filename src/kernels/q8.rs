@@ -102,7 +102,10 @@ impl Tiles {
             return None;
         }
         let blocks = width / BLOCK;
-        let tiles = out.div_ceil(TILE) * blocks;
+        let tiles = out
+            .div_ceil(TILE)
+            .checked_mul(blocks)
+            .filter(|tiles| tiles.checked_mul(LINES * TILE).is_some())?;
         let bytes = (*memory).as_ref();
         let lines: &[Line] = bytemuck::try_cast_slice(bytes.get(codes.clone())?).ok()?;
         let halves: &[f16] = bytemuck::try_cast_slice(bytes.get(scales.clone())?).ok()?;
@@ -257,6 +260,31 @@ mod tests {
                 let error = (f64::from(found) - exact).abs();
                 assert!(error < 0.1, "{}: {found} instead of {exact}", kernels.name());
             }
+        }
+    }
+
+    #[test]
+    fn lent_memory_that_does_not_fit_is_refused() {
+        let tiles = Tiles::new(&noise(3, 20 * 64), 64);
+        let [codes, scales] = tiles.bytes();
+        let at = codes.len();
+        // Room before the codes, so that they can begin at a multiple of 64 wherever the memory lies.
+        let mut bytes = vec![0u8; 64 + at + scales.len()];
+        let first = bytes.as_ptr().align_offset(64);
+        bytes[first..first + at].copy_from_slice(codes);
+        bytes[first + at..first + at + scales.len()].copy_from_slice(scales);
+        let end = first + at + scales.len();
+        let memory: Lent = Arc::new(bytes);
+        let lent = |out, width, codes: Range<usize>, scales: Range<usize>| {
+            Tiles::lent(out, width, memory.clone(), codes, scales)
+        };
+        let whole = lent(20, 64, first..first + at, first + at..end).unwrap();
+        assert_eq!(whole.bytes(), tiles.bytes());
+        assert!(lent(20, 64, first + 1..first + 1 + at, first + at..end).is_none(), "not aligned");
+        assert!(lent(40, 64, first..first + at, first + at..end).is_none(), "too few");
+        assert!(lent(20, 64, first..first + at, first + at..usize::MAX).is_none(), "beyond the end");
+        for (out, width) in [(20, 0), (20, 33), (usize::MAX, 64), (usize::MAX, usize::MAX - 31)] {
+            assert!(lent(out, width, first..first + at, first + at..end).is_none(), "{out} {width}");
         }
     }
 

@@ -64,6 +64,9 @@ pub enum PromptError {
     /// A text that cannot be encoded.
     #[error(transparent)]
     Text(#[from] text::Error),
+    /// An answer to be judged that has nothing to judge.
+    #[error("the answer has no token of its own behind the prompt")]
+    NoAnswer,
     /// Nothing to go on.
     #[error("the prompt is empty")]
     Empty,

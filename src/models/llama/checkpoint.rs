@@ -145,7 +145,10 @@ impl Checkpoint {
         let mut shapes = self.backbone.iter().filter_map(|file| file.shape(&own));
         let mut whole = shapes.next()?.to_vec();
         if let Some(axis) = self.axis(name) {
-            whole[axis] += shapes.map(|shape| shape[axis]).sum::<usize>();
+            // What is no matrix is left as it is: reading it will say so.
+            if let Some(length) = whole.get_mut(axis) {
+                *length += shapes.filter_map(|shape| shape.get(axis)).sum::<usize>();
+            }
         }
         Some(whole)
     }

@@ -29,6 +29,8 @@ pub struct Config {
 const MAX_SEQ_LEN: usize = 512;
 /// Most positions that are served, whatever a file says.
 const MAX_POSITIONS: usize = 1 << 16;
+/// Largest width, hidden width or rounding of it that a file may state: far beyond any model, and its products still fit.
+const MAX_SIZE: usize = 1 << 20;
 
 /// `params.json`. Defaults are the published program's.
 #[derive(Deserialize)]
@@ -87,8 +89,13 @@ impl Config {
     pub fn from_params(json: &str) -> Result<Self, Error> {
         let p: Params = serde_json::from_str(json).map_err(|e| Error::Config(format!("params.json: {e}")))?;
         Self::new_heads(p.n_heads, p.n_kv_heads)?;
+        if p.dim > MAX_SIZE || p.multiple_of > MAX_SIZE {
+            return Err(too_large());
+        }
         let whole = 2 * (4 * p.dim) / 3;
-        let scaled = p.ffn_dim_multiplier.map_or(whole, |factor| (factor * whole as f64) as usize);
+        // The cast saturates, and the bound keeps what is rounded up from overflowing; `checked` refuses it.
+        let scaled =
+            p.ffn_dim_multiplier.map_or(whole, |factor| (factor * whole as f64) as usize).min(8 * MAX_SIZE);
         Config {
             dim: p.dim,
             n_layers: p.n_layers,
@@ -139,6 +146,9 @@ impl Config {
 
     pub(super) fn checked(self) -> Result<Self, Error> {
         let fail = |why: String| Err(Error::Config(why));
+        if [self.dim, self.hidden, self.n_layers, self.n_heads].into_iter().any(|size| size > MAX_SIZE) {
+            return Err(too_large());
+        }
         if self.dim == 0 || self.n_layers == 0 || self.n_heads == 0 || self.hidden == 0 {
             return fail("width, layers, heads and feed-forward width must be above 0".into());
         }
@@ -161,6 +171,10 @@ impl Config {
     }
 }
 
+fn too_large() -> Error {
+    Error::Config(format!("its sizes are beyond any model: at most {MAX_SIZE} each"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -173,5 +187,15 @@ mod tests {
         let grouped = r#"{"dim": 8192, "n_heads": 64, "n_kv_heads": 8, "n_layers": 80}"#;
         assert!(Config::from_params(grouped).unwrap_err().to_string().contains("LLaMA 1"));
         assert!(Config::from_params(r#"{"dim": 30, "n_heads": 4}"#).is_err());
+        for absurd in [
+            r#"{"dim": 18446744073709551615}"#,
+            r#"{"n_heads": 18446744073709551615}"#,
+            r#"{"multiple_of": 18446744073709551615}"#,
+            r#"{"dim": 64, "ffn_dim_multiplier": 1e300}"#,
+            r#"{"dim": 64, "n_layers": 18446744073709551615}"#,
+        ] {
+            let refused = Config::from_params(absurd).unwrap_err().to_string();
+            assert!(refused.contains("beyond any model"), "{absurd}: {refused}");
+        }
     }
 }
