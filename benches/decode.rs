@@ -20,7 +20,7 @@ use std::process::Command;
 
 use common::{Noise, cores, machine, median, setting, timed, verdict};
 use viscache::models::Placement;
-use viscache::models::llama::{Checkpoint, Decoder, Saved, Sequence};
+use viscache::models::llama::{Checkpoint, Decoder, Files, Saved, Sequence};
 use viscache::models::weights::Weights;
 use viscache::types::{EncoderDtype, Fingerprint};
 
@@ -174,7 +174,8 @@ fn write(path: &Path, layers: usize) {
         file.write_all(&numbers[..2 * shape.iter().product::<usize>()]).unwrap();
     }
     file.flush().unwrap();
-    let (checkpoint, config) = Checkpoint::open(&whole, None).unwrap();
+    let (checkpoint, config) =
+        Checkpoint::open(Files { backbone: &whole, adapter: None, clip: None }).unwrap();
     let (decoder, took) = timed(|| Decoder::load(&checkpoint, &config, VOCABULARY, &placement()).unwrap());
     println!("read and rounded in {:.0} s", took.wall);
     decoder.save(path, b"no tokenizer", Fingerprint::of(b"random")).unwrap();

@@ -160,8 +160,9 @@ fn decoder(config: &Config, encoder: Option<&Encoder>) -> anyhow::Result<Option<
         "nano" => None,
         path => Some(PathBuf::from(path)),
     };
-    if backbone.is_none() && (config.adapter.is_some() || config.tokenizer.is_some()) {
-        bail!("an adapter or a tokenizer is named and no decoder that it is for; name it by --decoder");
+    if backbone.is_none() && (config.adapter.is_some() || config.clip.is_some() || config.tokenizer.is_some())
+    {
+        bail!("an adapter, CLIP or a tokenizer is named and no decoder that it is for; name it by --decoder");
     }
     let llm = Llm::open(&llm_options(config, backbone)).context("the decoder cannot be loaded")?;
     info!(decoder = llm.name(), weights = llm.fingerprint().short(), "decoder loaded");
@@ -173,6 +174,7 @@ pub fn llm_options(config: &Config, backbone: Option<PathBuf>) -> LlmOptions {
     LlmOptions {
         backbone,
         adapter: config.adapter.clone(),
+        clip: config.clip.clone(),
         tokenizer: config.tokenizer.clone(),
         device: config.device,
         dtype: config.decoder_dtype,

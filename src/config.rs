@@ -48,6 +48,8 @@ pub struct Config {
     pub decoder: String,
     /// The adapter made for that decoder, as ImageBind-LLM's `7B.pth`.
     pub adapter: Option<PathBuf>,
+    /// CLIP ViT-L/14, for an adapter that looks at pictures through it: OpenAI's `ViT-L-14.pt`, or the same as safetensors.
+    pub clip: Option<PathBuf>,
     /// Its `tokenizer.model`; without it, the one beside the decoder or a folder up.
     pub tokenizer: Option<PathBuf>,
     /// Numbers of the decoder: `f32`, `bf16` or `q8_0`. Without it, the device's own.
@@ -177,6 +179,7 @@ impl Default for Config {
             sizes: None,
             decoder: "auto".into(),
             adapter: None,
+            clip: None,
             tokenizer: None,
             decoder_dtype: None,
             orientation: None,

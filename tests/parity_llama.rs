@@ -3,44 +3,25 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot read its files has failed")]
 
 mod common;
+#[path = "common/decoder.rs"]
+mod decoder;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
 use common::{Golden, Limit, Tally, Tensors, json, max_abs, parts, read, say, short};
+use decoder::{LAYERS, config_of, expected_answer, floats, generate, ids, limit, tensor, width, write};
 use serde_json::Value;
 use viscache::models::Placement;
 use viscache::models::llama::{
-    Bind, Checkpoint, Config, Decoder, Rotary, SampleParams, Sampler, filtered, softmax,
+    Bind, Checkpoint, Config, Decoder, Family, Files, Rotary, SampleParams, Sampler, filtered, softmax,
 };
 use viscache::models::weights::Weights;
 use viscache::text::{SentencePiece, Template};
 
-/// Of layer outputs and logits, times the largest magnitude where that is above 1.
-const LAYERS: f64 = 5e-5;
 /// Of single operations, likewise.
 const OPERATIONS: f64 = 1e-5;
-
-fn limit(expected: &[f32], factor: f64) -> Limit {
-    Limit { absolute: factor * max_abs(expected).max(1.0), turn: 1e-7 }
-}
-
-fn tensor(golden: &Golden) -> Tensor {
-    Tensor::from_slice(golden.floats(), golden.shape.as_slice(), &Device::Cpu).unwrap()
-}
-
-fn floats(tensor: &Tensor) -> Vec<f32> {
-    tensor.flatten_all().unwrap().to_vec1().unwrap()
-}
-
-fn ids(golden: &Golden) -> Vec<u32> {
-    golden.wholes().iter().map(|&id| u32::try_from(id).unwrap()).collect()
-}
-
-fn width(golden: &Golden) -> usize {
-    golden.shape.last().copied().unwrap_or(1)
-}
 
 /// The golden folders that hold a decoder.
 fn folders() -> Vec<PathBuf> {
@@ -56,14 +37,19 @@ fn folders() -> Vec<PathBuf> {
     found
 }
 
+/// A backbone in some form, with a folder's adapter.
+fn files<'a>(backbone: &'a Path, adapter: &'a Path) -> Files<'a> {
+    Files { backbone, adapter: Some(adapter), clip: None }
+}
+
 /// The decoder of a folder: from its one file or, where a clone carries less, from backbone and adapter.
 fn whole(folder: &Path) -> Decoder {
-    let config = Config::from_params(&String::from_utf8(read(&folder.join("config.json"))).unwrap()).unwrap();
+    let config = config_of(folder);
     let file = folder.join("weights.safetensors");
     let checkpoint = if file.exists() {
-        Checkpoint::new(vec![Weights::open(&file).unwrap()], None, &config)
+        Checkpoint::new(vec![Weights::open(&file).unwrap()], None, config.n_heads)
     } else {
-        Checkpoint::open(&folder.join("llama"), Some(&folder.join("adapter.pth"))).unwrap().0
+        Checkpoint::open(files(&folder.join("llama"), &folder.join("adapter.pth"))).unwrap().0
     };
     Decoder::load(&checkpoint, &config, config.vocab_size.unwrap(), &Placement::cpu()).unwrap()
 }
@@ -101,7 +87,7 @@ fn full(decoder: &Decoder, case: &Tensors, tally: &mut Tally) {
     observe("logits", &logits);
     let last = decoder.config().n_layers - 1;
     decoder
-        .observe_adapter(last, &visual, &mut |name, x| observe(&format!("layer.{last}.{name}"), x))
+        .observe_adapter(last, Some(&visual), &mut |name, x| observe(&format!("layer.{last}.{name}"), x))
         .unwrap();
     for (name, expected) in case.iter() {
         if ["tokens", "image_embed_raw", "visual_feats"].contains(&name) {
@@ -136,10 +122,9 @@ fn normalised(raw: &Golden) -> Tensor {
 fn a_backbone_and_its_adapter_file_are_the_whole() {
     for folder in folders().iter().filter(|folder| folder.join("adapter.pth").exists()) {
         let (checkpoint, mut config) =
-            Checkpoint::open(&folder.join("llama"), Some(&folder.join("adapter.pth"))).unwrap();
+            Checkpoint::open(files(&folder.join("llama"), &folder.join("adapter.pth"))).unwrap();
         assert_eq!(config.vocab_size, None, "-1 means the tokenizer's");
-        let whole_config =
-            Config::from_params(&String::from_utf8(read(&folder.join("config.json"))).unwrap()).unwrap();
+        let whole_config = config_of(folder);
         config.max_seq_len = whole_config.max_seq_len;
         let vocabulary = whole_config.vocab_size.unwrap();
         let decoder = Decoder::load(&checkpoint, &config, vocabulary, &Placement::cpu()).unwrap();
@@ -168,20 +153,9 @@ fn backbone(folder: &Path) -> Vec<(String, Vec<usize>, Vec<f32>)> {
     names.into_iter().map(read).collect()
 }
 
-fn write(path: &Path, tensors: &[(String, Vec<usize>, Vec<f32>)]) {
-    let bytes: Vec<Vec<u8>> =
-        tensors.iter().map(|(.., values)| values.iter().flat_map(|v| v.to_le_bytes()).collect()).collect();
-    let views = tensors.iter().zip(&bytes).map(|((name, shape, _), bytes)| {
-        let view =
-            safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape.clone(), bytes).unwrap();
-        (name.clone(), view)
-    });
-    safetensors::serialize_to_file(views, None, path).unwrap();
-}
-
 /// Logits of a few tokens from a backbone in some form, with the adapter.
 fn logits_of(backbone: &Path, folder: &Path, params: &Value) -> Vec<f32> {
-    let (checkpoint, mut config) = Checkpoint::open(backbone, Some(&folder.join("adapter.pth"))).unwrap();
+    let (checkpoint, mut config) = Checkpoint::open(files(backbone, &folder.join("adapter.pth"))).unwrap();
     config.max_seq_len = params["max_seq_len"].as_u64().unwrap() as usize;
     let vocabulary = params["vocab_size"].as_u64().unwrap() as usize;
     let decoder = Decoder::load(&checkpoint, &config, vocabulary, &Placement::cpu()).unwrap();
@@ -254,10 +228,13 @@ fn converted_and_split_backbones_are_the_original() {
             backbone(folder).into_iter().filter(|(name, ..)| !name.contains("2.attention.wv")).collect();
         write(&single.join("llama.safetensors"), &lacking);
         let (checkpoint, config) =
-            Checkpoint::open(&single.join("llama.safetensors"), Some(&folder.join("adapter.pth"))).unwrap();
+            Checkpoint::open(files(&single.join("llama.safetensors"), &folder.join("adapter.pth"))).unwrap();
         let refused = Decoder::load(&checkpoint, &config, 512, &Placement::cpu()).err().unwrap().to_string();
         assert!(refused.contains("layers.2.attention.wv"), "{refused}");
-        let nothing = Checkpoint::open(place.path(), None).err().unwrap().to_string();
+        let nothing = Checkpoint::open(Files { backbone: place.path(), adapter: None, clip: None })
+            .err()
+            .unwrap()
+            .to_string();
         assert!(nothing.contains("consolidated") && nothing.contains("config.json"), "{nothing}");
     }
 }
@@ -327,49 +304,6 @@ fn cached_steps_are_those_of_the_whole_pass() {
     }
 }
 
-/// Greedy continuations of several prompts together, each until EOS or its bound.
-fn generate(
-    decoder: &Decoder,
-    prompts: &[Vec<u32>],
-    visual: &Tensor,
-    max_gen_len: usize,
-    eos: u32,
-) -> Vec<Vec<u32>> {
-    let room = decoder.config().max_seq_len;
-    let mut sequences: Vec<_> = (0..prompts.len())
-        .map(|i| {
-            let total = room.min(prompts[i].len() + max_gen_len);
-            decoder.begin(Some(&visual.narrow(0, i, 1).unwrap()), total).unwrap()
-        })
-        .collect();
-    let mut next: Vec<Vec<u32>> = prompts.to_vec();
-    let mut answers = vec![Vec::new(); prompts.len()];
-    let greedy = SampleParams { temperature: 0.0, ..SampleParams::default() };
-    let mut running: Vec<usize> =
-        (0..prompts.len()).filter(|&i| sequences[i].capacity() > prompts[i].len()).collect();
-    while !running.is_empty() {
-        let mut pairs: Vec<_> = sequences
-            .iter_mut()
-            .zip(&next)
-            .enumerate()
-            .filter(|(i, _)| running.contains(i))
-            .map(|(_, (sequence, ids))| (sequence, &ids[..]))
-            .collect();
-        let logits = decoder.forward(&mut pairs).unwrap().to_vec2::<f32>().unwrap();
-        let mut still = Vec::new();
-        for (&i, logits) in running.iter().zip(logits) {
-            let id = Sampler::new(greedy).choose(&logits).id;
-            answers[i].push(id);
-            next[i] = vec![id];
-            if id != eos && prompts[i].len() + answers[i].len() < sequences[i].capacity() {
-                still.push(i);
-            }
-        }
-        running = still;
-    }
-    answers
-}
-
 #[test]
 fn greedy_answers_are_equal() {
     for folder in folders() {
@@ -391,30 +325,17 @@ fn greedy_answers_are_equal() {
                 tally.equal("prompt ids", &encoded, ids);
             }
             let max_gen_len = case["max_gen_len"].as_u64().unwrap() as usize;
-            let answers = generate(&decoder, &prompts, &visual, max_gen_len, tokenizer.eos());
+            let shown: Vec<_> = (0..prompts.len()).map(|i| visual.narrow(0, i, 1).unwrap()).collect();
+            let shown: Vec<_> = shown.iter().map(Some).collect();
+            let answers = generate(&decoder, &prompts, &shown, max_gen_len, tokenizer.eos());
             for (i, answer) in answers.iter().enumerate() {
-                let matrix: Vec<i64> = serde_json::from_value(case["token_matrix"][i].clone()).unwrap();
-                let mut expected: Vec<u32> = matrix[prompts[i].len()..]
-                    .iter()
-                    .take(max_gen_len)
-                    .take_while(|&&id| id >= 0)
-                    .map(|&id| id as u32)
-                    .collect();
-                if let Some(end) = expected.iter().position(|&id| id == tokenizer.eos()) {
-                    expected.truncate(end + 1);
-                }
+                let expected = expected_answer(case, i, prompts[i].len(), tokenizer.eos());
                 tally.equal(&format!("case {number} answer {i}"), answer, &expected);
                 let said: Vec<u32> = answer.iter().copied().filter(|&id| id != tokenizer.eos()).collect();
                 let expected = case["decoded"][i].as_str().unwrap().to_owned();
                 tally.equal(&format!("case {number} text {i}"), &[tokenizer.decode(&said)], &[expected]);
                 // Alone it says the same as among others.
-                let alone = generate(
-                    &decoder,
-                    &prompts[i..=i],
-                    &visual.narrow(0, i, 1).unwrap(),
-                    max_gen_len,
-                    tokenizer.eos(),
-                );
+                let alone = generate(&decoder, &prompts[i..=i], &shown[i..=i], max_gen_len, tokenizer.eos());
                 tally.equal(&format!("case {number} answer {i} alone"), &alone[0], answer);
             }
         }
@@ -592,7 +513,8 @@ fn the_bind_network_in_both_forms() {
         }
         let cases = Tensors::open(&root.join("bind_cases.safetensors"));
         let mut tally = Tally::new(short(&root.join("bind")));
-        let config = Config::from_params(r#"{"dim": 48, "n_heads": 4, "n_layers": 1}"#).unwrap();
+        let sizes = r#"{"dim": 48, "n_heads": 4, "n_layers": 1}"#;
+        let config = Config::from_params(sizes, Family::ImageBindLlm).unwrap();
         let input = tensor(cases.get("input"));
         let files = ["bind_rms", "bind_legacy", "bind_rms_eps", "bind_legacy_eps"];
         for (file, name) in files
@@ -604,7 +526,7 @@ fn the_bind_network_in_both_forms() {
                 continue; // a clone carries two of them
             }
             let weights = Weights::open(&root.join(&file)).unwrap();
-            let checkpoint = Checkpoint::new(Vec::new(), Some(weights), &config);
+            let checkpoint = Checkpoint::new(Vec::new(), Some(weights), config.n_heads);
             let bind = Bind::load(&checkpoint, config.dim, &Placement::cpu()).unwrap().unwrap();
             let mut seen = BTreeMap::new();
             bind.forward(&input, &mut |part, x| _ = seen.insert(part.to_owned(), floats(x))).unwrap();

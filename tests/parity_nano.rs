@@ -164,7 +164,7 @@ fn same_but_for_ties(tally: &mut Tally, name: &str, found: &[i64], ids: &[i64], 
 /// What is asked, greedily, until it ends.
 fn answers(generator: &Generator, asked: Vec<(String, Vec<f32>)>) -> Vec<String> {
     let task = |(instruction, embedding): (String, Vec<f32>)| Task {
-        prompt: generator.llm().encode(&Prompt::Instruction { instruction, input: None }).unwrap(),
+        prompt: generator.llm().encode(&Prompt::Instruction { instruction, input: None }, 1).unwrap().0,
         embedding: Some(Embedding::new(embedding).unwrap()),
         max_tokens: 100,
         sampling: SampleParams { temperature: 0.0, ..SampleParams::default() },
@@ -187,8 +187,7 @@ fn answers(generator: &Generator, asked: Vec<(String, Vec<f32>)>) -> Vec<String>
 
 #[test]
 fn the_decoder_says_what_it_said() {
-    let nano =
-        LlmOptions { backbone: None, adapter: None, tokenizer: None, device: DeviceKind::Cpu, dtype: None };
+    let nano = LlmOptions::default();
     let llm = Llm::open(&nano).unwrap();
     let options = GenerateOptions { slots: 32, capacity: 1 << 20 };
     let generator = Generator::start(llm, options).unwrap();
@@ -199,7 +198,7 @@ fn the_decoder_says_what_it_said() {
         let prompt =
             Prompt::Instruction { instruction: "Generate caption of this image".into(), input: None };
         let ids: Vec<u32> = serde_json::from_value(expected["prompt_ids"].clone()).unwrap();
-        tally.equal("prompt ids", &generator.llm().encode(&prompt).unwrap(), &ids);
+        tally.equal("prompt ids", &generator.llm().encode(&prompt, 1).unwrap().0, &ids);
         let decoder = generator.llm().decoder();
         let limit = |expected: &[f32]| Limit { absolute: 1e-4 * max_abs(expected).max(1.0), turn: 1e-7 };
         let (mut asked, mut said) = (Vec::new(), Vec::new());

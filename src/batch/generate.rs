@@ -406,18 +406,10 @@ mod tests {
     use std::sync::atomic::Ordering;
 
     use super::*;
-    use crate::models::DeviceKind;
     use crate::models::llm::{LlmOptions, Prompt};
 
     fn generator(options: GenerateOptions) -> Generator {
-        let nano = LlmOptions {
-            backbone: None,
-            adapter: None,
-            tokenizer: None,
-            device: DeviceKind::Cpu,
-            dtype: None,
-        };
-        Generator::start(Llm::open(&nano).unwrap(), options).unwrap()
+        Generator::start(Llm::open(&LlmOptions::default()).unwrap(), options).unwrap()
     }
 
     fn task(generator: &Generator, instruction: &str, seed: u64) -> Task {
@@ -425,7 +417,7 @@ mod tests {
         let mut values = vec![0.0f32; 128];
         values[(seed as usize * 37 + instruction.len()) % 128] = 1.0;
         Task {
-            prompt: generator.llm().encode(&prompt).unwrap(),
+            prompt: generator.llm().encode(&prompt, 20).unwrap().0,
             embedding: Some(Embedding::new(values).unwrap()),
             max_tokens: 20,
             sampling: SampleParams { temperature: 0.8, top_p: 0.95, seed },

@@ -14,9 +14,13 @@ use crate::config::Config;
 /// Round a decoder and its adapter to 8 bits, once: one file that a server opens by mapping it.
 #[derive(Args)]
 pub(super) struct ConvertArgs {
-    /// The file to write, such as `7B.q8.safetensors`; --decoder and --adapter name what is read.
+    /// The file to write, such as `7B.q8.safetensors`; --decoder, --adapter and --clip name what is read.
     #[arg(long, value_name = "FILE")]
-    out: PathBuf,
+    #[arg(required_unless_present = "dry_run")]
+    out: Option<PathBuf>,
+    /// Only tell whether the files fit together, by the names and shapes of their tensors.
+    #[arg(long, conflicts_with = "out")]
+    dry_run: bool,
 }
 
 pub(super) fn run(config: &Config, args: &ConvertArgs) -> anyhow::Result<ExitCode> {
@@ -27,9 +31,14 @@ pub(super) fn run(config: &Config, args: &ConvertArgs) -> anyhow::Result<ExitCod
     };
     let options =
         app::llm_options(&Config { decoder_dtype: Some(EncoderDtype::Q8_0), ..config.clone() }, backbone);
+    let Some(out) = args.out.as_ref().filter(|_| !args.dry_run) else {
+        let sizes = Llm::check(&options).context("the files do not make a decoder")?;
+        println!("{}", serde_json::to_string(&sizes)?);
+        return Ok(ExitCode::SUCCESS);
+    };
     let llm = Llm::open(&options).context("the decoder cannot be loaded")?;
-    llm.save(&args.out)?;
-    let bytes = std::fs::metadata(&args.out).map_or(0, |about| about.len());
-    eprintln!("{} written, {} MiB", args.out.display(), bytes >> 20);
+    llm.save(out)?;
+    let bytes = std::fs::metadata(out).map_or(0, |about| about.len());
+    eprintln!("{} written, {} MiB", out.display(), bytes >> 20);
     Ok(ExitCode::SUCCESS)
 }

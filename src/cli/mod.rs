@@ -73,6 +73,10 @@ struct Settings {
     #[arg(long, global = true, value_name = "FILE")]
     #[serde(skip_serializing_if = "Option::is_none")]
     adapter: Option<PathBuf>,
+    /// CLIP ViT-L/14, for an adapter that looks at pictures through it: OpenAI's `ViT-L-14.pt` or safetensors.
+    #[arg(long, global = true, value_name = "FILE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    clip: Option<PathBuf>,
     /// The decoder's `tokenizer.model`, when it is not beside it.
     #[arg(long, global = true, value_name = "FILE")]
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -52,6 +52,8 @@ pub struct Branch {
     pub shown: Shown,
     /// Tokens of the prompt.
     pub prompt_tokens: usize,
+    /// Tokens that were dropped from the beginning of a conversation.
+    pub dropped: usize,
     /// What happens to it.
     pub events: UnboundedReceiver<Event>,
 }
@@ -73,7 +75,7 @@ pub type Scored = Result<Vec<f32>, Error>;
 /// [`Error::NoDecoder`], [`Error::Prompt`], [`Error::Busy`]; as [`enhance`]; for a query of another width than the decoder's.
 pub fn generate(app: &App, request: Request, call: &Call) -> Result<Vec<Branch>, Error> {
     let generator = decoder(app)?;
-    let prompt = generator.llm().encode(&request.conditioning.prompt)?;
+    let (prompt, dropped) = generator.llm().encode(&request.conditioning.prompt, request.max_tokens)?;
     let shown = show(app, generator, request.conditioning, call)?;
     let task = |shown: &Shown| Task {
         prompt: prompt.clone(),
@@ -86,7 +88,9 @@ pub fn generate(app: &App, request: Request, call: &Call) -> Result<Vec<Branch>,
     };
     let events = generator.submit(shown.iter().map(task).collect())?;
     let branches = shown.into_iter().zip(events);
-    Ok(branches.map(|(shown, events)| Branch { shown, prompt_tokens: prompt.len(), events }).collect())
+    Ok(branches
+        .map(|(shown, events)| Branch { shown, prompt_tokens: prompt.len(), dropped, events })
+        .collect())
 }
 
 /// Judges answers: each with a result of its own.
@@ -104,7 +108,7 @@ pub fn score(
 ) -> Result<(Vec<Scored>, Shown), Error> {
     let generator = decoder(app)?;
     let (llm, prompt) = (generator.llm(), conditioning.prompt.clone());
-    let bare = llm.encode(&prompt)?;
+    let (bare, _) = llm.encode(&prompt, 1)?;
     let shown = show(app, generator, conditioning, call)?;
     let shown = shown.into_iter().next().ok_or(Error::Cancelled)?;
     let limit = llm.decoder().config().max_seq_len;
@@ -112,7 +116,7 @@ pub fn score(
         call.check()?;
         // As in training: prompt and answer are one text, and what is beyond the prompt's own tokens is the answer.
         let mut whole = vec![llm.tokenizer().bos()];
-        whole.extend(llm.tokenizer().encode(&(prompt.text() + answer)).map_err(PromptError::from)?);
+        whole.extend(llm.tokenizer().encode(&(llm.text(&prompt) + answer)).map_err(PromptError::from)?);
         if include_end {
             whole.push(llm.tokenizer().eos());
         }

@@ -125,6 +125,17 @@ pub fn prepare(bytes: &[u8], options: &ImageOptions) -> Result<Vec<f32>, Error> 
     Ok(normalise(&resize_and_crop(&decode(bytes, options)?, options.side)))
 }
 
+/// As [`prepare`], blue first: for a model that was trained on pictures as OpenCV reads them. Each place keeps its own mean
+/// and deviation, so blue is given those of red.
+///
+/// # Errors
+/// Every variant of [`Error`].
+pub fn prepare_bgr(bytes: &[u8], options: &ImageOptions) -> Result<Vec<f32>, Error> {
+    let mut pixels = resize_and_crop(&decode(bytes, options)?, options.side);
+    pixels.chunks_exact_mut(3).for_each(|pixel| pixel.reverse());
+    Ok(normalise(&pixels))
+}
+
 /// 8-bit RGB pixels, row by row.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rgb {

@@ -2,19 +2,21 @@
 
 use std::path::{Path, PathBuf};
 
-use super::llama::{Checkpoint, Decoder, Saved};
+use super::llama::{Checkpoint, Config, Decoder, Family, Files, SampleParams, Saved};
 use super::weights::Weights;
 use super::{DeviceKind, Error, Placement, nano};
-use crate::text::{self, SentencePiece, Template};
+use crate::text::{self, Conversation, SentencePiece, Template};
 use crate::types::{EncoderDtype, Fingerprint};
 
 /// Which decoder to load and how to run it.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct LlmOptions {
-    /// The backbone: a folder or a file ([`Checkpoint::open`]); `None` is the built-in nano decoder.
+    /// The backbone: a folder or a file ([`Files::backbone`]); `None` is the built-in nano decoder.
     pub backbone: Option<PathBuf>,
     /// The adapter made for it.
     pub adapter: Option<PathBuf>,
+    /// CLIP, for an adapter that looks at pictures through it.
+    pub clip: Option<PathBuf>,
     /// Its `tokenizer.model`; `None`: in the backbone's folder, or the one above.
     pub tokenizer: Option<PathBuf>,
     /// Where to run.
@@ -44,18 +46,8 @@ pub enum Prompt {
     },
     /// A prompt as it is.
     Raw(String),
-}
-
-impl Prompt {
-    /// The text that the decoder reads.
-    pub fn text(&self) -> String {
-        match self {
-            Prompt::Raw(text) => text.clone(),
-            Prompt::Instruction { instruction, input } => {
-                Template::ImageBindLlm.fill(instruction, input.as_deref())
-            }
-        }
-    }
+    /// What was said so far, in the format of the chat program.
+    Conversation(Conversation),
 }
 
 /// Why a prompt cannot be answered.
@@ -102,7 +94,7 @@ impl Llm {
                         path.display()
                     )));
                 }
-                if options.adapter.is_some() {
+                if options.adapter.is_some() || options.clip.is_some() {
                     return Err(Error::Config(format!("{} has its adapter in it", path.display())));
                 }
                 let name = path.file_name().and_then(|name| name.to_str()).unwrap_or("decoder");
@@ -115,7 +107,9 @@ impl Llm {
                 return Ok(Llm { decoder, tokenizer, tokenizer_file: saved.tokenizer, name, fingerprint });
             }
             Some(backbone) => {
-                let (checkpoint, config) = Checkpoint::open(backbone, options.adapter.as_deref())?;
+                let files =
+                    Files { backbone, adapter: options.adapter.as_deref(), clip: options.clip.as_deref() };
+                let (checkpoint, config) = Checkpoint::open(files)?;
                 let name = options.adapter.as_ref().unwrap_or(backbone);
                 let name = name.file_stem().map_or("decoder".into(), |s| s.to_string_lossy().into_owned());
                 (name, checkpoint, config, tokenizer_file(backbone, options.tokenizer.as_deref())?)
@@ -127,6 +121,19 @@ impl Llm {
         checkpoint.fingerprints()?.iter().for_each(|part| _ = digest.update(part.as_bytes()));
         let fingerprint = Fingerprint::from_digest(*digest.finalize().as_bytes());
         Ok(Llm { decoder, tokenizer, tokenizer_file, name, fingerprint })
+    }
+
+    /// Whether a decoder's files fit together, by the names and shapes of their tensors alone. Gives its family and sizes.
+    ///
+    /// # Errors
+    /// As [`Llm::open`].
+    pub fn check(options: &LlmOptions) -> Result<Config, Error> {
+        let Some(backbone) = &options.backbone else { return Ok(nano::decoder()?.1) };
+        let (adapter, clip) = (options.adapter.as_deref(), options.clip.as_deref());
+        let (checkpoint, config) = Checkpoint::open(Files { backbone, adapter, clip })?;
+        let tokenizer = read_tokenizer(&tokenizer_file(backbone, options.tokenizer.as_deref())?)?;
+        Decoder::check(checkpoint, &config, tokenizer.len())?;
+        Ok(config)
     }
 
     /// Writes it as one file that is opened by mapping it; it must have been opened in q8_0.
@@ -157,22 +164,54 @@ impl Llm {
         self.fingerprint
     }
 
-    /// The ids of a prompt, BOS before them.
+    /// How tokens are chosen where nobody says; the published programs' own figures.
+    pub fn sampling(&self) -> SampleParams {
+        match self.decoder.family() {
+            Family::ImageBindLlm | Family::V2Picture => SampleParams::default(),
+            Family::V2Chat => SampleParams { temperature: 0.8, top_p: 0.95, seed: 0 },
+        }
+    }
+
+    /// The text that the decoder reads.
+    pub fn text(&self, prompt: &Prompt) -> String {
+        match prompt {
+            Prompt::Raw(text) => text.clone(),
+            Prompt::Conversation(conversation) => conversation.text(),
+            Prompt::Instruction { instruction, input } => {
+                let template = match self.decoder.family() {
+                    Family::V2Picture => Template::V2Multimodal,
+                    Family::ImageBindLlm | Family::V2Chat => Template::ImageBindLlm,
+                };
+                template.fill(instruction, input.as_deref())
+            }
+        }
+    }
+
+    /// The ids of a prompt, BOS before them, and how many of its first were dropped: a conversation that has grown too long
+    /// keeps its end, as in the chat program, which leaves `max_tokens` positions for the answer. BOS is lost then.
     ///
     /// # Errors
-    /// [`PromptError`]: a prompt must leave room for one token at least.
-    pub fn encode(&self, prompt: &Prompt) -> Result<Vec<u32>, PromptError> {
-        let (Prompt::Raw(own) | Prompt::Instruction { instruction: own, .. }) = prompt;
-        if own.is_empty() {
+    /// [`PromptError`]: any other prompt must leave room for one token at least.
+    pub fn encode(&self, prompt: &Prompt, max_tokens: usize) -> Result<(Vec<u32>, usize), PromptError> {
+        let empty = match prompt {
+            Prompt::Raw(own) | Prompt::Instruction { instruction: own, .. } => own.is_empty(),
+            Prompt::Conversation(conversation) => conversation.turns.is_empty(),
+        };
+        if empty {
             return Err(PromptError::Empty);
         }
         let mut ids = vec![self.tokenizer.bos()];
-        ids.extend(self.tokenizer.encode(&prompt.text())?);
+        ids.extend(self.tokenizer.encode(&self.text(prompt))?);
         let limit = self.decoder.config().max_seq_len;
+        let dropped = match prompt {
+            Prompt::Conversation(_) => ids.len().saturating_sub(limit.saturating_sub(max_tokens).max(1)),
+            _ => 0,
+        };
+        ids.drain(..dropped);
         if ids.len() >= limit {
             return Err(PromptError::TooLong { received: ids.len(), limit });
         }
-        Ok(ids)
+        Ok((ids, dropped))
     }
 }
 
@@ -205,48 +244,42 @@ fn tokenizer_file(backbone: &Path, named: Option<&Path>) -> Result<Vec<u8>, Erro
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::text::{ChatTemplate, Speaker, Turn};
 
     #[test]
     fn prompts_are_refused_by_both_lengths() {
-        let options = LlmOptions {
-            backbone: None,
-            adapter: None,
-            tokenizer: None,
-            device: DeviceKind::Cpu,
-            dtype: None,
-        };
-        let llm = Llm::open(&options).unwrap();
+        let llm = Llm::open(&LlmOptions::default()).unwrap();
         let ask = |instruction: &str| {
-            llm.encode(&Prompt::Instruction { instruction: instruction.into(), input: None })
+            llm.encode(&Prompt::Instruction { instruction: instruction.into(), input: None }, 20)
         };
-        assert_eq!(ask("Generate caption of this image").unwrap().len(), 37);
+        assert_eq!(ask("Generate caption of this image").unwrap().0.len(), 37);
         assert_eq!(ask(""), Err(PromptError::Empty));
-        assert_eq!(llm.encode(&Prompt::Raw(String::new())), Err(PromptError::Empty));
+        assert_eq!(llm.encode(&Prompt::Raw(String::new()), 20), Err(PromptError::Empty));
         let long = ask(&"zebra ".repeat(200)).unwrap_err();
         assert!(matches!(long, PromptError::TooLong { received: 161.., limit: 160 }), "{long}");
         assert!(matches!(ask(&"a".repeat(1 << 20)), Err(PromptError::Text(_))));
+        // A conversation loses its beginning instead.
+        let said = |text: &str| Turn { by: Speaker::Human, text: text.into() };
+        let mut talk = Conversation { template: ChatTemplate::BairV1, system: None, turns: vec![said("Hi")] };
+        let whole = llm.encode(&Prompt::Conversation(talk.clone()), 20).unwrap();
+        assert_eq!((whole.0[0], whole.1), (llm.tokenizer().bos(), 0));
+        talk.turns.splice(0..0, [said(&"zebra ".repeat(200)), said("Two.")]);
+        let (cut, dropped) = llm.encode(&Prompt::Conversation(talk), 20).unwrap();
+        assert!(cut.len() == 140 && dropped > 0 && cut.ends_with(&whole.0[whole.0.len() - 5..]));
     }
 
     #[test]
     fn a_saved_decoder_says_the_same() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("nano.q8.safetensors");
-        let nano = |backbone, dtype| {
-            Llm::open(&LlmOptions {
-                backbone,
-                adapter: None,
-                tokenizer: None,
-                device: DeviceKind::Cpu,
-                dtype,
-            })
-        };
+        let nano = |backbone, dtype| Llm::open(&LlmOptions { backbone, dtype, ..LlmOptions::default() });
         let eight = nano(None, Some(EncoderDtype::Q8_0)).unwrap();
         eight.save(&path).unwrap();
         let saved = nano(Some(path.clone()), None).unwrap();
         assert_eq!((saved.name(), saved.fingerprint()), ("nano", eight.fingerprint()));
         let prompt = Prompt::Instruction { instruction: "What shape is it?".into(), input: None };
-        let ids = eight.encode(&prompt).unwrap();
-        assert_eq!(saved.encode(&prompt).unwrap(), ids);
+        let (ids, _) = eight.encode(&prompt, 20).unwrap();
+        assert_eq!(saved.encode(&prompt, 20).unwrap().0, ids);
         let logits = |llm: &Llm| {
             let shown: Vec<f32> = (0..128).map(|i| (i as f32 * 0.37).sin()).collect();
             let visual = llm.decoder().visual_of(&shown).unwrap();

@@ -46,8 +46,8 @@ pub fn config() -> Result<Config, Error> {
 /// # Errors
 /// [`Error::Weights`] and [`Error::Config`] if the program file is damaged.
 pub fn decoder() -> Result<(Checkpoint, llama::Config), Error> {
-    let config = llama::Config::from_params(PARAMS)?;
+    let config = llama::Config::from_params(PARAMS, llama::Family::ImageBindLlm)?;
     let backbone = Weights::from_static("the built-in nano decoder", BACKBONE)?;
     let adapter = Weights::from_static("the built-in nano adapter", ADAPTER)?;
-    Ok((Checkpoint::new(vec![backbone], Some(adapter), &config), config))
+    Ok((Checkpoint::new(vec![backbone], Some(adapter), config.n_heads), config))
 }

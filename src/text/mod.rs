@@ -9,10 +9,12 @@
 
 mod clean;
 mod clip_bpe;
+mod conversation;
 mod prompt;
 mod sentencepiece;
 
 pub use clip_bpe::{ClipTokenizer, MAX_TEXT_BYTES};
+pub use conversation::{ChatTemplate, Conversation, Speaker, Turn};
 pub use prompt::Template;
 pub use sentencepiece::{Detokenizer, MAX_PROMPT_BYTES, SentencePiece};
 

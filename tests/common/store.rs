@@ -52,8 +52,7 @@ pub fn encoder() -> Encoder {
 
 /// The built-in decoder.
 pub fn llm() -> Llm {
-    let nano =
-        LlmOptions { backbone: None, adapter: None, tokenizer: None, device: DeviceKind::Cpu, dtype: None };
+    let nano = LlmOptions::default();
     Llm::open(&nano).unwrap()
 }
 

@@ -5,6 +5,7 @@
 
 use candle_core::{D, Tensor};
 
+use super::checkpoint::place;
 use crate::models::{Error, Placement};
 
 /// The rotary tables.
@@ -31,7 +32,7 @@ impl Rotary {
             f64::from((i / half) as f32 * frequency)
         });
         let (cos, sin): (Vec<f32>, Vec<f32>) = angles.map(|a| (a.cos() as f32, a.sin() as f32)).unzip();
-        let place = |values: Vec<f32>| super::place(values, &[positions, half], placement);
+        let place = |values: Vec<f32>| place(values, &[positions, half], placement);
         Ok(Rotary { cos: place(cos)?, sin: place(sin)?, head })
     }
 

@@ -11,8 +11,8 @@
 
 use candle_core::Tensor;
 
+use super::Checkpoint;
 use super::saved::Part;
-use super::{Checkpoint, tensor};
 use crate::models::layers::{LayerNorm, Linear};
 use crate::models::{Error, Placement};
 
@@ -52,24 +52,15 @@ impl Bind {
         let Some([_, width]) = checkpoint.matrix_shape("image_bind_proj") else { return Ok(None) };
         let hidden = checkpoint.matrix_shape("image_bind_f1_1").map_or(4 * dim, |[out, _]| out);
         let legacy = checkpoint.shape("image_bind_norm_1.bias").is_some();
-        let linear = |name: String, out: usize, width: usize, bias: bool| -> Result<Linear, Error> {
-            let bias =
-                bias.then(|| tensor(checkpoint, &format!("{name}.bias"), &[out], placement)).transpose()?;
-            if let Some(ready) = checkpoint.ready(&name, out, width)? {
-                return Ok(Linear::ready(ready, bias));
-            }
-            let weight = checkpoint.values(&format!("{name}.weight"), &[out, width])?;
-            Linear::of(placement, weight, width, bias)
+        let linear = |name: String, out: usize, width: usize, bias: bool| {
+            let bias = bias.then(|| format!("{name}.bias"));
+            checkpoint.linear(&format!("{name}.weight"), bias.as_deref(), [out, width], placement)
         };
         let block = |n: usize| {
             let norm = format!("image_bind_norm_{n}");
-            let weight = tensor(checkpoint, &format!("{norm}.weight"), &[dim], placement)?;
             let norm = match legacy {
-                false => Norm::Rms(weight),
-                true => {
-                    let bias = tensor(checkpoint, &format!("{norm}.bias"), &[dim], placement)?;
-                    Norm::Layer(LayerNorm::new(weight, bias, LAYER_EPS))
-                }
+                false => Norm::Rms(checkpoint.tensor(&format!("{norm}.weight"), &[dim], placement)?),
+                true => Norm::Layer(checkpoint.layer_norm(&norm, dim, LAYER_EPS, placement)?),
             };
             Ok(Block {
                 norm,
@@ -119,19 +110,17 @@ impl Bind {
 
     /// Its parts by name.
     pub(super) fn parts(&self) -> Vec<(String, Part<'_>)> {
-        let mut parts = vec![("image_bind_proj".to_owned(), Part::Matrix(&self.project))];
+        let linear =
+            |name: String, linear| Part::linear(format!("{name}.weight"), format!("{name}.bias"), linear);
+        let mut parts = linear("image_bind_proj".to_owned(), &self.project);
         for (block, n) in self.blocks.iter().zip(1..) {
             let norm = format!("image_bind_norm_{n}");
             match &block.norm {
                 Norm::Rms(weight) => parts.push((format!("{norm}.weight"), Part::Tensor(weight.clone()))),
-                Norm::Layer(layer) => {
-                    let [weight, bias] = layer.parts();
-                    parts.push((format!("{norm}.weight"), Part::Tensor(weight.clone())));
-                    parts.push((format!("{norm}.bias"), Part::Tensor(bias.clone())));
-                }
+                Norm::Layer(layer) => parts.extend(Part::layer_norm(&norm, layer)),
             }
-            for (f, linear) in [("f1", &block.f1), ("f2", &block.f2), ("f3", &block.f3)] {
-                parts.push((format!("image_bind_{f}_{n}"), Part::Matrix(linear)));
+            for (f, part) in [("f1", &block.f1), ("f2", &block.f2), ("f3", &block.f3)] {
+                parts.extend(linear(format!("image_bind_{f}_{n}"), part));
             }
         }
         parts

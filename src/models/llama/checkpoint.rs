@@ -2,8 +2,9 @@
 //!
 //! ```text
 //! values("llama.layers.0.attention.wq.weight")
-//!   1  the adapter file          the name as it is, or `llma.…` in old files: its norms win
-//!   2  the backbone, one of      consolidated.NN.pth   the name without `llama.`; shards are joined
+//!   1  the adapter file          the name as it is, `llma.…` in old files, or without `llama.` (V2 chat): its norms win
+//!   2  CLIP's file               `clip.visual.…` only; `visual.…` in OpenAI's own
+//!   3  the backbone, one of      consolidated.NN.pth   the name without `llama.`; shards are joined
 //!                                *.safetensors (HF)    model.layers.0.self_attn.q_proj.weight, rotary order undone
 //!                                one file              with `llama.` or without
 //! ```
@@ -13,23 +14,42 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use super::config::Config;
+use candle_core::{Device, Tensor};
+
+use super::config::{Config, Family};
 use super::saved::Saved;
 use crate::kernels::q8::{Lent, Tiles};
-use crate::models::Error;
+use crate::models::layers::{LayerNorm, Linear};
 use crate::models::weights::Weights;
+use crate::models::{Error, Placement};
 use crate::types::Fingerprint;
 
 const PREFIX: &str = "llama.";
 const OLD_PREFIX: &str = "llma.";
+const CLIP_PREFIX: &str = "clip.";
+
+/// The files of a decoder.
+#[derive(Debug, Clone, Copy)]
+pub struct Files<'a> {
+    /// A folder of `consolidated.*.pth` and `params.json`, a folder of safetensors and `config.json`, or one file beside
+    /// its `params.json`.
+    pub backbone: &'a Path,
+    /// The adapter made for it.
+    pub adapter: Option<&'a Path>,
+    /// CLIP ViT-L/14, for the multimodal LLaMA-Adapter V2.
+    pub clip: Option<&'a Path>,
+}
 
 /// Open files.
 pub struct Checkpoint {
     adapter: Option<Weights>,
+    clip: Option<Weights>,
     backbone: Vec<Weights>,
     naming: Naming,
     heads: usize,
     claimed: RefCell<BTreeSet<String>>,
+    /// Whether names and shapes are compared and nothing is read.
+    shapes_only: bool,
     /// Matrices that lie in 8 bits in the backbone's one file, and that file in memory.
     ready: Option<(BTreeMap<String, [usize; 2]>, Lent)>,
 }
@@ -45,17 +65,16 @@ enum Naming {
 }
 
 impl Checkpoint {
-    /// Opens a backbone and, if there is one, the adapter made for it.
-    ///
-    /// * `backbone`: a folder of `consolidated.*.pth` and `params.json`, a folder of safetensors and `config.json`, or one
-    ///   file beside its `params.json`.
+    /// Opens the files of a decoder.
     ///
     /// # Errors
     /// [`Error::Weights`] and [`Error::Config`].
-    pub fn open(backbone: &Path, adapter: Option<&Path>) -> Result<(Self, Config), Error> {
+    pub fn open(files: Files<'_>) -> Result<(Self, Config), Error> {
+        let Files { backbone, adapter, clip } = files;
         let fail = |path: &Path, why: String| Error::Weights { path: path.display().to_string(), why };
         let read = |path: PathBuf| std::fs::read_to_string(&path).map_err(|e| fail(&path, e.to_string()));
-        let (files, config) = if backbone.is_dir() {
+        type Read = fn(&str, Family) -> Result<Config, Error>;
+        let (paths, sizes, parse): (_, _, Read) = if backbone.is_dir() {
             let mut names: Vec<PathBuf> = std::fs::read_dir(backbone)
                 .map_err(|e| fail(backbone, e.to_string()))?
                 .filter_map(|entry| Some(entry.ok()?.path()))
@@ -68,24 +87,31 @@ impl Checkpoint {
             let original = of(&|name| name.starts_with("consolidated.") && name.ends_with(".pth"));
             let converted = of(&|name| name.ends_with(".safetensors"));
             if !original.is_empty() {
-                (original, Config::from_params(&read(backbone.join("params.json"))?)?)
+                (original, read(backbone.join("params.json"))?, Config::from_params)
             } else if !converted.is_empty() {
-                (converted, Config::from_hugging_face(&read(backbone.join("config.json"))?)?)
+                (converted, read(backbone.join("config.json"))?, Config::from_hugging_face)
             } else {
                 let why = "the folder holds neither consolidated.*.pth (with params.json) nor *.safetensors (with config.json)";
                 return Err(fail(backbone, why.into()));
             }
         } else {
             let folder = backbone.parent().unwrap_or(Path::new("."));
-            (vec![backbone.to_owned()], Config::from_params(&read(folder.join("params.json"))?)?)
+            (vec![backbone.to_owned()], read(folder.join("params.json"))?, Config::from_params)
         };
-        let backbone = files.iter().map(|path| Weights::open(path)).collect::<Result<_, _>>()?;
+        let backbone = paths.iter().map(|path| Weights::open(path)).collect::<Result<_, _>>()?;
         let adapter = adapter.map(Weights::open).transpose()?;
-        Ok((Self::new(backbone, adapter, &config), config))
+        let clip = clip.map(Weights::open).transpose()?;
+        let mut checkpoint = Checkpoint { clip, ..Self::new(backbone, adapter, 1) };
+        let family = checkpoint.family();
+        let config = Config { family: Some(family), ..parse(&sizes, family)? };
+        checkpoint.heads = config.n_heads;
+        Ok((checkpoint, config))
     }
 
     /// From files that are open.
-    pub fn new(backbone: Vec<Weights>, adapter: Option<Weights>, config: &Config) -> Self {
+    ///
+    /// * `heads`: of attention; matters for files of Hugging Face's, whose rotary order is undone by head.
+    pub fn new(backbone: Vec<Weights>, adapter: Option<Weights>, heads: usize) -> Self {
         let has = |name: &str| backbone.iter().any(|file| file.shape(name).is_some());
         let naming = if has("model.embed_tokens.weight") {
             Naming::HuggingFace
@@ -94,8 +120,24 @@ impl Checkpoint {
         } else {
             Naming::Plain
         };
-        let (heads, claimed) = (config.n_heads, RefCell::default());
-        Checkpoint { adapter, backbone, naming, heads, claimed, ready: None }
+        let claimed = RefCell::default();
+        Checkpoint { adapter, clip: None, backbone, naming, heads, claimed, shapes_only: false, ready: None }
+    }
+
+    /// The same files, of which names and shapes alone are looked at: every number is 0.
+    pub(super) fn shapes_only(self) -> Self {
+        Checkpoint { shapes_only: true, ..self }
+    }
+
+    /// Whose adapter the files hold.
+    pub fn family(&self) -> Family {
+        if self.shape("visual_query.weight").is_some() {
+            Family::V2Picture
+        } else if self.shape("llama.layers.0.attention.wq_bias").is_some() {
+            Family::V2Chat
+        } else {
+            Family::ImageBindLlm
+        }
     }
 
     /// A decoder that [`super::Decoder::save`] wrote.
@@ -104,8 +146,75 @@ impl Checkpoint {
     /// [`Error::Weights`].
     pub fn saved(file: Weights, saved: &Saved) -> Result<Self, Error> {
         let memory = file.mapped()?;
-        let checkpoint = Checkpoint::new(vec![file], None, &saved.config);
+        let checkpoint = Checkpoint::new(vec![file], None, saved.config.n_heads);
         Ok(Checkpoint { ready: Some((saved.matrices.clone(), memory)), ..checkpoint })
+    }
+
+    /// A tensor, where the model is.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::values`].
+    pub(super) fn tensor(&self, name: &str, shape: &[usize], placement: &Placement) -> Result<Tensor, Error> {
+        place(self.values(name, shape)?, shape, placement)
+    }
+
+    /// A layer norm.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::values`].
+    pub(super) fn layer_norm(
+        &self,
+        name: &str,
+        width: usize,
+        eps: f32,
+        placement: &Placement,
+    ) -> Result<LayerNorm, Error> {
+        let part = |part: &str| self.tensor(&format!("{name}.{part}"), &[width], placement);
+        Ok(LayerNorm::new(part("weight")?, part("bias")?, eps))
+    }
+
+    /// A linear layer by the names of its weight and, if it has one, its bias; in 8 bits where the placement says so.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::values`].
+    pub(super) fn linear(
+        &self,
+        weight: &str,
+        bias: Option<&str>,
+        [out, width]: [usize; 2],
+        placement: &Placement,
+    ) -> Result<Linear, Error> {
+        if let Some(ready) = self.ready(matrix_name(weight), out, width)? {
+            let bias = bias.map(|bias| self.tensor(bias, &[out], placement)).transpose()?;
+            return Ok(Linear::ready(ready, bias));
+        }
+        self.layer([weight, bias.unwrap_or_default()], [out, width], placement, |_| Ok(()))
+    }
+
+    /// A linear layer that is not in 8 bits already, by the names of its weight and its bias (empty: it has none).
+    ///
+    /// * `fold`: what is added to its weights, `[out, width]` row by row, before they are rounded.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::values`].
+    pub(super) fn layer(
+        &self,
+        [weight, bias]: [&str; 2],
+        [out, width]: [usize; 2],
+        placement: &Placement,
+        fold: impl FnOnce(&mut [f32]) -> Result<(), Error>,
+    ) -> Result<Linear, Error> {
+        let bias = match bias {
+            "" => None,
+            bias => Some(self.tensor(bias, &[out], placement)?),
+        };
+        let mut weight = self.values(weight, &[out, width])?;
+        if self.shapes_only {
+            fold(&mut [])?;
+            return Linear::of(placement, Vec::new(), width, bias);
+        }
+        fold(&mut weight)?;
+        Linear::of(placement, weight, width, bias)
     }
 
     /// A matrix that lies in 8 bits in the file, `[out, width]`; nothing where it has to be read and rounded.
@@ -159,10 +268,26 @@ impl Checkpoint {
     /// [`Error::MissingTensor`], [`Error::TensorShape`], [`Error::Weights`].
     pub fn values(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, Error> {
         self.claimed.borrow_mut().insert(name.to_owned());
+        if self.shapes_only {
+            return self.fits(name, shape).map(|()| vec![0.0; shape.iter().product()]);
+        }
         if let Some((file, found)) = self.adapted(name) {
             return file.values(&found, shape);
         }
         self.bare(name, shape)
+    }
+
+    /// Whether a tensor is there in this shape.
+    fn fits(&self, name: &str, shape: &[usize]) -> Result<(), Error> {
+        let file =
+            self.adapted(name).map(|(file, _)| file).or(self.backbone.first()).or(self.adapter.as_ref());
+        let path = || file.map(|file| file.path().to_owned()).unwrap_or_default();
+        let (name, expected) = (name.to_owned(), shape.to_vec());
+        match self.shape(&name) {
+            Some(found) if found == shape => Ok(()),
+            Some(received) => Err(Error::TensorShape { path: path(), name, expected, received }),
+            None => Err(Error::MissingTensor { path: path(), name, expected }),
+        }
     }
 
     /// A tensor of the backbone, whatever the adapter has of that name.
@@ -189,11 +314,12 @@ impl Checkpoint {
     pub fn refuse_surplus(&self) -> Result<(), Error> {
         let claimed = self.claimed.borrow();
         let known = |name: &str| {
-            let name =
-                name.strip_prefix(OLD_PREFIX).map_or(name.to_owned(), |rest| format!("{PREFIX}{rest}"));
-            claimed.contains(&name)
+            let plain = name.strip_prefix(OLD_PREFIX).unwrap_or(name);
+            claimed.contains(name)
+                || claimed.contains(&format!("{PREFIX}{plain}"))
                 // Encoders of a training checkpoint, and parts of old files that nothing uses.
                 || name.starts_with("image_bind.")
+                || name.starts_with(CLIP_PREFIX)
                 || name.starts_with("prefix_projector_norm.")
                 || name.ends_with("rope.freqs")
         };
@@ -205,18 +331,23 @@ impl Checkpoint {
     /// # Errors
     /// [`Error::Weights`].
     pub fn fingerprints(&self) -> Result<Vec<Fingerprint>, Error> {
-        self.backbone.iter().chain(&self.adapter).map(Weights::fingerprint).collect()
+        self.backbone.iter().chain(&self.clip).chain(&self.adapter).map(Weights::fingerprint).collect()
     }
 
-    /// The adapter's own tensor of a name, and how it is spelled there.
+    /// A tensor that is not the backbone's: the file that has it, and how it is spelled there.
     fn adapted(&self, name: &str) -> Option<(&Weights, String)> {
-        let file = self.adapter.as_ref()?;
-        let old = name.strip_prefix(PREFIX).map(|rest| format!("{OLD_PREFIX}{rest}"));
-        [Some(name.to_owned()), old]
-            .into_iter()
-            .flatten()
-            .find(|n| file.shape(n).is_some())
-            .map(|n| (file, n))
+        let plain = name.strip_prefix(PREFIX);
+        let spellings = [
+            (&self.adapter, Some(name.to_owned())),
+            (&self.adapter, plain.map(|plain| format!("{OLD_PREFIX}{plain}"))),
+            (&self.adapter, plain.map(str::to_owned)),
+            (&self.clip, Some(name.to_owned())),
+            (&self.clip, name.strip_prefix(CLIP_PREFIX).map(str::to_owned)),
+        ];
+        spellings.into_iter().find_map(|(file, name)| {
+            let (file, name) = (file.as_ref()?, name?);
+            file.shape(&name).is_some().then_some((file, name))
+        })
     }
 
     fn own_name(&self, name: &str) -> String {
@@ -242,6 +373,17 @@ impl Checkpoint {
             _ => None,
         }
     }
+}
+
+/// The name of a matrix in 8 bits: that of its weight, without the ending.
+pub(super) fn matrix_name(weight: &str) -> &str {
+    weight.strip_suffix(".weight").unwrap_or(weight)
+}
+
+/// Brings numbers to where the model is.
+pub(super) fn place(values: Vec<f32>, shape: &[usize], placement: &Placement) -> Result<Tensor, Error> {
+    let x = Tensor::from_vec(values, shape, &Device::Cpu)?;
+    Ok(x.to_dtype(placement.dtype())?.to_device(&placement.device)?)
 }
 
 fn hugging_face(plain: &str) -> String {

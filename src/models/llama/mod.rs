@@ -1,43 +1,49 @@
-//! The decoder: LLaMA with ImageBind-LLM's adapter, for many sequences at a time.
+//! The decoder: LLaMA with one of three adapters, for many sequences at a time.
 //!
 //! ```text
 //! ids ─► tok_embeddings ─► block × n ─► norm ─► output ─► logits
 //!
-//! block   h = h + wo( attention(norm h) + g )             g: what the visual feature adds, the same at every position
+//! block   h = h + wo( attention(norm h) + g )             g: what the adapter adds
 //!         h = h + w2( silu(w1 m) ⊙ w3 m )   m = norm h
-//!
-//! g       tanh(gate) of a head times wv(visual feature + prefix_query of the layer): the bare wv, no norm, no rotation
 //! ```
 //! | file | its one idea |
 //! |---|---|
 //! | `config.rs` | sizes from `params.json` or `config.json` |
 //! | `checkpoint.rs` | tensors from original, converted and adapter files |
-//! | `bind.rs` | embedding → visual feature |
+//! | `bind.rs` | embedding → visual feature: what ImageBind-LLM's adapter is given |
+//! | `picture/` | picture → visual tokens: what the multimodal LLaMA-Adapter V2 is given |
+//! | `adapter.rs` | what each family's adapter adds to attention |
 //! | `attention.rs` | causal attention over a sequence's own keys and values |
 //! | `sample.rs` | logits → the next token |
 //! | `saved.rs` | a decoder in 8 bits as one file that is mapped |
 //!
-//! **Low-rank matrices are added to their weights when they are read** (`W + B·A`, no scaling): the same sums in another
-//! order, within the tolerance of the golden numbers. Only the adapter's way goes through the bare `wv`.
+//! **What is linear is folded into the weights when they are read**: low-rank matrices (`W + B·A`, no scaling) and the V2
+//! chat program's scale of a layer's inputs (`W·diag(s)`; its paper scales outputs). The same sums in another order, within
+//! the tolerance of the golden numbers.
 //!
 //! **One pass takes any tokens of any sequences** ([`Decoder::forward`]): the beginning of one beside the next token of
 //! others. Weights are read once for all rows, and each sequence attends to its own keys only.
 //!
-//! Source: LLaMA (arXiv 2302.13971), LLaMA-Adapter (2303.16199), ImageBind-LLM (2309.03905), and its `llama.py`.
+//! Source: LLaMA (arXiv 2302.13971), LLaMA-Adapter (2303.16199), V2 (2304.15010), ImageBind-LLM (2309.03905), and the
+//! programs published with them.
 
+mod adapter;
 mod attention;
 mod bind;
 mod checkpoint;
 mod config;
+mod picture;
 mod sample;
 mod saved;
 
 use candle_core::{DType, Tensor};
 
+use adapter::{Adapter, Addition, Projections, Queries};
 pub use attention::{KvCache, Rotary};
 pub use bind::Bind;
-pub use checkpoint::Checkpoint;
-pub use config::Config;
+pub use checkpoint::{Checkpoint, Files};
+pub use config::{ChannelOrder, Config, Family, PictureConfig};
+pub use picture::Picture;
 pub use sample::{Choice, SampleParams, Sampler, filtered, logprob, softmax};
 pub use saved::Saved;
 
@@ -57,8 +63,16 @@ pub struct Decoder {
     norm: Tensor,
     output: Linear,
     rotary: Rotary,
-    bind: Option<Bind>,
+    front: Front,
+    family: Family,
     placement: Placement,
+}
+
+/// What turns something into what the adapter is given.
+enum Front {
+    Nothing,
+    Bind(Bind),
+    Picture(Box<Picture>),
 }
 
 struct Block {
@@ -74,23 +88,11 @@ struct Block {
     adapter: Option<Adapter>,
 }
 
-/// What an adapter layer adds to attention.
-struct Adapter {
-    /// `[D]`
-    query: Tensor,
-    /// The bare projection of values.
-    wv: Linear,
-    /// tanh of the gate of each head, once for each of its components: `[D]`.
-    gate: Tensor,
-    /// The gates as they were trained, one a head.
-    gates: Vec<f32>,
-}
-
 /// One text while it grows.
 pub struct Sequence {
     caches: Vec<KvCache>,
-    /// For each layer, what the visual feature adds: `[1, D]`.
-    additions: Vec<Option<Tensor>>,
+    /// For each layer, what its adapter adds.
+    additions: Vec<Option<Addition>>,
     len: usize,
     capacity: usize,
 }
@@ -137,42 +139,30 @@ impl Decoder {
             )));
         }
         let (dim, layers) = (config.dim, config.n_layers);
-        let queries = match checkpoint.shape("prefix_query.weight").as_deref() {
-            None => Vec::new(),
-            Some(&[rows, _]) if rows <= layers => {
-                let values = checkpoint.values("prefix_query.weight", &[rows, dim])?;
-                values.chunks_exact(dim).map(<[f32]>::to_vec).collect()
-            }
-            Some(shape) => {
-                return Err(Error::Config(format!(
-                    "`prefix_query` of shape {shape:?} has more rows than the {layers} layers of the backbone"
-                )));
-            }
-        };
-        let plain = layers - queries.len();
-        let mut queries = queries.into_iter();
-        let blocks = (0..layers).map(|i| {
-            let query = if i >= plain { queries.next() } else { None };
-            Block::load(checkpoint, i, config, query, placement)
-        });
+        let family = config.family.unwrap_or_else(|| checkpoint.family());
+        let queries = Queries::load(checkpoint, config, family, placement)?;
+        let blocks = (0..layers).map(|i| Block::load(checkpoint, i, config, family, &queries, placement));
         let blocks = blocks.collect::<Result<_, Error>>()?;
-        let table = tensor(checkpoint, "llama.tok_embeddings.weight", &[vocab_size, dim], placement)?;
-        let output = match checkpoint.ready("llama.output", vocab_size, dim)? {
-            Some(ready) => Linear::ready(ready, None),
-            None => {
-                let values = checkpoint.values("llama.output.weight", &[vocab_size, dim])?;
-                Linear::of(placement, values, dim, None)?
+        let table = checkpoint.tensor("llama.tok_embeddings.weight", &[vocab_size, dim], placement)?;
+        let front = match family {
+            Family::V2Picture => {
+                Front::Picture(Picture::load(checkpoint, dim, &config.picture, placement)?.into())
             }
+            Family::ImageBindLlm => {
+                Bind::load(checkpoint, dim, placement)?.map_or(Front::Nothing, Front::Bind)
+            }
+            Family::V2Chat => Front::Nothing,
         };
         let decoder = Decoder {
             vocab_size,
             // Read a row at a time: half the memory costs nothing where weights are rounded anyway.
             embeddings: if placement.coarse() { table.to_dtype(DType::F16)? } else { table },
             blocks,
-            norm: tensor(checkpoint, "llama.norm.weight", &[dim], placement)?,
-            output,
+            norm: checkpoint.tensor("llama.norm.weight", &[dim], placement)?,
+            output: checkpoint.linear("llama.output.weight", None, [vocab_size, dim], placement)?,
             rotary: Rotary::new(config.head(), config.max_seq_len, config.rope_theta, placement)?,
-            bind: Bind::load(checkpoint, dim, placement)?,
+            front,
+            family,
             config: config.clone(),
             placement: placement.clone(),
         };
@@ -180,14 +170,38 @@ impl Decoder {
         Ok(decoder)
     }
 
+    /// Whether the files fit together, by the names and shapes of their tensors alone: nothing else is read.
+    ///
+    /// # Errors
+    /// As [`Decoder::load`].
+    pub fn check(checkpoint: Checkpoint, config: &Config, vocab_size: usize) -> Result<(), Error> {
+        Self::load(&checkpoint.shapes_only(), config, vocab_size, &Placement::cpu()).map(drop)
+    }
+
     /// The sizes.
     pub fn config(&self) -> &Config {
         &self.config
     }
 
+    /// Whose adapter it has.
+    pub fn family(&self) -> Family {
+        self.family
+    }
+
     /// Components of the embeddings it takes; `None` for a decoder without a bind network.
     pub fn embedding_width(&self) -> Option<usize> {
-        self.bind.as_ref().map(Bind::width)
+        match &self.front {
+            Front::Bind(bind) => Some(bind.width()),
+            Front::Nothing | Front::Picture(_) => None,
+        }
+    }
+
+    /// The networks that look at pictures; `None` for a decoder that takes embeddings, or nothing.
+    pub fn picture(&self) -> Option<&Picture> {
+        match &self.front {
+            Front::Picture(picture) => Some(picture),
+            Front::Nothing | Front::Bind(_) => None,
+        }
     }
 
     /// Pieces of the vocabulary.
@@ -201,7 +215,7 @@ impl Decoder {
     /// [`Error::Input`] for another width, or a decoder without a bind network.
     pub fn visual(&self, embeddings: &Tensor) -> Result<Tensor, Error> {
         let received = embeddings.dims().to_vec();
-        let Some(bind) = &self.bind else {
+        let Front::Bind(bind) = &self.front else {
             return Err(Error::Input { received, why: "this decoder has no bind network".into() });
         };
         if embeddings.rank() != 2 || embeddings.dim(1)? != bind.width() {
@@ -219,9 +233,26 @@ impl Decoder {
         self.visual(&Tensor::from_slice(embedding, (1, embedding.len()), &candle_core::Device::Cpu)?)
     }
 
+    /// The visual tokens of one picture `[3, S, S]`, channels in the model's order and normalised: `[P, D]`.
+    ///
+    /// # Errors
+    /// [`Error::Input`] for another size, or a decoder that looks at no pictures.
+    pub fn visual_of_picture(&self, pixels: &[f32]) -> Result<Tensor, Error> {
+        let received = vec![pixels.len()];
+        let Some(picture) = self.picture() else {
+            return Err(Error::Input { received, why: "this decoder looks at no pictures".into() });
+        };
+        let side = picture.side();
+        if pixels.len() != 3 * side * side {
+            return Err(Error::Input { received, why: format!("a picture has [3, {side}, {side}]") });
+        }
+        let pixels = Tensor::from_slice(pixels, (1, 3, side, side), &candle_core::Device::Cpu)?;
+        Ok(picture.forward(&self.placement.place(&pixels)?, &mut |_, _| {})?.squeeze(0)?)
+    }
+
     /// An empty sequence with room for `capacity` tokens.
     ///
-    /// * `visual`: `[1, D]`; `None` leaves the adapter out.
+    /// * `visual`: what was seen, `[1, D]` or `[P, D]`; `None` leaves out the adapter layers that need it.
     ///
     /// # Errors
     /// [`Error::Input`] for more than `max_seq_len` tokens.
@@ -233,9 +264,9 @@ impl Decoder {
             );
             return Err(Error::Input { received: vec![capacity], why });
         }
-        let additions = self.blocks.iter().map(|block| match (&block.adapter, visual) {
-            (Some(adapter), Some(visual)) => Ok(Some(adapter.addition(visual, &mut |_, _| {})?)),
-            _ => Ok(None),
+        let additions = self.blocks.iter().map(|block| match &block.adapter {
+            Some(adapter) => adapter.addition(&block.projections(), visual),
+            None => Ok(None),
         });
         let additions = additions.collect::<Result<_, Error>>()?;
         let caches = (0..self.blocks.len())
@@ -279,9 +310,8 @@ impl Decoder {
         let mut parts = vec![
             ("llama.tok_embeddings.weight".to_owned(), Part::Tensor(self.embeddings.clone())),
             ("llama.norm.weight".to_owned(), Part::Tensor(self.norm.clone())),
-            ("llama.output".to_owned(), Part::Matrix(&self.output)),
+            ("llama.output.weight".to_owned(), Part::Matrix(&self.output)),
         ];
-        let mut queries = Vec::new();
         for (i, block) in self.blocks.iter().enumerate() {
             let at = |part: &str| format!("llama.layers.{i}.{part}");
             for (name, norm) in [("attention_norm", &block.attention_norm), ("ffn_norm", &block.ffn_norm)] {
@@ -296,22 +326,30 @@ impl Decoder {
                 ("feed_forward.w2", &block.w2),
                 ("feed_forward.w3", &block.w3),
             ];
-            parts.extend(matrices.map(|(name, linear)| (at(name), Part::Matrix(linear))));
+            for (name, linear) in matrices {
+                parts.extend(Part::linear(
+                    at(&format!("{name}.weight")),
+                    at(&format!("{name}.bias")),
+                    linear,
+                ));
+            }
             if let Some(adapter) = &block.adapter {
-                let gates = Tensor::from_slice(
-                    &adapter.gates,
-                    (1, adapter.gates.len(), 1, 1),
-                    &candle_core::Device::Cpu,
-                )?;
-                parts.push((at("attention.gate"), Part::Tensor(gates)));
-                parts.push((at("attention.bare_wv"), Part::Matrix(&adapter.wv)));
-                queries.push(adapter.query.clone());
+                parts.extend(adapter.parts(i)?);
             }
         }
-        if !queries.is_empty() {
-            parts.push(("prefix_query.weight".into(), Part::Tensor(Tensor::stack(&queries, 0)?)));
+        let adapters = self.blocks.iter().filter_map(|block| block.adapter.as_ref());
+        if let Some(queries) = Queries::joined(adapters)? {
+            let name = match self.family {
+                Family::ImageBindLlm => "prefix_query.weight",
+                Family::V2Picture | Family::V2Chat => "adapter_query.weight",
+            };
+            parts.push((name.into(), Part::Tensor(queries)));
         }
-        parts.extend(self.bind.iter().flat_map(Bind::parts));
+        match &self.front {
+            Front::Nothing => {}
+            Front::Bind(bind) => parts.extend(bind.parts()),
+            Front::Picture(picture) => parts.extend(picture.parts()),
+        }
         Ok(parts)
     }
 
@@ -351,27 +389,32 @@ impl Decoder {
         Ok(x)
     }
 
-    /// What an adapter layer makes of a visual feature `[B, D]`: its input, its values, tanh of its gates; for parity tests.
+    /// Queries of a layer before they are turned, of rows `[.., D]`; for parity tests.
     ///
     /// # Errors
     /// [`Error::Tensor`].
-    pub fn observe_adapter(&self, layer: usize, visual: &Tensor, observe: Observe<'_>) -> Result<(), Error> {
-        if let Some(adapter) = self.blocks.get(layer).and_then(|block| block.adapter.as_ref()) {
-            adapter.addition(visual, observe)?;
+    pub fn queries(&self, layer: usize, x: &Tensor) -> Result<Tensor, Error> {
+        match self.blocks.get(layer) {
+            Some(block) => Ok(block.wq.forward(x)?),
+            None => Err(Error::Input { received: vec![layer], why: "there is no such layer".into() }),
         }
-        Ok(())
     }
-}
 
-impl Adapter {
-    /// `[B, D]` → what is added to the heads' outputs, `[B, D]`.
-    fn addition(&self, visual: &Tensor, observe: Observe<'_>) -> Result<Tensor, Error> {
-        let input = visual.broadcast_add(&self.query)?;
-        observe("adapter_input", &input);
-        let values = self.wv.forward(&input)?;
-        observe("adapter_value", &values);
-        observe("tanh_gate", &self.gate);
-        Ok(values.broadcast_mul(&self.gate)?)
+    /// What an adapter layer makes of what was seen, `[B, D]` or `[B, P, D]`: its rows, their keys and values, tanh of its
+    /// gates; for parity tests.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`].
+    pub fn observe_adapter(
+        &self,
+        layer: usize,
+        seen: Option<&Tensor>,
+        observe: Observe<'_>,
+    ) -> Result<(), Error> {
+        match self.blocks.get(layer).and_then(|block| Some((block, block.adapter.as_ref()?))) {
+            Some((block, adapter)) => adapter.observe(&block.projections(), seen, observe),
+            None => Ok(()),
+        }
     }
 }
 
@@ -380,69 +423,58 @@ impl Block {
         checkpoint: &Checkpoint,
         i: usize,
         config: &Config,
-        query: Option<Vec<f32>>,
+        family: Family,
+        queries: &Queries,
         placement: &Placement,
     ) -> Result<Self, Error> {
         let (dim, hidden) = (config.dim, config.hidden);
         let at = |part: &str| format!("llama.layers.{i}.{part}");
-        // A projection with its low-rank matrices added, and its bias if there is one.
+        // A projection with its low-rank matrices and its scale folded in, and its bias if there is one.
         let linear = |group: &str, name: &str, out: usize, width: usize| -> Result<Linear, Error> {
             let own = at(&format!("{group}.{name}"));
-            let bias = format!("{own}.bias");
-            let bias = match checkpoint.shape(&bias) {
-                Some(_) => Some(tensor(checkpoint, &bias, &[out], placement)?),
-                None => None,
-            };
-            if let Some(ready) = checkpoint.ready(&own, out, width)? {
-                return Ok(Linear::ready(ready, bias));
-            }
-            let mut weight = checkpoint.values(&format!("{own}.weight"), &[out, width])?;
+            let bias = [format!("{own}.bias"), format!("{own}_bias")]
+                .into_iter()
+                .find(|bias| checkpoint.shape(bias).is_some());
             let [down, up] = [1, 2].map(|n| at(&format!("{group}.lora_{name}_l{n}.weight")));
-            if let Some(shape) = checkpoint.shape(&down) {
-                let rank = shape.first().copied().unwrap_or(0);
-                let (a, b) =
-                    (checkpoint.values(&down, &[rank, width])?, checkpoint.values(&up, &[out, rank])?);
-                add_low_rank(&mut weight, &a, &b, rank, width);
+            let scale = format!("{own}_scale");
+            let (low, scaled) = (checkpoint.shape(&down), checkpoint.shape(&scale).is_some());
+            let weight = format!("{own}.weight");
+            if low.is_none() && !scaled {
+                return checkpoint.linear(&weight, bias.as_deref(), [out, width], placement);
             }
-            Linear::of(placement, weight, width, bias)
-        };
-        let gate = at("attention.gate");
-        let gates = match checkpoint.shape(&gate) {
-            // Plain layers have gates too, without effect; they are read so that they count as known.
-            Some(_) => Some(checkpoint.values(&gate, &[1, config.n_heads, 1, 1])?),
-            None => None,
-        };
-        let adapter = match (query, gates) {
-            (None, _) => None,
-            (Some(_), None) => {
-                return Err(Error::Config(format!("layer {i} has a `prefix_query` and no `attention.gate`")));
-            }
-            (Some(query), Some(gates)) => {
-                let gate: Vec<f32> =
-                    gates.iter().flat_map(|gate| std::iter::repeat_n(gate.tanh(), config.head())).collect();
-                let wv = match checkpoint.ready(&at("attention.bare_wv"), dim, dim)? {
-                    Some(ready) => Linear::ready(ready, None),
-                    None => {
-                        let bare = checkpoint.values(&at("attention.wv.weight"), &[dim, dim])?;
-                        Linear::of(placement, bare, dim, None)?
+            let names = [weight.as_str(), bias.as_deref().unwrap_or_default()];
+            checkpoint.layer(names, [out, width], placement, |weight| {
+                if let Some(shape) = low {
+                    let rank = shape.first().copied().unwrap_or(0);
+                    let (a, b) =
+                        (checkpoint.values(&down, &[rank, width])?, checkpoint.values(&up, &[out, rank])?);
+                    add_low_rank(weight, &a, &b, rank, width);
+                }
+                if scaled {
+                    let scale = checkpoint.values(&scale, &[width])?;
+                    for row in weight.chunks_exact_mut(width) {
+                        row.iter_mut().zip(&scale).for_each(|(w, s)| *w *= s);
                     }
-                };
-                let place = |values: Vec<f32>| place(values, &[dim], placement);
-                Some(Adapter { query: place(query)?, wv, gate: place(gate)?, gates })
-            }
+                }
+                Ok(())
+            })
         };
         Ok(Block {
-            attention_norm: tensor(checkpoint, &at("attention_norm.weight"), &[dim], placement)?,
+            attention_norm: checkpoint.tensor(&at("attention_norm.weight"), &[dim], placement)?,
             wq: linear("attention", "wq", dim, dim)?,
             wk: linear("attention", "wk", dim, dim)?,
             wv: linear("attention", "wv", dim, dim)?,
             wo: linear("attention", "wo", dim, dim)?,
-            ffn_norm: tensor(checkpoint, &at("ffn_norm.weight"), &[dim], placement)?,
+            ffn_norm: checkpoint.tensor(&at("ffn_norm.weight"), &[dim], placement)?,
             w1: linear("feed_forward", "w1", hidden, dim)?,
             w2: linear("feed_forward", "w2", dim, hidden)?,
             w3: linear("feed_forward", "w3", hidden, dim)?,
-            adapter,
+            adapter: Adapter::load(checkpoint, i, config, family, queries, placement)?,
         })
+    }
+
+    fn projections(&self) -> Projections<'_> {
+        Projections { wk: &self.wk, wv: &self.wv }
     }
 
     /// `[N, D]` → the same; `i` is this block's number.
@@ -470,7 +502,7 @@ impl Block {
             see("k_rope", &k);
             let out = sequence.caches[i].attend(&q, &k, &part(&v)?, position)?; // [T, D]
             mixed.push(match &sequence.additions[i] {
-                Some(addition) => out.broadcast_add(addition)?,
+                Some(addition) => addition.add_to(&out, &q)?,
                 None => out,
             });
             at += count;
@@ -500,19 +532,4 @@ fn add_low_rank(weight: &mut [f32], a: &[f32], b: &[f32], rank: usize, width: us
             row.iter_mut().zip(a).for_each(|(w, a)| *w += factor * a);
         }
     }
-}
-
-/// A tensor of a checkpoint, where the model is.
-fn tensor(
-    checkpoint: &Checkpoint,
-    name: &str,
-    shape: &[usize],
-    placement: &Placement,
-) -> Result<Tensor, Error> {
-    place(checkpoint.values(name, shape)?, shape, placement)
-}
-
-fn place(values: Vec<f32>, shape: &[usize], placement: &Placement) -> Result<Tensor, Error> {
-    let x = Tensor::from_vec(values, shape, &candle_core::Device::Cpu)?;
-    Ok(x.to_dtype(placement.dtype())?.to_device(&placement.device)?)
 }

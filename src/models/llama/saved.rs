@@ -2,8 +2,8 @@
 //!
 //! A safetensors file: for every matrix `NAME.codes` (u8, first, each at a multiple of 64 bytes) and `NAME.scales` (f16) as
 //! [`q8::Tiles`] lie in memory, everything else as f32 or f16 under its usual name, and the tokenizer. Its metadata has the sizes, the
-//! shapes of the matrices, and the digest of the files it was made from. Low-rank matrices are in their weights already; the
-//! bare projection that the adapter needs is `attention.bare_wv`.
+//! shapes of the matrices, and the digest of the files it was made from. Low-rank matrices and scales are in their weights
+//! already; the bare projections that the adapter needs are `attention.bare_wk` and `bare_wv`, where they differ.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -14,10 +14,11 @@ use candle_core::{DType, Tensor};
 use half::f16;
 use serde_json::json;
 
+use super::checkpoint::matrix_name;
 use super::{Config, Decoder};
 use crate::kernels::q8;
 use crate::models::Error;
-use crate::models::layers::Linear;
+use crate::models::layers::{LayerNorm, Linear};
 use crate::models::weights::Weights;
 use crate::types::Fingerprint;
 
@@ -100,24 +101,22 @@ impl Decoder {
             match part {
                 Part::Tensor(x) => tensor(name.clone(), x, &mut rest)?,
                 Part::Matrix(linear) => {
-                    if let Some(bias) = linear.bias() {
-                        tensor(format!("{name}.bias"), bias, &mut rest)?;
-                    }
+                    let own = matrix_name(name);
                     match (linear.tiles(), linear.matrix()?) {
                         (Some(tiles), _) => {
                             let sizes = q8::Tiles::sizes(tiles.out(), tiles.width());
                             let of = |i: usize| Bytes::Of(matrices.len(), i);
                             let item = |what: &str, dtype, len, i| Item {
-                                name: format!("{name}.{what}"),
+                                name: format!("{own}.{what}"),
                                 dtype,
                                 shape: vec![len],
                                 bytes: of(i),
                             };
                             codes.push(item("codes", "U8", sizes[0], 0));
                             rest.push(item("scales", "F16", sizes[1] / size_of::<f16>(), 1));
-                            matrices.push((name.clone(), tiles));
+                            matrices.push((own.to_owned(), tiles));
                         }
-                        (None, Some(weight)) => tensor(format!("{name}.weight"), &weight, &mut rest)?,
+                        (None, Some(weight)) => tensor(name.clone(), &weight, &mut rest)?,
                         (None, None) => {}
                     }
                 }
@@ -128,7 +127,8 @@ impl Decoder {
         codes.extend(rest);
         let shapes: BTreeMap<&str, [usize; 2]> =
             matrices.iter().map(|(name, tiles)| (name.as_str(), [tiles.out(), tiles.width()])).collect();
-        let config = Config { vocab_size: Some(self.vocab_size), ..self.config.clone() };
+        let config =
+            Config { vocab_size: Some(self.vocab_size), family: Some(self.family), ..self.config.clone() };
         let told = json!({
             KIND: FORM,
             "config": json!(config).to_string(),
@@ -164,9 +164,23 @@ impl Decoder {
 
 /// A part of a decoder.
 pub(super) enum Part<'a> {
-    /// With its bias.
+    /// Without its bias.
     Matrix(&'a Linear),
     Tensor(Tensor),
+}
+
+impl<'a> Part<'a> {
+    /// A linear layer by the names of its weight and its bias.
+    pub(super) fn linear(weight: String, bias: String, linear: &'a Linear) -> Vec<(String, Part<'a>)> {
+        let bias = linear.bias().map(|x| (bias, Part::Tensor(x.clone())));
+        std::iter::once((weight, Part::Matrix(linear))).chain(bias).collect()
+    }
+
+    /// A layer norm by its name.
+    pub(super) fn layer_norm(name: &str, norm: &LayerNorm) -> Vec<(String, Part<'a>)> {
+        let named = ["weight", "bias"].into_iter().zip(norm.parts());
+        named.map(|(part, x)| (format!("{name}.{part}"), Part::Tensor(x.clone()))).collect()
+    }
 }
 
 /// Length and text of a safetensors header, filled up so that data begins at the alignment.

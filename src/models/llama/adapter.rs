@@ -1,0 +1,254 @@
+//! What an adapter adds to the attention of a layer.
+//!
+//! | family | rows of the adapter in layer j | keys and values |
+//! |---|---|---|
+//! | ImageBind-LLM | 1: visual feature + `prefix_query[j]` | through the bare `wv` |
+//! | V2 multimodal | P: visual tokens + `adapter_query[j]` | through the bare `wk` and `wv` |
+//! | V2 multimodal, early fusion (ours, after the paper) | P: the visual tokens in the first K layers, `adapter_query[j]` in the last | likewise |
+//! | V2 chat | P: `adapter_query[j]`; the published 65B file has none | through the tuned `wk` and `wv` |
+//!
+//! "Bare" leaves out bias and low-rank matrices. With queries q of the words, turned and tuned as for their own attention:
+//!
+//! ```text
+//! added = new_gate · tanh(gate) · softmax(q·akᵀ/√d) · av        over the adapter's rows alone, head by head
+//! ```
+//! Of one row the softmax is 1, and what is added is the same at every position.
+//!
+//! Source: LLaMA-Adapter (arXiv 2303.16199), V2 (2304.15010) and the programs published with them.
+
+use candle_core::{DType, Tensor};
+
+use super::checkpoint::{Checkpoint, place};
+use super::config::{Config, Family};
+use super::saved::Part;
+use crate::models::layers::Linear;
+use crate::models::{Error, Placement};
+
+/// An adapter layer.
+pub(super) struct Adapter {
+    /// `[P, D]`; nothing in a layer that is given what was seen and no more.
+    query: Option<Tensor>,
+    /// Whether what was seen is part of its rows.
+    seen: bool,
+    /// Projections without bias and low-rank matrices, where those of the block have such.
+    bare: [Option<Linear>; 2],
+    /// tanh(gate) of a head, times the second gate, once for each of the head's components: `[D]`.
+    gate: Tensor,
+    /// The gates as they were trained: one a head, and the second one.
+    gates: Vec<f32>,
+    new_gate: Option<f32>,
+    heads: usize,
+}
+
+/// What an adapter layer adds, for one sequence.
+#[derive(Clone)]
+pub(super) enum Addition {
+    /// The same at every position: `[1, D]`.
+    Row(Tensor),
+    /// Keys and gated values to attend to, `[H, P, d]` each.
+    Rows { keys: Tensor, values: Tensor },
+}
+
+/// The projections of a block that an adapter layer may go through.
+pub(super) struct Projections<'a> {
+    pub(super) wk: &'a Linear,
+    pub(super) wv: &'a Linear,
+}
+
+/// The rows of each layer's adapter as the files hold them, `[P, D]`, and whether what was seen belongs to them.
+pub(super) struct Queries {
+    layers: Vec<(Option<Tensor>, bool)>,
+}
+
+impl Queries {
+    pub(super) fn load(
+        checkpoint: &Checkpoint,
+        config: &Config,
+        family: Family,
+        placement: &Placement,
+    ) -> Result<Self, Error> {
+        let (dim, layers) = (config.dim, config.n_layers);
+        let (name, seen) = match family {
+            Family::ImageBindLlm => ("prefix_query.weight", true),
+            Family::V2Picture => ("adapter_query.weight", true),
+            Family::V2Chat => ("adapter_query.weight", false),
+        };
+        let mut all: Vec<(Option<Tensor>, bool)> = (0..layers).map(|_| (None, false)).collect();
+        let Some(rows) = checkpoint.shape(name).and_then(|shape| shape.first().copied()) else {
+            return Ok(Queries { layers: all });
+        };
+        let each = match family {
+            Family::ImageBindLlm => 1,
+            Family::V2Picture => {
+                checkpoint.shape("visual_query.weight").and_then(|s| s.first().copied()).unwrap_or(0)
+            }
+            // Here only adapter layers have gates.
+            Family::V2Chat => {
+                let gated = |i: &usize| checkpoint.shape(&gate_name(*i)).is_some();
+                rows / (0..layers).filter(gated).count().max(1)
+            }
+        };
+        if each == 0 || rows % each != 0 || rows / each > layers {
+            let why =
+                format!("`{name}` has {rows} rows, which are no {each} for each of at most {layers} layers");
+            return Err(Error::Config(why));
+        }
+        let prompted = rows / each;
+        let table = checkpoint.tensor(name, &[rows, dim], placement)?;
+        let early = config.picture.early_fusion;
+        if early > layers - prompted && seen {
+            return Err(Error::Config(format!(
+                "early fusion in {early} layers, but only {} of the {layers} are without prompts",
+                layers - prompted
+            )));
+        }
+        let fused = early > 0 && family == Family::V2Picture;
+        for (j, slot) in all[layers - prompted..].iter_mut().enumerate() {
+            *slot = (Some(table.narrow(0, j * each, each)?.contiguous()?), seen && !fused);
+        }
+        if fused {
+            all[..early].iter_mut().for_each(|slot| *slot = (None, true));
+        }
+        Ok(Queries { layers: all })
+    }
+
+    /// All rows together, as they are kept in a file; nothing where there are none.
+    pub(super) fn joined<'a>(adapters: impl Iterator<Item = &'a Adapter>) -> Result<Option<Tensor>, Error> {
+        let rows: Vec<&Tensor> = adapters.filter_map(|adapter| adapter.query.as_ref()).collect();
+        Ok(if rows.is_empty() { None } else { Some(Tensor::cat(&rows, 0)?) })
+    }
+}
+
+fn gate_name(layer: usize) -> String {
+    format!("llama.layers.{layer}.attention.gate")
+}
+
+impl Adapter {
+    /// The adapter of layer `i`; nothing for a plain one.
+    pub(super) fn load(
+        checkpoint: &Checkpoint,
+        i: usize,
+        config: &Config,
+        family: Family,
+        queries: &Queries,
+        placement: &Placement,
+    ) -> Result<Option<Self>, Error> {
+        let at = |part: &str| format!("llama.layers.{i}.attention.{part}");
+        let (query, seen) = queries.layers[i].clone();
+        let heads = config.n_heads;
+        // Plain layers of some programs have gates too, without effect; they are read so that they count as known.
+        let gates = match checkpoint.shape(&gate_name(i)) {
+            Some(_) => Some(checkpoint.values(&gate_name(i), &[1, heads, 1, 1])?),
+            None => None,
+        };
+        let new_gate = match checkpoint.shape(&at("new_gate")) {
+            Some(_) => checkpoint.values(&at("new_gate"), &[1, 1, 1, 1])?.first().copied(),
+            None => None,
+        };
+        if query.is_none() && !seen {
+            return Ok(None);
+        }
+        let Some(gates) = gates else {
+            return Err(Error::Config(format!("layer {i} has an adapter and no `attention.gate`")));
+        };
+        let bare = |name: &str| -> Result<Option<Linear>, Error> {
+            let (own, dim) = (at(&format!("bare_{name}")), config.dim);
+            if let Some(ready) = checkpoint.ready(&own, dim, dim)? {
+                return Ok(Some(Linear::ready(ready, None)));
+            }
+            let has = |part: String| checkpoint.shape(&at(&part)).is_some();
+            let tuned = has(format!("lora_{name}_l1.weight")) || has(format!("{name}.bias"));
+            if family == Family::V2Chat || !tuned {
+                return Ok(None);
+            }
+            Ok(Some(checkpoint.linear(&at(&format!("{name}.weight")), None, [dim, dim], placement)?))
+        };
+        let second = new_gate.unwrap_or(1.0);
+        let gate: Vec<f32> =
+            gates.iter().flat_map(|gate| std::iter::repeat_n(second * gate.tanh(), config.head())).collect();
+        // One row needs no keys.
+        let keys = family != Family::ImageBindLlm;
+        let bare = [if keys { bare("wk")? } else { None }, bare("wv")?];
+        let gate = place(gate, &[config.dim], placement)?;
+        Ok(Some(Adapter { query, seen, bare, gate, gates, new_gate, heads }))
+    }
+
+    /// What it adds for what was seen, `[P, D]`; nothing when it needs that and there is none.
+    pub(super) fn addition(
+        &self,
+        through: &Projections<'_>,
+        seen: Option<&Tensor>,
+    ) -> Result<Option<Addition>, Error> {
+        let Some(rows) = self.rows(seen)? else { return Ok(None) };
+        let values = self.values(through, &rows)?.broadcast_mul(&self.gate)?; // [P, D]
+        let (count, dim) = values.dims2()?;
+        if count == 1 {
+            return Ok(Some(Addition::Row(values)));
+        }
+        let by_head =
+            |x: &Tensor| x.reshape((count, self.heads, dim / self.heads))?.transpose(0, 1)?.contiguous();
+        let keys = self.bare[0].as_ref().unwrap_or(through.wk).forward(&rows)?;
+        Ok(Some(Addition::Rows { keys: by_head(&keys)?, values: by_head(&values)? }))
+    }
+
+    /// Its rows, `[.., P, D]`.
+    fn rows(&self, seen: Option<&Tensor>) -> Result<Option<Tensor>, Error> {
+        Ok(match (&self.query, seen.filter(|_| self.seen)) {
+            (Some(query), Some(seen)) => Some(seen.broadcast_add(query)?),
+            (Some(query), None) if !self.seen => Some(query.clone()),
+            (None, Some(seen)) => Some(seen.clone()),
+            (_, None) => None,
+        })
+    }
+
+    fn values(&self, through: &Projections<'_>, rows: &Tensor) -> Result<Tensor, Error> {
+        Ok(self.bare[1].as_ref().unwrap_or(through.wv).forward(rows)?)
+    }
+
+    /// Shows its rows, their keys and values, and its gates, for many at once: `seen` is `[B, D]` or `[B, P, D]`.
+    pub(super) fn observe(
+        &self,
+        through: &Projections<'_>,
+        seen: Option<&Tensor>,
+        observe: super::Observe<'_>,
+    ) -> Result<(), Error> {
+        let Some(rows) = self.rows(seen)? else { return Ok(()) };
+        observe("adapter_input", &rows);
+        observe("adapter_key", &self.bare[0].as_ref().unwrap_or(through.wk).forward(&rows)?);
+        observe("adapter_value", &self.values(through, &rows)?);
+        observe("tanh_gate", &self.gate);
+        Ok(())
+    }
+
+    /// Its parts by the names they are read under, without its rows.
+    pub(super) fn parts(&self, layer: usize) -> Result<Vec<(String, Part<'_>)>, Error> {
+        let at = |part: &str| format!("llama.layers.{layer}.attention.{part}");
+        let small = |values: &[f32]| {
+            Tensor::from_slice(values, (1, values.len(), 1, 1), &candle_core::Device::Cpu).map(Part::Tensor)
+        };
+        let mut parts = vec![(gate_name(layer), small(&self.gates)?)];
+        if let Some(gate) = self.new_gate {
+            parts.push((at("new_gate"), small(&[gate])?));
+        }
+        let named = ["bare_wk.weight", "bare_wv.weight"].into_iter().zip(&self.bare);
+        parts.extend(named.filter_map(|(name, bare)| Some((at(name), Part::Matrix(bare.as_ref()?)))));
+        Ok(parts)
+    }
+}
+
+impl Addition {
+    /// Adds it to the heads' outputs `[T, D]`, for queries `[H, T, d]`.
+    pub(super) fn add_to(&self, out: &Tensor, q: &Tensor) -> Result<Tensor, Error> {
+        match self {
+            Addition::Row(row) => Ok(out.broadcast_add(row)?),
+            Addition::Rows { keys, values } => {
+                let (heads, count, head) = q.dims3()?;
+                let q = (q * (head as f64).powf(-0.5))?;
+                let scores = q.contiguous()?.matmul(&keys.t()?)?.to_dtype(DType::F32)?; // [H, T, P]
+                let weights = candle_nn::ops::softmax_last_dim(&scores)?.to_dtype(values.dtype())?;
+                let added = weights.matmul(values)?.transpose(0, 1)?.reshape((count, heads * head))?; // [T, D]
+                Ok((out + added)?)
+            }
+        }
+    }
+}
