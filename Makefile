@@ -10,7 +10,7 @@ demo: setup
 	$(CARGO) run --locked --quiet --example demo
 
 test: setup
-	@scripts/setup.sh ffmpeg
+	@scripts/setup.sh ffmpeg tesseract=tesseract-ocr
 	$(CARGO) test --locked --workspace
 	$(CARGO) test --locked -p index-builder --features failpoints --test crash
 	$(CARGO) test --locked -p viscache --features failpoints --test crash_living

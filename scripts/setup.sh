@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Installs what a bare Debian or Ubuntu lacks to build viscache: a C and C++ compiler, and libclang for bindgen.
-# Further programs can be named, by their packages. Does nothing, and needs no rights, where all of it is there.
-# Use:  scripts/setup.sh [PROGRAM…]
+# Further programs can be named, with their packages where these are called otherwise. Does nothing, and needs no rights,
+# where all of it is there.
+# Use:  scripts/setup.sh [PROGRAM[=PACKAGE]…]
 set -euo pipefail
 
 missing=()
@@ -9,7 +10,7 @@ command -v cc >/dev/null && command -v c++ >/dev/null && command -v ar >/dev/nul
 # bindgen loads libclang and reads the headers that Debian ships with it.
 compgen -G '/usr/lib/llvm-*/lib/libclang*.so*' >/dev/null || [ -n "${LIBCLANG_PATH:-}" ] || missing+=(libclang-dev)
 for program in "$@"; do
-    command -v "$program" >/dev/null || missing+=("$program")
+    command -v "${program%%=*}" >/dev/null || missing+=("${program#*=}")
 done
 [ ${#missing[@]} -eq 0 ] && exit 0
 

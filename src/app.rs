@@ -8,7 +8,7 @@ use anyhow::{Context, bail};
 use tracing::{error, info, warn};
 use viscache::batch::{Embedder, Generator};
 use viscache::cache::Cache;
-use viscache::flow::{App, ServedCache};
+use viscache::flow::{App, Experts, ServedCache};
 use viscache::models::encoder::{Encoder, EncoderOptions};
 use viscache::models::llm::{Llm, LlmOptions};
 use viscache::models::nano;
@@ -16,6 +16,9 @@ use viscache::store::{Access, CacheRecord, ModelSource, Store};
 use viscache::types::CacheName;
 
 use crate::config::Config;
+
+/// In place of a store: there is none, and models alone are served.
+const NO_STORE: &str = "none";
 
 /// What may be asked of an app.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,10 +37,8 @@ pub struct Wants {
 /// A store that cannot be read, a cache that was named and cannot be served, a model that was named and cannot be
 /// loaded. A cache that was not named and cannot be served is reported and listed with its problem.
 pub fn open(config: &Config, wants: Wants) -> anyhow::Result<App> {
-    // Opening for writing would make a store that is not there.
-    let write = config.writable && Store::exists(&config.store);
-    let store = Arc::new(Store::open(&config.store, if write { Access::Write } else { Access::Read })?);
-    let records = chosen(config, &store)?;
+    let store = store(config)?;
+    let records = store.as_ref().map_or(Ok(Vec::new()), |store| chosen(config, store))?;
     let encoder = match wants.encoder {
         true => model(config, &records)?,
         false => None,
@@ -47,9 +48,9 @@ pub fn open(config: &Config, wants: Wants) -> anyhow::Result<App> {
         false => None,
     };
     let mut caches: BTreeMap<CacheName, ServedCache> = BTreeMap::new();
-    for record in &records {
+    for (record, store) in records.iter().zip(store.iter().cycle()) {
         let expected = encoder.as_ref().map(Encoder::origin);
-        let opened = Cache::open_early(&store, &record.name, expected, config.load_options());
+        let opened = Cache::open_early(store, &record.name, expected, config.load_options());
         let opened = match opened {
             Ok(cache) => {
                 let (snapshot, loaded) = (cache.snapshot(), cache.snapshot().loaded());
@@ -81,11 +82,30 @@ pub fn open(config: &Config, wants: Wants) -> anyhow::Result<App> {
     let mut app = App::new(store, caches, config.default_cache.clone(), embedder, config.limits());
     let generator = llm.map(|llm| Generator::start(llm, config.answers())).transpose()?;
     app.generator = generator;
+    if wants.decoder {
+        app.experts = Experts::new(&config.experts, captioner(config)?);
+    }
     app.default_blend = config.blend_params();
     app.default_search = config.search_params();
     app.default_target = config.search.target_recall;
     app.compact = config.compact.clone();
     Ok(app)
+}
+
+/// The store; nothing where models alone are served.
+fn store(config: &Config) -> anyhow::Result<Option<Arc<Store>>> {
+    if config.store.as_os_str() == NO_STORE {
+        if !config.caches.is_empty() || config.default_cache.is_some() || config.writable {
+            bail!(
+                "the store is `{NO_STORE}`, and caches are named or it is to be writable; name the store they are in"
+            );
+        }
+        return Ok(None);
+    }
+    // Opening for writing would make a store that is not there.
+    let write = config.writable && Store::exists(&config.store);
+    let access = if write { Access::Write } else { Access::Read };
+    Ok(Some(Arc::new(Store::open(&config.store, access)?)))
 }
 
 /// The caches to serve.
@@ -167,6 +187,23 @@ fn decoder(config: &Config, encoder: Option<&Encoder>) -> anyhow::Result<Option<
     let llm = Llm::open(&llm_options(config, backbone)).context("the decoder cannot be loaded")?;
     info!(decoder = llm.name(), weights = llm.fingerprint().short(), "decoder loaded");
     Ok(Some(llm))
+}
+
+/// The captioner's own decoder, where it has one.
+fn captioner(config: &Config) -> anyhow::Result<Option<Generator>> {
+    let settings = &config.experts;
+    let Some(path) = &settings.captioner else { return Ok(None) };
+    let options = LlmOptions {
+        backbone: (path.as_os_str() != "nano").then(|| path.clone()),
+        adapter: settings.captioner_adapter.clone(),
+        clip: settings.captioner_clip.clone(),
+        tokenizer: settings.captioner_tokenizer.clone(),
+        device: config.device,
+        dtype: config.decoder_dtype,
+    };
+    let llm = Llm::open(&options).context("the captioner's decoder cannot be loaded")?;
+    info!(decoder = llm.name(), weights = llm.fingerprint().short(), "captioner loaded");
+    Ok(Some(Generator::start(llm, config.answers())?))
 }
 
 /// How a decoder is opened.

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use viscache::batch::{self, GenerateOptions};
 use viscache::blend::BlendParams;
 use viscache::cache::{CompactOptions, LoadOptions, RowsMode};
-use viscache::flow::{Limits, SamplingOptions, VideoLimits};
+use viscache::flow::{ExpertSettings, Limits, SamplingOptions, VideoLimits};
 use viscache::index::{SearchParams, TargetRecall};
 use viscache::media::{self, AudioLimits, MediaLimits, Orientation, PointLimits};
 use viscache::models::DeviceKind;
@@ -31,7 +31,7 @@ const NOT_SETTINGS: [&str; 3] = ["data", "golden", "python"];
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// Folder of the store.
+    /// Folder of the store; `none` serves models alone.
     pub store: PathBuf,
     /// Address that `serve` listens on. The default is reachable from this machine only.
     pub listen: String,
@@ -84,6 +84,8 @@ pub struct Config {
     /// How many searches a server measures the recall of, by an exact search beside: `rate` (share of them, 0 for none) and
     /// `max_per_second`.
     pub recall_sampling: SamplingOptions,
+    /// Who tells the decoder about a picture in words, how they are asked and how they are quoted.
+    pub experts: ExpertSettings,
     /// What a server tells of itself in numbers.
     pub metrics: MetricSettings,
     /// What is refused beyond.
@@ -195,6 +197,7 @@ impl Default for Config {
             search: Search::default(),
             compact: CompactOptions::default(),
             recall_sampling: SamplingOptions::default(),
+            experts: ExpertSettings::default(),
             metrics: MetricSettings::default(),
             limits: LimitSettings::default(),
         }
@@ -299,6 +302,9 @@ impl Config {
             if value == 0 || value > 1 << 40 {
                 bail!("limits.{name} is {value}; it must be at least 1");
             }
+        }
+        if let Some((name, problem)) = self.experts.problem() {
+            bail!("experts.{name}: {problem}");
         }
         let compact = &self.compact;
         if !(0.0..=1.0).contains(&compact.after_share) {

@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot ask has failed")]
 
+#[path = "common/answers.rs"]
+mod answers;
 mod common;
 #[path = "common/server.rs"]
 mod server;
@@ -10,6 +12,7 @@ mod store;
 
 use std::time::Duration;
 
+use answers::{Told, ask, blamed_on, instruction};
 use server::{Server, image, media_part, query, row_part, text};
 use store::scene;
 use tempfile::TempDir;
@@ -29,18 +32,6 @@ async fn serve(options: GenerateOptions) -> (Server, TempDir) {
     (Server::start(app).await, folder)
 }
 
-/// The field that a refusal names.
-fn blamed_on(status: &Status) -> String {
-    assert_eq!(status.code(), Code::InvalidArgument, "{status:?}");
-    let violations = status.get_details_bad_request().expect("a field is named").field_violations;
-    violations.into_iter().next().unwrap().field
-}
-
-fn instruction(text: &str) -> Option<proto::Prompt> {
-    let instruction = proto::Instruction { text: text.into(), input: String::new() };
-    Some(proto::Prompt { prompt: Some(proto::prompt::Prompt::Instruction(instruction)) })
-}
-
 /// A caption of a scene, greedily.
 fn caption(query: Option<proto::Query>, mode: CacheMode) -> GenerateRequest {
     GenerateRequest {
@@ -57,43 +48,6 @@ fn caption(query: Option<proto::Query>, mode: CacheMode) -> GenerateRequest {
 
 fn seen(i: usize) -> Option<proto::Query> {
     Some(query(vec![media_part(image(&scene(i)), None)]))
-}
-
-/// One answer, put together from its events, which must come in order.
-#[derive(Debug, Default)]
-struct Told {
-    begin: Option<proto::Begin>,
-    text: String,
-    tokens: Vec<proto::Token>,
-    summary: Option<proto::Summary>,
-}
-
-async fn ask(server: &Server, request: GenerateRequest) -> Result<[Told; 2], Status> {
-    let mut events = server.generate().generate(request).await?.into_inner();
-    let mut told = [Told::default(), Told::default()];
-    while let Some(event) = events.message().await? {
-        let one = &mut told[usize::from(event.cached)];
-        assert!(one.summary.is_none(), "nothing follows a summary");
-        match event.event.unwrap() {
-            generate_event::Event::Begin(begin) => {
-                assert!(one.begin.replace(begin).is_none() && one.tokens.is_empty())
-            }
-            generate_event::Event::Token(token) => {
-                assert!(one.begin.is_some());
-                one.text += &token.text;
-                one.tokens.push(token);
-            }
-            generate_event::Event::Summary(summary) => {
-                one.text += &summary.tail;
-                assert_eq!(
-                    (one.text.as_str(), one.tokens.len()),
-                    (summary.text.as_str(), summary.answer_tokens as usize)
-                );
-                one.summary = Some(summary);
-            }
-        }
-    }
-    Ok(told)
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -12,7 +12,7 @@ use std::path::Path;
 
 use common::{Limit, Tally, Tensors, json, max_abs, parts, read, say, short};
 use serde_json::Value;
-use viscache::batch::{Event, GenerateOptions, Generator, Task, Wait};
+use viscache::batch::{Event, GenerateOptions, Generator, Seen, Task, Wait};
 use viscache::blend::{BlendParams, blend, mix};
 use viscache::index::exact;
 use viscache::media::{MediaLimits, Orientation};
@@ -165,7 +165,7 @@ fn same_but_for_ties(tally: &mut Tally, name: &str, found: &[i64], ids: &[i64], 
 fn answers(generator: &Generator, asked: Vec<(String, Vec<f32>)>) -> Vec<String> {
     let task = |(instruction, embedding): (String, Vec<f32>)| Task {
         prompt: generator.llm().encode(&Prompt::Instruction { instruction, input: None }, 1).unwrap().0,
-        embedding: Some(Embedding::new(embedding).unwrap()),
+        seen: Some(Seen::Embedding(Embedding::new(embedding).unwrap())),
         max_tokens: 100,
         sampling: SampleParams { temperature: 0.0, ..SampleParams::default() },
         stop: Vec::new(),

@@ -13,6 +13,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use candle_core::Tensor;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use super::{Error, Wait};
@@ -42,8 +43,8 @@ impl Default for GenerateOptions {
 pub struct Task {
     /// Ids of the prompt, BOS first.
     pub prompt: Vec<u32>,
-    /// What the decoder is shown; `None` leaves the adapter out.
-    pub embedding: Option<Embedding>,
+    /// What the decoder is shown; `None` leaves out what the adapter needs it for.
+    pub seen: Option<Seen>,
     /// Tokens at most.
     pub max_tokens: usize,
     /// How tokens are chosen.
@@ -52,6 +53,25 @@ pub struct Task {
     pub stop: Vec<String>,
     /// How long, and whether, the caller waits.
     pub wait: Wait,
+}
+
+/// What a decoder is shown.
+#[derive(Debug, Clone)]
+pub enum Seen {
+    /// An embedding, for a decoder with a bind network.
+    Embedding(Embedding),
+    /// What it made of a picture ([`models::llama::Decoder::visual_of_picture`]), `[P, D]`.
+    Tokens(Tensor),
+}
+
+impl Seen {
+    /// What the adapter is given.
+    fn visual(&self, llm: &Llm) -> Result<Tensor, models::Error> {
+        match self {
+            Seen::Embedding(embedding) => llm.decoder().visual_of(embedding.as_slice()),
+            Seen::Tokens(tokens) => Ok(tokens.clone()),
+        }
+    }
 }
 
 /// What happens to a task.
@@ -190,17 +210,12 @@ impl Generator {
     ///
     /// # Errors
     /// [`Error::Model`].
-    pub fn score(
-        &self,
-        prompt: &[u32],
-        answer: &[u32],
-        embedding: Option<&Embedding>,
-    ) -> Result<Vec<f32>, Error> {
+    pub fn score(&self, prompt: &[u32], answer: &[u32], seen: Option<&Seen>) -> Result<Vec<f32>, Error> {
         let decoder = self.shared.llm.decoder();
         if answer.is_empty() {
             return Ok(Vec::new());
         }
-        let visual = embedding.map(|e| decoder.visual_of(e.as_slice())).transpose()?;
+        let visual = seen.map(|seen| seen.visual(&self.shared.llm)).transpose()?;
         let ids: Vec<u32> = prompt.iter().chain(&answer[..answer.len() - 1]).copied().collect();
         let mut sequence = decoder.begin(visual.as_ref(), ids.len())?;
         let logits = decoder.forward_all(&mut [(&mut sequence, &ids)], &mut |_, _| {})?;
@@ -273,7 +288,7 @@ fn begin(llm: &Llm, waiting: Waiting) -> Option<Running> {
     let begun = || -> Result<Sequence, Error> {
         task.wait.check()?;
         let decoder = llm.decoder();
-        let visual = task.embedding.as_ref().map(|e| decoder.visual_of(e.as_slice())).transpose()?;
+        let visual = task.seen.as_ref().map(|seen| seen.visual(llm)).transpose()?;
         let capacity = (task.prompt.len() + task.max_tokens).min(decoder.config().max_seq_len);
         Ok(decoder.begin(visual.as_ref(), capacity)?)
     };
@@ -418,7 +433,7 @@ mod tests {
         values[(seed as usize * 37 + instruction.len()) % 128] = 1.0;
         Task {
             prompt: generator.llm().encode(&prompt, 20).unwrap().0,
-            embedding: Some(Embedding::new(values).unwrap()),
+            seen: Some(Seen::Embedding(Embedding::new(values).unwrap())),
             max_tokens: 20,
             sampling: SampleParams { temperature: 0.8, top_p: 0.95, seed },
             stop: Vec::new(),
@@ -508,7 +523,7 @@ mod tests {
             tokens.push((id, logprob));
         }
         let ids: Vec<u32> = tokens.iter().map(|(id, _)| *id).collect();
-        let scores = generator.score(&one.prompt, &ids, one.embedding.as_ref()).unwrap();
+        let scores = generator.score(&one.prompt, &ids, one.seen.as_ref()).unwrap();
         assert!(!ids.is_empty() && scores.len() == ids.len());
         for (score, (_, logprob)) in scores.iter().zip(tokens) {
             assert!((score - logprob).abs() < 1e-3, "{score} {logprob}");

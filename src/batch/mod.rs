@@ -27,7 +27,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
-pub use generate::{Event, Finish, GenerateOptions, Generator, StopReason, Task};
+pub use generate::{Event, Finish, GenerateOptions, Generator, Seen, StopReason, Task};
 use queue::Queue;
 
 use crate::models;

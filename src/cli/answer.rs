@@ -16,6 +16,13 @@ use super::show::{self, print_line};
 use super::{SearchOptions, Target, target};
 use crate::config::Config;
 
+/// An expert by its word.
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum ExpertWord {
+    Ocr,
+    Caption,
+}
+
 /// What the decoder is shown and asked.
 #[derive(Args)]
 struct Conditioned {
@@ -35,6 +42,18 @@ struct Conditioned {
     /// Use the instruction as the whole prompt, without the template that the adapter was trained with.
     #[arg(long)]
     raw: bool,
+    /// Hold a conversation: the instruction is what was said last. Formats: `v1`, `conv_v1`, `bair_v1`.
+    #[arg(long, value_name = "FORMAT", conflicts_with_all = ["raw", "input"])]
+    chat: Option<String>,
+    /// What was said before, the first by who asks, the next by the assistant and so on; repeat for each.
+    #[arg(long, value_name = "TEXT", requires = "chat")]
+    said: Vec<String>,
+    /// What the assistant is told first, instead of the format's own words.
+    #[arg(long, value_name = "TEXT", requires = "chat")]
+    system: Option<String>,
+    /// Who is asked about the pictures first: `ocr` for what is written in them, `caption` for what they show; repeat for both.
+    #[arg(long = "expert", value_name = "EXPERT", value_enum)]
+    experts: Vec<ExpertWord>,
     /// Show the decoder the inputs as they are, without the cache.
     #[arg(long)]
     no_cache: bool,
@@ -115,6 +134,12 @@ impl ScoreArgs {
 
 impl Conditioned {
     fn message(&self, compare: bool) -> anyhow::Result<proto::Conditioning> {
+        if !self.said.len().is_multiple_of(2) {
+            bail!(
+                "--said was given {} times: each question has its answer, and the last is asked now",
+                self.said.len()
+            );
+        }
         let media = self.media.read()?;
         if !self.mix.is_empty() && self.mix.len() != media.len() {
             bail!("--mix has {} weights for {} inputs", self.mix.len(), media.len());
@@ -126,9 +151,14 @@ impl Conditioned {
         let parts: Vec<proto::Part> = parts.collect();
         let allow_negative_weights = self.mix.iter().any(|weight| *weight < 0.0);
         let query = (!parts.is_empty()).then_some(proto::Query { parts, allow_negative_weights });
-        let prompt = match self.raw {
-            true => proto::prompt::Prompt::Raw(self.instruction.clone()),
-            false => proto::prompt::Prompt::Instruction(proto::Instruction {
+        let prompt = match (&self.chat, self.raw) {
+            (Some(template), _) => proto::prompt::Prompt::Conversation(proto::Conversation {
+                template: template.clone(),
+                system: self.system.clone(),
+                turns: self.turns(),
+            }),
+            (None, true) => proto::prompt::Prompt::Raw(self.instruction.clone()),
+            (None, false) => proto::prompt::Prompt::Instruction(proto::Instruction {
                 text: self.instruction.clone(),
                 input: self.input.clone().unwrap_or_default(),
             }),
@@ -136,7 +166,12 @@ impl Conditioned {
         let mode = match (self.no_cache, compare) {
             (_, true) => CacheMode::Compare,
             (true, false) => CacheMode::Off,
-            (false, false) => CacheMode::On,
+            // On, where the decoder has use for it.
+            (false, false) => CacheMode::Unspecified,
+        };
+        let expert = |word: &ExpertWord| match word {
+            ExpertWord::Ocr => proto::Expert::Ocr.into(),
+            ExpertWord::Caption => proto::Expert::Caption.into(),
         };
         Ok(proto::Conditioning {
             prompt: Some(proto::Prompt { prompt: Some(prompt) }),
@@ -150,7 +185,17 @@ impl Conditioned {
             }),
             search: Some(search_params(&self.search)),
             filter: self.filter.as_ref().map(filter::message),
+            experts: self.experts.iter().map(expert).collect(),
         })
+    }
+
+    /// Everything that was said, in turn.
+    fn turns(&self) -> Vec<proto::Turn> {
+        let all = self.said.iter().chain(std::iter::once(&self.instruction));
+        let speakers = [proto::Speaker::Human, proto::Speaker::Assistant];
+        let turn =
+            |(i, text): (usize, &String)| proto::Turn { speaker: speakers[i % 2].into(), text: text.clone() };
+        all.enumerate().map(turn).collect()
     }
 }
 
@@ -186,7 +231,10 @@ pub(super) async fn ask(config: &Config, args: AskArgs) -> anyhow::Result<ExitCo
             Some(generate_event::Event::Summary(summary)) => {
                 writeln!(std::io::stdout(), "{}", summary.tail)?;
             }
-            Some(generate_event::Event::Begin(_)) | None => {}
+            Some(generate_event::Event::Begin(begin)) => {
+                begin.findings.iter().for_each(|finding| eprintln!("{}", finding.text));
+            }
+            None => {}
         }
     }
     if args.compare && !args.json {
@@ -210,12 +258,19 @@ pub(super) async fn score(config: &Config, args: ScoreArgs) -> anyhow::Result<Ex
     Ok(shown.exit_code())
 }
 
+fn finding_json(finding: &proto::Finding) -> serde_json::Value {
+    let expert = finding.expert().as_str_name().trim_start_matches("EXPERT_").to_lowercase();
+    json!({ "expert": expert, "text": finding.text, "took_us": finding.took_us })
+}
+
 fn event_json(cached: bool, event: &generate_event::Event) -> serde_json::Value {
     match event {
         generate_event::Event::Begin(begin) => json!({
             "event": "begin",
             "cached": cached,
             "prompt_tokens": begin.prompt_tokens,
+            "dropped_tokens": begin.dropped_tokens,
+            "findings": begin.findings.iter().map(finding_json).collect::<Vec<_>>(),
             "cosine": begin.cosine,
             "cache": begin.source.as_ref().map(|s| &s.cache),
             "generation": begin.source.as_ref().map(|s| s.generation),

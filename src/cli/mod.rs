@@ -53,7 +53,7 @@ struct Cli {
 /// Settings that flags override. Those not given come from environment, file or defaults.
 #[derive(Args, Serialize)]
 struct Settings {
-    /// Folder of the store.
+    /// Folder of the store; `none` for models alone.
     #[arg(long, global = true, value_name = "DIR")]
     #[serde(skip_serializing_if = "Option::is_none")]
     store: Option<PathBuf>,

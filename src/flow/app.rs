@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::{Error, Sampler, VideoLimits};
+use super::{Error, ExpertSettings, Experts, Sampler, VideoLimits};
 use crate::batch::{Embedder, Generator};
 use crate::blend::BlendParams;
 use crate::cache::{Cache, CompactOptions};
@@ -65,8 +65,8 @@ pub type ServedCache = Result<Arc<Cache>, String>;
 
 /// Everything the use-cases need.
 pub struct App {
-    /// The store, opened for reading, or for writing where items may be changed.
-    pub store: Arc<Store>,
+    /// The store, opened for reading, or for writing where items may be changed; nothing for models alone.
+    pub store: Option<Arc<Store>>,
     /// The caches by name.
     pub caches: BTreeMap<CacheName, ServedCache>,
     /// The cache meant when a request names none.
@@ -75,6 +75,8 @@ pub struct App {
     pub embedder: Option<Embedder>,
     /// The decoder, when one is loaded.
     pub generator: Option<Generator>,
+    /// Who can be asked about a picture before the decoder is.
+    pub experts: Experts,
     /// Values used where a request leaves one out.
     pub default_blend: BlendParams,
     /// Likewise.
@@ -93,7 +95,7 @@ pub struct App {
 impl App {
     /// Puts the parts together. Without a default, a single cache is it.
     pub fn new(
-        store: Arc<Store>,
+        store: impl Into<Option<Arc<Store>>>,
         caches: BTreeMap<CacheName, ServedCache>,
         default_cache: Option<CacheName>,
         embedder: Option<Embedder>,
@@ -101,11 +103,12 @@ impl App {
     ) -> Self {
         let only = caches.keys().next().filter(|_| caches.len() == 1).cloned();
         App {
-            store,
+            store: store.into(),
             default_cache: default_cache.or(only),
             caches,
             embedder,
             generator: None,
+            experts: Experts::new(&ExpertSettings::default(), None),
             default_blend: BlendParams::default(),
             default_search: SearchParams::default(),
             default_target: None,

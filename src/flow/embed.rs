@@ -113,7 +113,7 @@ pub fn embed(app: &App, inputs: &[&MediaInput], call: &Call) -> Result<Vec<Resul
 }
 
 /// A decoder that panics on a hostile file costs that file, not the request.
-fn contained(prepare: impl FnOnce() -> Result<Prepared, Error>) -> Result<Prepared, Error> {
+pub(super) fn contained<T>(prepare: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
     catch_unwind(AssertUnwindSafe(prepare)).unwrap_or_else(|_| Err(media::Error::Crashed.into()))
 }
 
@@ -167,7 +167,7 @@ mod tests {
 
     #[test]
     fn a_decoder_that_crashes_costs_its_item() {
-        let crashed = contained(|| panic!("a table of a decoder is too short"));
+        let crashed = contained::<Prepared>(|| panic!("a table of a decoder is too short"));
         assert!(matches!(crashed, Err(Error::Prepare(_))), "{crashed:?}");
     }
 }

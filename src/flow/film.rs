@@ -11,20 +11,19 @@
 //! Frames are counted by their packets, which is what the rate times the duration gives for all but damaged files; where the
 //! last ones cannot be decoded, the last that can stands in for them.
 
-use std::io::{Read, Write};
-use std::process::{Child, Command, Stdio};
+use std::io::Write;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
+use super::process::{self, Failure};
 use super::{Call, Error};
 use crate::media::{self, Orientation, Rgb, video};
 
 /// Containers that hold their own data.
 const FORMATS: &str =
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,ogg,gif,asf,h264,hevc,m4v,ivf";
-/// How often a running program is looked at.
-const LOOK: Duration = Duration::from_millis(5);
 /// Bytes of a PPM header, ample.
 const PPM_HEADER: u64 = 64;
 /// Most bytes that a probe says.
@@ -159,75 +158,15 @@ fn refuse(why: &str) -> Error {
     media::Error::Film(why.into()).into()
 }
 
-/// What a program writes, if it ends well in time.
-fn run(mut command: Command, most: u64, until: Instant, call: &Call) -> Result<Vec<u8>, Error> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    command.env_clear().env("PATH", path);
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let program = command.get_program().to_string_lossy().into_owned();
-    let started = command.spawn();
-    let child =
-        started.map_err(|e| Error::NoFfmpeg { why: format!("`{program}` cannot be started: {e}") })?;
-    let mut running = Running(child);
-    let (out, err) = (running.0.stdout.take(), running.0.stderr.take());
-    std::thread::scope(|scope| {
-        let out = scope.spawn(move || read_up_to(out, most));
-        let err = scope.spawn(move || read_up_to(err, MAX_PROBE));
-        let status = loop {
-            match running.0.try_wait() {
-                Ok(Some(status)) => break Ok(status),
-                Ok(None) => {}
-                Err(e) => {
-                    break Err(Error::NoFfmpeg { why: format!("`{program}` cannot be waited for: {e}") });
-                }
-            }
-            if let Err(gone) = call.check() {
-                break Err(gone);
-            }
-            if Instant::now() >= until {
-                break Err(refuse("decoding it takes longer than allowed"));
-            }
-            std::thread::sleep(LOOK);
-        };
-        running.end();
-        let (out, err) = (out.join().unwrap_or_default(), err.join().unwrap_or_default());
-        match status? {
-            status if status.success() && out.len() as u64 <= most => Ok(out),
-            status if status.success() => Err(refuse("it decodes to more bytes than its header says")),
-            _ => {
-                let said = String::from_utf8_lossy(&err);
-                let said = said.lines().find(|line| !line.trim().is_empty()).unwrap_or("no reason is given");
-                Err(refuse(&format!("{program}: {said}")))
-            }
-        }
+/// What one of ffmpeg's programs writes.
+fn run(command: Command, most: u64, until: Instant, call: &Call) -> Result<Vec<u8>, Error> {
+    process::run(command, most, until, call).map_err(|failure| match failure {
+        Failure::Start(why) => Error::NoFfmpeg { why },
+        Failure::Slow => refuse("decoding it takes longer than allowed"),
+        Failure::Much => refuse("it decodes to more bytes than its header says"),
+        Failure::Refused(why) => refuse(&why),
+        Failure::Gone(error) => error,
     })
-}
-
-/// Reads to the end, and at most one byte more than allowed.
-fn read_up_to(source: Option<impl Read>, most: u64) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    if let Some(source) = source {
-        // What was read before a broken pipe counts; the program's status says that it broke.
-        _ = source.take(most + 1).read_to_end(&mut bytes);
-    }
-    bytes
-}
-
-/// A program that does not outlive us.
-struct Running(Child);
-
-impl Running {
-    fn end(&mut self) {
-        // It may have ended by itself.
-        _ = self.0.kill();
-        _ = self.0.wait();
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        self.end();
-    }
 }
 
 /// Pictures one after another: `P6`, width, height, 255, and the bytes. Ends at the first that is not whole.

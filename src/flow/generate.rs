@@ -1,16 +1,19 @@
 //! A question in, answers out: with the cache, without it, or both.
 
+use std::sync::Arc;
+
 use tokio::sync::mpsc::UnboundedReceiver;
 
+use super::embed::contained;
 use super::enhance::{Request as EnhanceRequest, Variant, enhance};
 use super::search::{SnapshotRef, embed_parts, embeddings};
-use super::{Aim, App, Call, Enhanced, Error, Query};
-use crate::batch::{Event, Generator, Task, Wait};
+use super::{Aim, App, Call, Content, Enhanced, Error, ExpertKind, Finding, MediaInput, Part, Query};
+use crate::batch::{Event, Generator, Seen, Task, Wait};
 use crate::blend::{self, BlendParams};
 use crate::index::SearchParams;
 use crate::models::llama::SampleParams;
-use crate::models::llm::{Prompt, PromptError};
-use crate::types::{Embedding, Filter};
+use crate::models::llm::{Llm, Prompt, PromptError};
+use crate::types::{Filter, Modality};
 
 /// What the decoder is shown and asked.
 #[derive(Debug)]
@@ -19,7 +22,9 @@ pub struct Conditioning {
     pub prompt: Prompt,
     /// What it is about; without it no adapter and no cache take part.
     pub query: Option<Query>,
-    /// Whether the cache enhances the query: yes, no, or one answer each.
+    /// Whose findings in the query's pictures join the prompt.
+    pub experts: Vec<ExpertKind>,
+    /// Whether the cache enhances the query: yes, no, or one answer each. Only decoders that take embeddings ask it.
     pub cached: Vec<bool>,
     /// Name of the cache; empty means the default.
     pub cache: String,
@@ -54,14 +59,16 @@ pub struct Branch {
     pub prompt_tokens: usize,
     /// Tokens that were dropped from the beginning of a conversation.
     pub dropped: usize,
+    /// What experts found.
+    pub findings: Arc<[Finding]>,
     /// What happens to it.
     pub events: UnboundedReceiver<Event>,
 }
 
 /// What the decoder is shown in one branch.
 pub struct Shown {
-    /// The embedding; nothing for a question without a query.
-    pub embedding: Option<Embedding>,
+    /// What it is; nothing for a question without a query, and for a decoder that reads text alone.
+    pub seen: Option<Seen>,
     /// How the cache came to it, and which, where one did.
     pub enhanced: Option<(Enhanced, SnapshotRef)>,
 }
@@ -73,13 +80,14 @@ pub type Scored = Result<Vec<f32>, Error>;
 ///
 /// # Errors
 /// [`Error::NoDecoder`], [`Error::Prompt`], [`Error::Busy`]; as [`enhance`]; for a query of another width than the decoder's.
-pub fn generate(app: &App, request: Request, call: &Call) -> Result<Vec<Branch>, Error> {
+pub fn generate(app: &App, mut request: Request, call: &Call) -> Result<Vec<Branch>, Error> {
     let generator = decoder(app)?;
+    let findings: Arc<[Finding]> = consult(app, &mut request.conditioning, call)?.into();
     let (prompt, dropped) = generator.llm().encode(&request.conditioning.prompt, request.max_tokens)?;
     let shown = show(app, generator, request.conditioning, call)?;
     let task = |shown: &Shown| Task {
         prompt: prompt.clone(),
-        embedding: shown.embedding.clone(),
+        seen: shown.seen.clone(),
         max_tokens: request.max_tokens,
         sampling: request.sampling,
         stop: request.stop.clone(),
@@ -87,10 +95,11 @@ pub fn generate(app: &App, request: Request, call: &Call) -> Result<Vec<Branch>,
         wait: Wait { deadline: call.deadline, ..Wait::default() },
     };
     let events = generator.submit(shown.iter().map(task).collect())?;
-    let branches = shown.into_iter().zip(events);
-    Ok(branches
-        .map(|(shown, events)| Branch { shown, prompt_tokens: prompt.len(), dropped, events })
-        .collect())
+    let branch = |(shown, events)| {
+        let findings = findings.clone();
+        Branch { shown, prompt_tokens: prompt.len(), dropped, findings, events }
+    };
+    Ok(shown.into_iter().zip(events).map(branch).collect())
 }
 
 /// Judges answers: each with a result of its own.
@@ -101,12 +110,13 @@ pub fn generate(app: &App, request: Request, call: &Call) -> Result<Vec<Branch>,
 /// As [`generate`].
 pub fn score(
     app: &App,
-    conditioning: Conditioning,
+    mut conditioning: Conditioning,
     answers: &[String],
     include_end: bool,
     call: &Call,
 ) -> Result<(Vec<Scored>, Shown), Error> {
     let generator = decoder(app)?;
+    consult(app, &mut conditioning, call)?;
     let (llm, prompt) = (generator.llm(), conditioning.prompt.clone());
     let (bare, _) = llm.encode(&prompt, 1)?;
     let shown = show(app, generator, conditioning, call)?;
@@ -128,7 +138,7 @@ pub fn score(
         if after.is_empty() {
             return Err(PromptError::NoAnswer.into());
         }
-        Ok(generator.score(before, after, shown.embedding.as_ref())?)
+        Ok(generator.score(before, after, shown.seen.as_ref())?)
     };
     Ok((answers.iter().map(one).collect(), shown))
 }
@@ -137,29 +147,29 @@ fn decoder(app: &App) -> Result<&Generator, Error> {
     app.generator.as_ref().ok_or(Error::NoDecoder)
 }
 
+/// Lets experts add to the prompt what they find in the query's pictures.
+fn consult(app: &App, asked: &mut Conditioning, call: &Call) -> Result<Vec<Finding>, Error> {
+    app.experts.consult(app, &asked.experts, asked.query.as_ref(), &mut asked.prompt, call)
+}
+
 /// What the decoder is shown, one for each branch.
 fn show(app: &App, generator: &Generator, asked: Conditioning, call: &Call) -> Result<Vec<Shown>, Error> {
+    let llm = generator.llm();
     let Some(query) = asked.query else {
-        return Ok(vec![Shown { embedding: None, enhanced: None }]);
+        let seen = match llm.decoder().picture() {
+            // As in training, where texts come with a picture of nothing.
+            Some(_) => Some(Seen::Tokens(llm.visual_of_nothing()?)),
+            None => None,
+        };
+        return Ok(vec![Shown { seen, enhanced: None }]);
     };
-    let takes = generator.llm().decoder().embedding_width().ok_or_else(|| Error::Argument {
-        field: "conditioning.query".into(),
-        description: "the loaded decoder has no adapter: it answers from prompts alone".into(),
-    })?;
-    let (mut queries, _) = embed_parts(app, vec![Ok(query)], call, |_, encoded| Ok(encoded.embedding))?;
-    let mixed = match queries.pop().ok_or(Error::Cancelled)?? {
-        Query::Ready(embedding) => embedding,
-        Query::Parts(parts) => blend::mix(&embeddings(&parts))?,
+    let seen = see(app, llm, query, call)?;
+    let Seen::Embedding(mixed) = seen else {
+        return Ok(vec![Shown { seen: Some(seen), enhanced: None }]);
     };
-    if mixed.dim() != takes {
-        return Err(Error::Argument {
-            field: "conditioning.query".into(),
-            description: format!("has {} components, the decoder takes {takes}", mixed.dim()),
-        });
-    }
     let branch = |&cached: &bool| {
         if !cached {
-            return Ok(Shown { embedding: Some(mixed.clone()), enhanced: None });
+            return Ok(Shown { seen: Some(Seen::Embedding(mixed.clone())), enhanced: None });
         }
         let request = EnhanceRequest {
             cache: asked.cache.clone(),
@@ -173,7 +183,57 @@ fn show(app: &App, generator: &Generator, asked: Conditioning, call: &Call) -> R
         };
         let mut found = enhance(app, request, call)?;
         let enhanced = found.results.pop().ok_or(Error::Cancelled)??;
-        Ok(Shown { embedding: Some(enhanced.embedding.clone()), enhanced: Some((enhanced, found.snapshot)) })
+        let seen = Some(Seen::Embedding(enhanced.embedding.clone()));
+        Ok(Shown { seen, enhanced: Some((enhanced, found.snapshot)) })
     };
     asked.cached.iter().map(branch).collect()
+}
+
+/// What a decoder sees in a query, before any cache.
+///
+/// # Errors
+/// [`Error::Argument`] for a query that this decoder cannot look at.
+pub(super) fn see(app: &App, llm: &Llm, query: Query, call: &Call) -> Result<Seen, Error> {
+    let refuse = |description: String| Error::Argument { field: "conditioning.query".into(), description };
+    let decoder = llm.decoder();
+    if decoder.picture().is_some() {
+        return look(app, llm, query);
+    }
+    let takes = decoder.embedding_width().ok_or_else(|| {
+        refuse("the loaded decoder has nothing to look with: it answers from prompts alone".into())
+    })?;
+    let (mut queries, _) = embed_parts(app, vec![Ok(query)], call, |_, encoded| Ok(encoded.embedding))?;
+    let mixed = match queries.pop().ok_or(Error::Cancelled)?? {
+        Query::Ready(embedding) => embedding,
+        Query::Parts(parts) => blend::mix(&embeddings(&parts))?,
+    };
+    if mixed.dim() != takes {
+        return Err(refuse(format!("has {} components, the decoder takes {takes}", mixed.dim())));
+    }
+    Ok(Seen::Embedding(mixed))
+}
+
+/// What a decoder with eyes of its own sees in a picture.
+fn look(app: &App, llm: &Llm, query: Query) -> Result<Seen, Error> {
+    let refuse = |received: &str| Error::Argument {
+        field: "conditioning.query".into(),
+        description: format!("the loaded decoder looks at one picture itself; {received} were sent"),
+    };
+    let Query::Parts(parts) = query else { return Err(refuse("embeddings")) };
+    let [Part { content: Content::Media(media), .. }] = &parts[..] else {
+        return Err(refuse("several inputs, or embeddings,"));
+    };
+    let pixels = match media {
+        MediaInput::Image(bytes) => contained(|| Ok(llm.prepare_picture(bytes, app.limits.media.image)?))
+            .map_err(|e| Error::Part { part: 0, source: Box::new(e) })?,
+        MediaInput::Ready(Modality::Image, _, values) => values.clone(),
+        other => return Err(refuse(&format!("inputs of the kind {}", other.modality().word()))),
+    };
+    let tokens = llm.decoder().visual_of_picture(&pixels).map_err(|error| match error {
+        crate::models::Error::Input { why, .. } => {
+            Error::Argument { field: "conditioning.query".into(), description: why }
+        }
+        other => other.into(),
+    })?;
+    Ok(Seen::Tokens(tokens))
 }

@@ -5,7 +5,7 @@
 //! search  = embed the parts ─► mix ─► search
 //! embed   = prepare ─► encode
 //! upsert  = embed the media ─► write
-//! generate = enhance (or only mix) ─► decode, token by token
+//! generate = ask experts ─► enhance (or only mix, or look at the picture) ─► decode, token by token
 //! ```
 //!
 //! Everything here blocks and is called from a thread that may; the edge above is async. Every item of a batch has a
@@ -15,8 +15,10 @@ mod app;
 mod change;
 mod embed;
 mod enhance;
+mod expert;
 mod film;
 mod generate;
+mod process;
 mod sample;
 mod search;
 
@@ -32,6 +34,7 @@ pub use app::{App, Limits, ServedCache};
 pub use change::{Changed, Upsert, compact, delete, upsert};
 pub use embed::{MediaInput, embed};
 pub use enhance::{Enhanced, Request as EnhanceRequest, Variant, enhance};
+pub use expert::{Captioner, Expert, ExpertKind, ExpertSettings, Experts, Finding, Ocr};
 pub use film::VideoLimits;
 pub use generate::{Branch, Conditioning, Request as GenerateRequest, Scored, Shown, generate, score};
 pub use sample::{LiveRecall, Sampler, SamplingOptions};
@@ -105,6 +108,14 @@ pub enum Error {
         "video files are decoded by the programs ffmpeg and ffprobe: {why}; install them, or send frames"
     )]
     NoFfmpeg {
+        /// What went wrong.
+        why: String,
+    },
+    /// An expert who cannot be asked.
+    #[error("the expert `{}` cannot be asked: {why}", expert.word())]
+    Expert {
+        /// Who.
+        expert: ExpertKind,
         /// What went wrong.
         why: String,
     },

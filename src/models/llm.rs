@@ -1,10 +1,14 @@
 //! A decoder with its tokenizer: prompts in, token by token text out. The counterpart of [`super::encoder`].
 
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
-use super::llama::{Checkpoint, Config, Decoder, Family, Files, SampleParams, Saved};
+use candle_core::Tensor;
+
+use super::llama::{ChannelOrder, Checkpoint, Config, Decoder, Family, Files, Picture, SampleParams, Saved};
 use super::weights::Weights;
 use super::{DeviceKind, Error, Placement, nano};
+use crate::media::{self, ImageOptions, Orientation};
 use crate::text::{self, Conversation, SentencePiece, Template};
 use crate::types::{EncoderDtype, Fingerprint};
 
@@ -32,6 +36,8 @@ pub struct Llm {
     tokenizer_file: Vec<u8>,
     name: String,
     fingerprint: Fingerprint,
+    /// What it sees in a picture of nothing.
+    nothing: OnceLock<Tensor>,
 }
 
 /// What is asked.
@@ -104,7 +110,8 @@ impl Llm {
                 let tokenizer = read_tokenizer(&saved.tokenizer)?;
                 let decoder = Decoder::load(&checkpoint, &saved.config, tokenizer.len(), &placement)?;
                 let fingerprint = saved.fingerprint;
-                return Ok(Llm { decoder, tokenizer, tokenizer_file: saved.tokenizer, name, fingerprint });
+                let (tokenizer_file, nothing) = (saved.tokenizer, OnceLock::new());
+                return Ok(Llm { decoder, tokenizer, tokenizer_file, name, fingerprint, nothing });
             }
             Some(backbone) => {
                 let files =
@@ -120,7 +127,7 @@ impl Llm {
         let mut digest = blake3::Hasher::new();
         checkpoint.fingerprints()?.iter().for_each(|part| _ = digest.update(part.as_bytes()));
         let fingerprint = Fingerprint::from_digest(*digest.finalize().as_bytes());
-        Ok(Llm { decoder, tokenizer, tokenizer_file, name, fingerprint })
+        Ok(Llm { decoder, tokenizer, tokenizer_file, name, fingerprint, nothing: OnceLock::new() })
     }
 
     /// Whether a decoder's files fit together, by the names and shapes of their tensors alone. Gives its family and sizes.
@@ -162,6 +169,35 @@ impl Llm {
     /// Digest of backbone and adapter.
     pub fn fingerprint(&self) -> Fingerprint {
         self.fingerprint
+    }
+
+    /// A picture file as the decoder looks at it, `[3, S, S]`.
+    ///
+    /// # Errors
+    /// [`media::Error`]; [`media::Error::NotAnImage`] for a decoder that looks at none.
+    pub fn prepare_picture(&self, file: &[u8], limits: media::Limits) -> Result<Vec<f32>, media::Error> {
+        let Some(picture) = self.decoder.picture() else {
+            return Err(media::Error::NotAnImage("this decoder looks at no pictures".into()));
+        };
+        // OpenCV, which the published programs read with, turns a picture as its EXIF mark says.
+        let options = ImageOptions { side: picture.side(), orientation: Orientation::Apply, limits };
+        match picture.channel_order() {
+            ChannelOrder::Rgb => media::image::prepare(file, &options),
+            ChannelOrder::Bgr => media::image::prepare_bgr(file, &options),
+        }
+    }
+
+    /// What a decoder that looks at pictures sees where there is none: the zeros that it was trained with. Computed once.
+    ///
+    /// # Errors
+    /// As [`Decoder::visual_of_picture`].
+    pub fn visual_of_nothing(&self) -> Result<Tensor, Error> {
+        if let Some(seen) = self.nothing.get() {
+            return Ok(seen.clone());
+        }
+        let side = self.decoder.picture().map_or(0, Picture::side);
+        let seen = self.decoder.visual_of_picture(&vec![0.0; 3 * side * side])?;
+        Ok(self.nothing.get_or_init(|| seen).clone())
     }
 
     /// How tokens are chosen where nobody says; the published programs' own figures.

@@ -189,10 +189,11 @@ async fn upsert(
 
 fn list(app: &App) -> Result<Vec<proto::CacheSummary>, flow::Error> {
     let fail = |e: crate::store::Error| flow::Error::Cache(e.into());
-    app.store.refresh().map_err(fail)?;
-    let records = app.store.caches().map_err(fail)?;
+    let Some(store) = &app.store else { return Ok(Vec::new()) };
+    store.refresh().map_err(fail)?;
+    let records = store.caches().map_err(fail)?;
     let summary = |record: crate::store::CacheRecord| {
-        let generations = app.store.generations(record.id).map_err(fail)?;
+        let generations = store.generations(record.id).map_err(fail)?;
         let served = app.caches.get(&record.name);
         let open = served.and_then(|served| served.as_ref().ok());
         Ok(proto::CacheSummary {

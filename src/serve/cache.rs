@@ -316,6 +316,7 @@ fn describe(app: &App, cache: &Cache) -> proto::DescribeResponse {
         live_recall: live.into_iter().map(convert::live_recall).collect(),
         recall_sampling_rate: app.sampler.rate(),
         recall_samples_dropped: app.sampler.dropped(),
+        decoder: app.generator.as_ref().map(|generator| super::generate::decoder(generator.llm())),
     }
 }
 

@@ -13,12 +13,15 @@ use tonic::{Request, Response, Status};
 
 use super::convert;
 use super::door::{Door, Load, Pass};
-use super::proto::{self, CacheMode, generate_event, generate_service_server::GenerateService};
+use super::proto::{
+    self, CacheMode, DecoderFamily, generate_event, generate_service_server::GenerateService,
+};
 use super::status;
 use crate::batch::{self, StopReason};
-use crate::flow::{self, App, Branch, Conditioning, Shown};
-use crate::models::llama::SampleParams;
+use crate::flow::{self, App, Branch, Conditioning, ExpertKind, Shown};
+use crate::models::llama::{Family, SampleParams};
 use crate::models::llm::{Llm, Prompt};
+use crate::text::{ChatTemplate, Conversation, Speaker, Turn};
 
 /// Tokens of an answer when the request does not say; the published program's figure.
 const MAX_TOKENS: u32 = 256;
@@ -27,6 +30,8 @@ const MAX_STOPS: usize = 8;
 const MAX_STOP_BYTES: usize = 256;
 /// Answers of a request to be judged.
 const MAX_ANSWERS: usize = 256;
+/// Turns of a conversation.
+const MAX_TURNS: usize = 1024;
 /// Events on their way to a caller before the next one waits.
 const IN_FLIGHT: usize = 16;
 
@@ -191,6 +196,8 @@ fn begin(llm: &Llm, branch: &Branch, neighbors: bool) -> Result<proto::Begin, fl
     };
     Ok(proto::Begin {
         prompt_tokens: branch.prompt_tokens as u32,
+        dropped_tokens: branch.dropped as u32,
+        findings: branch.findings.iter().map(finding).collect(),
         source: source(&branch.shown),
         neighbors,
         cosine: enhanced.map_or(1.0, |(found, _)| found.cosine),
@@ -202,16 +209,35 @@ fn source(shown: &Shown) -> Option<proto::Source> {
     shown.enhanced.as_ref().map(|(_, snapshot)| convert::source(&snapshot.0))
 }
 
-fn decoder(llm: &Llm) -> proto::Decoder {
+fn finding(found: &flow::Finding) -> proto::Finding {
+    let expert = match found.expert {
+        ExpertKind::Ocr => proto::Expert::Ocr,
+        ExpertKind::Caption => proto::Expert::Caption,
+    };
+    proto::Finding {
+        expert: expert.into(),
+        text: found.text.clone(),
+        took_us: super::cache::micros(found.took),
+    }
+}
+
+/// A loaded decoder as a message.
+pub(super) fn decoder(llm: &Llm) -> proto::Decoder {
+    let family = match llm.decoder().family() {
+        Family::ImageBindLlm => DecoderFamily::ImagebindLlm,
+        Family::V2Picture => DecoderFamily::V2Multimodal,
+        Family::V2Chat => DecoderFamily::V2Chat,
+    };
     proto::Decoder {
         name: llm.name().into(),
         weights_fingerprint: llm.fingerprint().to_string(),
         max_positions: llm.decoder().config().max_seq_len as u32,
+        family: family.into(),
     }
 }
 
 fn question(app: &App, request: proto::GenerateRequest) -> Result<flow::GenerateRequest, flow::Error> {
-    let (sampling, default) = (request.sampling.unwrap_or_default(), SampleParams::default());
+    let (sampling, default) = (request.sampling.unwrap_or_default(), llm(app)?.sampling());
     let sampling = SampleParams {
         temperature: sampling.temperature.unwrap_or(default.temperature),
         top_p: sampling.top_p.unwrap_or(default.top_p),
@@ -233,11 +259,16 @@ fn question(app: &App, request: proto::GenerateRequest) -> Result<flow::Generate
         let why = format!("a stop text has 1 to {MAX_STOP_BYTES} bytes, this one {}", request.stop[i].len());
         return Err(convert::argument(format!("stop[{i}]"), why));
     }
+    let conditioning = conditioning(app, request.conditioning.unwrap_or_default())?;
+    let own = match &conditioning.prompt {
+        Prompt::Conversation(conversation) => Some(conversation.template.stop().to_owned()),
+        Prompt::Instruction { .. } | Prompt::Raw(_) => None,
+    };
     Ok(flow::GenerateRequest {
-        conditioning: conditioning(app, request.conditioning.unwrap_or_default())?,
+        conditioning,
         sampling,
         max_tokens: request.max_tokens.unwrap_or(MAX_TOKENS) as usize,
-        stop: request.stop,
+        stop: request.stop.into_iter().chain(own).collect(),
     })
 }
 
@@ -248,6 +279,7 @@ fn conditioning(app: &App, asked: proto::Conditioning) -> Result<Conditioning, f
             input: Some(instruction.input).filter(|input| !input.is_empty()),
         },
         Some(proto::prompt::Prompt::Raw(text)) => Prompt::Raw(text),
+        Some(proto::prompt::Prompt::Conversation(said)) => Prompt::Conversation(conversation(said)?),
         None => {
             return Err(convert::argument(
                 "conditioning.prompt",
@@ -258,19 +290,35 @@ fn conditioning(app: &App, asked: proto::Conditioning) -> Result<Conditioning, f
     let mode = CacheMode::try_from(asked.cache_mode).map_err(|_| {
         convert::argument("conditioning.cache_mode", format!("{} is not a known mode", asked.cache_mode))
     })?;
+    let enhances = llm(app)?.decoder().embedding_width().is_some();
     let cached = match mode {
-        CacheMode::Unspecified | CacheMode::On => vec![true],
         CacheMode::Off => vec![false],
+        CacheMode::Unspecified if !enhances => vec![false],
+        CacheMode::On | CacheMode::Compare if !enhances => {
+            let why = "the loaded decoder takes no embedding, so there is none for the cache to enhance";
+            return Err(convert::argument("conditioning.cache_mode", why));
+        }
+        CacheMode::Unspecified | CacheMode::On => vec![true],
         CacheMode::Compare => vec![false, true],
     };
     if asked.query.is_none() && mode == CacheMode::Compare {
         let why = "there is no query for the cache to enhance, so there is nothing to compare";
         return Err(convert::argument("conditioning.cache_mode", why));
     }
+    let expert = |(i, expert): (usize, &i32)| match proto::Expert::try_from(*expert) {
+        Ok(proto::Expert::Ocr) => Ok(ExpertKind::Ocr),
+        Ok(proto::Expert::Caption) => Ok(ExpertKind::Caption),
+        Ok(proto::Expert::Unspecified) | Err(_) => {
+            let why = format!("{expert} is no known expert");
+            Err(convert::argument(format!("conditioning.experts[{i}]"), why))
+        }
+    };
+    let experts = asked.experts.iter().enumerate().map(expert).collect::<Result<_, _>>()?;
     let query = asked.query.map(|query| convert::query(app, query, "conditioning.query")).transpose()?;
     Ok(Conditioning {
         prompt,
         query,
+        experts,
         cached,
         cache: asked.cache,
         blend: convert::blend_params(app, asked.blend)?,
@@ -278,4 +326,32 @@ fn conditioning(app: &App, asked: proto::Conditioning) -> Result<Conditioning, f
         aim: convert::aim(app, asked.search.as_ref())?,
         filter: convert::filter(asked.filter)?,
     })
+}
+
+fn conversation(said: proto::Conversation) -> Result<Conversation, flow::Error> {
+    const FIELD: &str = "conditioning.prompt.conversation";
+    let template = match said.template.as_str() {
+        "" => ChatTemplate::default(),
+        word => ChatTemplate::named(word).ok_or_else(|| {
+            let known = ChatTemplate::ALL.map(ChatTemplate::word).join(", ");
+            convert::argument(format!("{FIELD}.template"), format!("`{word}` is not one of {known}"))
+        })?,
+    };
+    if said.turns.len() > MAX_TURNS {
+        let why = format!("{} turns; at most {MAX_TURNS} are taken", said.turns.len());
+        return Err(convert::argument(format!("{FIELD}.turns"), why));
+    }
+    let turn = |(i, turn): (usize, proto::Turn)| {
+        let by = match turn.speaker() {
+            proto::Speaker::Human => Speaker::Human,
+            proto::Speaker::Assistant => Speaker::Assistant,
+            proto::Speaker::Unspecified => {
+                let why = format!("{} is no known speaker", turn.speaker);
+                return Err(convert::argument(format!("{FIELD}.turns[{i}].speaker"), why));
+            }
+        };
+        Ok(Turn { by, text: turn.text })
+    };
+    let turns = said.turns.into_iter().enumerate().map(turn).collect::<Result<_, _>>()?;
+    Ok(Conversation { template, system: said.system, turns })
 }

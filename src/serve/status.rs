@@ -14,6 +14,7 @@
 //! | `DECODER_NOT_LOADED` | FAILED_PRECONDITION | ask a server with a decoder |
 //! | `BAD_PROMPT` | INVALID_ARGUMENT | shorten the prompt, or send one |
 //! | `FFMPEG_MISSING` | FAILED_PRECONDITION | install ffmpeg beside the server, or send frames |
+//! | `EXPERT_UNAVAILABLE` | FAILED_PRECONDITION | install the expert's program beside the server, mend the setting, or ask without it |
 //! | `TOO_MANY_REQUESTS`, `MODEL_BUSY`, `MEMORY_BUDGET` | RESOURCE_EXHAUSTED | try again after the stated delay; raise the budget |
 //! | `STORE_LOCKED`, `COMPACTING` | UNAVAILABLE | try again after the stated delay |
 //! | `OVERTAKEN` | ABORTED | another generation was published meanwhile; ask again if it is still wanted |
@@ -128,6 +129,7 @@ fn classify(error: &flow::Error) -> (Code, &'static str) {
         flow::Error::Part { source, .. } => classify(source),
         flow::Error::Prepare(_) => (Code::InvalidArgument, "BAD_MEDIA"),
         flow::Error::Busy(_) => (Code::ResourceExhausted, "MODEL_BUSY"),
+        flow::Error::Expert { .. } => (Code::FailedPrecondition, "EXPERT_UNAVAILABLE"),
         flow::Error::NoFfmpeg { .. } => (Code::FailedPrecondition, "FFMPEG_MISSING"),
         // From finite input, nothing finite: the input is absurd, or the weights are.
         flow::Error::Model(models::Error::Output(_)) => (Code::InvalidArgument, "BAD_MEDIA"),

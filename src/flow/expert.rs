@@ -1,0 +1,415 @@
+//! Experts: what others find in a picture joins the prompt, as text.
+//!
+//! ```text
+//! picture ─► each expert that is asked for ─► its words, in its wording ─► the prompt's input, behind the caller's own
+//! ```
+//! LLaMA-Adapter V2 describes this (arXiv 2304.15010, §3.4) and publishes no code for it, so the wording is ours, and a
+//! setting. An expert who finds nothing adds nothing; one who is wrong misleads the decoder, which the paper warns of.
+//!
+//! | expert | who it is |
+//! |---|---|
+//! | [`Ocr`] | the program `tesseract`, on the picture as our own decoder reads it |
+//! | [`Captioner`] | a decoder that is asked for a caption: the one that is served, or one of its own |
+
+use std::collections::BTreeMap;
+use std::io::Cursor;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use image::{ImageEncoder, codecs::png::PngEncoder};
+use serde::{Deserialize, Serialize};
+
+use super::generate::see;
+use super::process::{self, Failure};
+use super::{App, Call, Content, Error, MediaInput, Part, Query};
+use crate::batch::{Event, Generator, Task};
+use crate::media::{self, ImageOptions, Orientation};
+use crate::models::llm::Prompt;
+
+/// Words of an expert in a prompt, bytes.
+const MAX_WORDS: usize = 4096;
+/// Most bytes of tesseract's table.
+const MAX_TABLE: u64 = 8 << 20;
+/// Where the words go in a wording.
+const PLACE: &str = "{}";
+
+/// Who can be asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ExpertKind {
+    /// What the picture shows.
+    Caption,
+    /// What is written in it.
+    Ocr,
+}
+
+impl ExpertKind {
+    /// A word for it.
+    pub fn word(self) -> &'static str {
+        match self {
+            ExpertKind::Caption => "caption",
+            ExpertKind::Ocr => "ocr",
+        }
+    }
+}
+
+/// Somebody who tells in words what is in a picture.
+pub trait Expert: Send + Sync {
+    /// What is found in a picture file; nothing where there is nothing to tell.
+    ///
+    /// # Errors
+    /// [`Error::Expert`] for one who cannot be asked; for a file that is no picture; deadline and cancellation.
+    fn tell(&self, app: &App, picture: &Bytes, call: &Call) -> Result<Option<String>, Error>;
+}
+
+/// How experts are asked and how they are quoted.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ExpertSettings {
+    /// The program that reads text in pictures.
+    pub ocr_program: PathBuf,
+    /// Languages it is to expect, as it names them: `eng`, `eng+deu`.
+    pub ocr_language: String,
+    /// Words of which it is less sure are left out, 0 to 100.
+    pub ocr_confidence: f32,
+    /// Time that it may take.
+    pub ocr_timeout_seconds: u32,
+    /// How what it finds is quoted: `{}` stands for it, lines numbered.
+    pub ocr_wording: String,
+    /// The captioner's decoder, as the setting `decoder` names one; without it, the decoder that is served.
+    pub captioner: Option<PathBuf>,
+    /// The adapter of that decoder.
+    pub captioner_adapter: Option<PathBuf>,
+    /// CLIP, for that adapter.
+    pub captioner_clip: Option<PathBuf>,
+    /// The tokenizer of that decoder.
+    pub captioner_tokenizer: Option<PathBuf>,
+    /// What the captioner is asked.
+    pub caption_instruction: String,
+    /// Tokens of a caption at most.
+    pub caption_max_tokens: usize,
+    /// How a caption is quoted: `{}` stands for it.
+    pub caption_wording: String,
+}
+
+impl Default for ExpertSettings {
+    fn default() -> Self {
+        ExpertSettings {
+            ocr_program: "tesseract".into(),
+            ocr_language: "eng".into(),
+            ocr_confidence: 60.0,
+            ocr_timeout_seconds: 20,
+            ocr_wording: "Text in the picture: {}".into(),
+            captioner: None,
+            captioner_adapter: None,
+            captioner_clip: None,
+            captioner_tokenizer: None,
+            caption_instruction: "Generate caption of this image".into(),
+            caption_max_tokens: 64,
+            caption_wording: "{}".into(),
+        }
+    }
+}
+
+impl ExpertSettings {
+    /// What is wrong with them, by the name of the setting.
+    pub fn problem(&self) -> Option<(&'static str, String)> {
+        for (name, wording) in
+            [("ocr_wording", &self.ocr_wording), ("caption_wording", &self.caption_wording)]
+        {
+            if !wording.contains(PLACE) {
+                return Some((name, format!("`{wording}` has no place {PLACE} for what was found")));
+            }
+        }
+        let sane = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '+' | '/');
+        if self.ocr_language.is_empty() || !self.ocr_language.chars().all(sane) {
+            return Some(("ocr_language", format!("`{}` is no list of languages", self.ocr_language)));
+        }
+        if !(0.0..=100.0).contains(&self.ocr_confidence) {
+            return Some(("ocr_confidence", format!("{} is not from 0 to 100", self.ocr_confidence)));
+        }
+        if self.ocr_timeout_seconds == 0 || self.caption_max_tokens == 0 {
+            return Some(("ocr_timeout_seconds and caption_max_tokens", "must be at least 1".into()));
+        }
+        let parts = [&self.captioner_adapter, &self.captioner_clip, &self.captioner_tokenizer];
+        if self.captioner.is_none() && parts.iter().any(|part| part.is_some()) {
+            return Some(("captioner", "is not set, but files that belong to it are".into()));
+        }
+        None
+    }
+}
+
+/// Those who can be asked here.
+pub struct Experts {
+    experts: BTreeMap<ExpertKind, Quoted>,
+}
+
+/// An expert and the wording that quotes it.
+struct Quoted {
+    expert: Box<dyn Expert>,
+    wording: String,
+}
+
+/// What an expert found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finding {
+    /// Who.
+    pub expert: ExpertKind,
+    /// The words, as they stand in the prompt; empty where nothing was found.
+    pub text: String,
+    /// How long it took.
+    pub took: Duration,
+}
+
+impl Experts {
+    /// Both experts.
+    ///
+    /// * `captioner`: its decoder; `None`: the one that is served.
+    pub fn new(settings: &ExpertSettings, captioner: Option<Generator>) -> Self {
+        let ocr = Ocr {
+            program: settings.ocr_program.clone(),
+            language: settings.ocr_language.clone(),
+            confidence: settings.ocr_confidence,
+            timeout: Duration::from_secs(settings.ocr_timeout_seconds.into()),
+        };
+        let captioner = Captioner {
+            own: captioner,
+            instruction: settings.caption_instruction.clone(),
+            max_tokens: settings.caption_max_tokens,
+        };
+        let quoted = |expert: Box<dyn Expert>, wording: &String| Quoted { expert, wording: wording.clone() };
+        let experts = [
+            (ExpertKind::Ocr, quoted(Box::new(ocr), &settings.ocr_wording)),
+            (ExpertKind::Caption, quoted(Box::new(captioner), &settings.caption_wording)),
+        ];
+        Experts { experts: experts.into() }
+    }
+
+    /// Another expert in the place of one.
+    pub fn replace(&mut self, kind: ExpertKind, expert: Box<dyn Expert>) {
+        if let Some(quoted) = self.experts.get_mut(&kind) {
+            quoted.expert = expert;
+        }
+    }
+
+    /// Asks experts about the pictures of a query and puts what they find into the prompt.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] for a question that has no place for it or no picture; as [`Expert::tell`].
+    pub(super) fn consult(
+        &self,
+        app: &App,
+        kinds: &[ExpertKind],
+        query: Option<&Query>,
+        prompt: &mut Prompt,
+        call: &Call,
+    ) -> Result<Vec<Finding>, Error> {
+        if kinds.is_empty() {
+            return Ok(Vec::new());
+        }
+        let refuse =
+            |why: &str| Error::Argument { field: "conditioning.experts".into(), description: why.into() };
+        let Prompt::Instruction { input, .. } = prompt else {
+            return Err(refuse("what experts find goes into an instruction's input; this prompt is none"));
+        };
+        let pictures: Vec<&Bytes> = match query {
+            Some(Query::Parts(parts)) => parts.iter().filter_map(Part::picture).collect(),
+            Some(Query::Ready(_)) | None => Vec::new(),
+        };
+        if pictures.is_empty() {
+            return Err(refuse("experts look at picture files, and the query has none"));
+        }
+        let mut asked: Vec<ExpertKind> = Vec::new();
+        let mut findings = Vec::new();
+        for &kind in kinds {
+            let Some(Quoted { expert, wording }) = self.experts.get(&kind).filter(|_| !asked.contains(&kind))
+            else {
+                continue;
+            };
+            asked.push(kind);
+            let begun = Instant::now();
+            let mut words = Vec::new();
+            for picture in &pictures {
+                call.check()?;
+                words.extend(expert.tell(app, picture, call)?);
+            }
+            let words = shortened(words.join(" "));
+            let text = if words.is_empty() { words } else { wording.replace(PLACE, &words) };
+            findings.push(Finding { expert: kind, text, took: begun.elapsed() });
+        }
+        let own = input.take().filter(|own| !own.is_empty());
+        let found = findings.iter().map(|finding| finding.text.clone()).filter(|text| !text.is_empty());
+        let all: Vec<String> = own.into_iter().chain(found).collect();
+        *input = (!all.is_empty()).then(|| all.join("\n"));
+        Ok(findings)
+    }
+}
+
+/// At most so many bytes as a prompt is given of one expert.
+fn shortened(mut words: String) -> String {
+    if words.len() > MAX_WORDS {
+        words.truncate(words.floor_char_boundary(MAX_WORDS));
+    }
+    words
+}
+
+impl Part {
+    /// Its bytes, where it is a picture file.
+    fn picture(&self) -> Option<&Bytes> {
+        match &self.content {
+            Content::Media(MediaInput::Image(bytes)) => Some(bytes),
+            _ => None,
+        }
+    }
+}
+
+/// Reads text in pictures, by the program `tesseract`.
+pub struct Ocr {
+    program: PathBuf,
+    language: String,
+    confidence: f32,
+    timeout: Duration,
+}
+
+impl Expert for Ocr {
+    fn tell(&self, app: &App, picture: &Bytes, call: &Call) -> Result<Option<String>, Error> {
+        let fail = |why: String| Error::Expert { expert: ExpertKind::Ocr, why };
+        // Our own decoder reads the file, under its limits; the program is given plain pixels.
+        let options =
+            ImageOptions { side: 1, orientation: Orientation::Apply, limits: app.limits.media.image };
+        let pixels = super::embed::contained(|| Ok(media::image::decode(picture, &options)?))?;
+        let mut png = Cursor::new(Vec::new());
+        let (width, height) = (pixels.width as u32, pixels.height as u32);
+        PngEncoder::new(&mut png)
+            .write_image(&pixels.data, width, height, image::ExtendedColorType::Rgb8)
+            .map_err(|e| fail(format!("the picture cannot be handed on: {e}")))?;
+        let own = |e: std::io::Error| fail(format!("a temporary file cannot be written: {e}"));
+        let file = tempfile::NamedTempFile::with_suffix(".png").map_err(own)?;
+        std::fs::write(file.path(), png.get_ref()).map_err(own)?;
+        let mut command = Command::new(&self.program);
+        command.arg(file.path()).args(["stdout", "-l", &self.language, "--psm", "3", "tsv"]);
+        let until = Instant::now() + self.timeout;
+        let table = process::run(command, MAX_TABLE, until, call).map_err(|failure| match failure {
+            Failure::Start(why) => fail(format!("{why}; install tesseract-ocr, or set experts.ocr_program")),
+            Failure::Slow => fail(format!("reading takes longer than {} s", self.timeout.as_secs())),
+            Failure::Much => fail("it finds more than a prompt can hold".into()),
+            Failure::Refused(why) => fail(why),
+            Failure::Gone(error) => error,
+        })?;
+        Ok(numbered(&lines(&table, self.confidence)))
+    }
+}
+
+/// The lines of a picture in tesseract's table: words of one line share page, block, paragraph and line.
+fn lines(table: &[u8], confidence: f32) -> Vec<String> {
+    #[derive(Deserialize)]
+    struct Row {
+        page_num: u32,
+        block_num: u32,
+        par_num: u32,
+        line_num: u32,
+        conf: f32,
+        text: String,
+    }
+    let mut reader =
+        csv::ReaderBuilder::new().delimiter(b'\t').quoting(false).flexible(true).from_reader(table);
+    let mut found: BTreeMap<[u32; 4], Vec<String>> = BTreeMap::new();
+    for row in reader.deserialize::<Row>().flatten() {
+        let word = row.text.trim();
+        if !word.is_empty() && row.conf >= confidence {
+            let place = [row.page_num, row.block_num, row.par_num, row.line_num];
+            found.entry(place).or_default().push(word.to_owned());
+        }
+    }
+    found.into_values().map(|words| words.join(" ")).collect()
+}
+
+/// `1. … 2. … 3. …`, as the paper shows it.
+fn numbered(lines: &[String]) -> Option<String> {
+    let all: Vec<String> = lines.iter().zip(1..).map(|(line, n)| format!("{n}. {line}")).collect();
+    (!all.is_empty()).then(|| all.join(" "))
+}
+
+/// Asks a decoder for a caption.
+pub struct Captioner {
+    own: Option<Generator>,
+    instruction: String,
+    max_tokens: usize,
+}
+
+impl Expert for Captioner {
+    fn tell(&self, app: &App, picture: &Bytes, call: &Call) -> Result<Option<String>, Error> {
+        let generator = self.own.as_ref().or(app.generator.as_ref()).ok_or(Error::NoDecoder)?;
+        let llm = generator.llm();
+        let content = Content::Media(MediaInput::Image(picture.clone()));
+        let query = Query::Parts(vec![Part { content, weight: 1.0 }]);
+        let seen = see(app, llm, query, call).map_err(|error| match error {
+            Error::Argument { description, .. } => {
+                Error::Expert { expert: ExpertKind::Caption, why: description }
+            }
+            other => other,
+        })?;
+        let prompt = Prompt::Instruction { instruction: self.instruction.clone(), input: None };
+        let (prompt, _) = llm.encode(&prompt, self.max_tokens)?;
+        let task = Task {
+            prompt,
+            seen: Some(seen),
+            max_tokens: self.max_tokens,
+            sampling: crate::models::llama::SampleParams { temperature: 0.0, ..llm.sampling() },
+            stop: Vec::new(),
+            wait: call.wait(),
+        };
+        let mut said = String::new();
+        for mut events in generator.submit(vec![task])? {
+            while let Some(event) = events.blocking_recv() {
+                match event {
+                    Event::Token { text, .. } => said += &text,
+                    Event::Done(finish) => said += &finish.text,
+                    Event::Failed(error) => return Err(error.into()),
+                }
+            }
+        }
+        let said = said.trim();
+        Ok((!said.is_empty()).then(|| said.to_owned()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TABLE: &str =
+        "level\tpage_num\tblock_num\tpar_num\tline_num\tword_num\tleft\ttop\twidth\theight\tconf\ttext
+1\t1\t0\t0\t0\t0\t0\t0\t300\t100\t-1\t
+5\t1\t1\t1\t1\t1\t10\t10\t40\t12\t96.5\tOPEN
+5\t1\t1\t1\t1\t2\t60\t10\t40\t12\t91\t\"24
+5\t1\t1\t1\t1\t3\t60\t10\t40\t12\t12.0\t~|
+5\t1\t2\t1\t1\t1\t10\t50\t40\t12\t88\tNo
+5\t1\t2\t1\t1\t2\t10\t50\t40\t12\t88\tdogs
+";
+
+    #[test]
+    fn lines_are_put_together_and_numbered() {
+        let found = lines(TABLE.as_bytes(), 60.0);
+        assert_eq!(found, ["OPEN \"24", "No dogs"]);
+        assert_eq!(numbered(&found).unwrap(), "1. OPEN \"24 2. No dogs");
+        assert_eq!(lines(TABLE.as_bytes(), 95.0), ["OPEN"]);
+        assert_eq!(numbered(&lines(b"no table at all", 0.0)), None);
+        assert_eq!(shortened("ä".repeat(4000)).len(), MAX_WORDS);
+    }
+
+    #[test]
+    fn settings_that_cannot_work_are_told() {
+        let with = |change: &dyn Fn(&mut ExpertSettings)| {
+            let mut settings = ExpertSettings::default();
+            change(&mut settings);
+            settings.problem().map(|(name, _)| name)
+        };
+        assert_eq!(with(&|_| {}), None);
+        assert_eq!(with(&|s| s.ocr_wording = "Text".into()), Some("ocr_wording"));
+        assert_eq!(with(&|s| s.ocr_language = "eng; rm".into()), Some("ocr_language"));
+        assert_eq!(with(&|s| s.ocr_confidence = f32::NAN), Some("ocr_confidence"));
+        assert_eq!(with(&|s| s.captioner_clip = Some("clip.pt".into())), Some("captioner"));
+    }
+}
