@@ -35,6 +35,8 @@ const OPEN: f64 = 3.0;
 const MEMORY: f64 = 1.1;
 
 fn main() {
+    // SAFETY: this is the first statement of the process.
+    unsafe { viscache::models::device::settle_threads() };
     machine();
     let Some(folder) = common::data() else {
         println!("skipped (set VISCACHE_BENCH_DATA to a folder with 8 GB free)");

@@ -37,6 +37,8 @@ const SECONDS: f64 = 2.0;
 const LOAD: f64 = 0.7;
 
 fn main() {
+    // SAFETY: this is the first statement of the process.
+    unsafe { viscache::models::device::settle_threads() };
     machine();
     let encoder = Encoder::open(&EncoderOptions {
         weights: None,

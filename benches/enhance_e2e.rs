@@ -33,6 +33,8 @@ const BATCH: usize = 64;
 const BATCHES: usize = 60;
 
 fn main() {
+    // SAFETY: this is the first statement of the process.
+    unsafe { viscache::models::device::settle_threads() };
     machine();
     let items = setting("VISCACHE_BENCH_ITEMS", 20_000);
     let folder = tempfile::tempdir().unwrap();

@@ -8,6 +8,8 @@ mod telemetry;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    // SAFETY: this is the first statement of the process.
+    unsafe { viscache::models::device::settle_threads() };
     match cli::run() {
         Ok(code) => code,
         Err(error) => {

@@ -24,6 +24,8 @@ mod write;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    // SAFETY: this is the first statement of the process.
+    unsafe { viscache::models::device::settle_threads() };
     // `tests/crash.rs` says through the environment where this process is to die.
     #[cfg(feature = "failpoints")]
     let _scenario = fail::FailScenario::setup();

@@ -16,6 +16,21 @@ use candle_core::{DType, Device, Tensor};
 use super::Error;
 use crate::types::EncoderDtype;
 
+/// Tells candle how many threads there are, in the one way it remembers: without `RAYON_NUM_THREADS` it asks before every
+/// product on the CPU, by reading `/proc/cpuinfo` (0.11.1). For small models that is half of the time, and it grows with the
+/// machine. A value that is there already stays.
+///
+/// # Safety
+/// The first thing that a process does: no other thread may exist, since it changes the environment.
+pub unsafe fn settle_threads() {
+    const NAME: &str = "RAYON_NUM_THREADS";
+    if std::env::var_os(NAME).is_none() {
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        // SAFETY: the caller's promise.
+        unsafe { std::env::set_var(NAME, threads.to_string()) };
+    }
+}
+
 /// Where a model runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
