@@ -14,7 +14,7 @@
 //! 4 flows    flow           embed · search · enhance · upsert, each one readable function
 //! 3 joins    cache          index + store: generations, changes, the single writer
 //! 2 parts    models · index · store
-//! 1 pure     media · text · kernels · blend
+//! 1 pure     media · text · scenes · kernels · blend
 //! 0 ground   types · metrics
 //! ```
 //!
@@ -34,6 +34,7 @@ pub mod kernels;
 pub mod media;
 pub mod metrics;
 pub mod models;
+pub mod scenes;
 pub mod serve;
 pub mod store;
 pub mod text;

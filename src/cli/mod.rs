@@ -11,6 +11,7 @@ mod bench;
 mod change;
 mod check;
 mod convert;
+mod evaluate;
 mod filter;
 mod media;
 mod serve;
@@ -179,6 +180,8 @@ enum Command {
     /// Measure recall, speed and throughput on your own queries.
     #[command(subcommand)]
     Bench(bench::Bench),
+    /// Measure what the cache does for answers.
+    Evaluate(evaluate::EvaluateArgs),
     /// Print the effective settings and where each came from.
     Config,
 }
@@ -376,7 +379,7 @@ pub fn run() -> anyhow::Result<ExitCode> {
             settings.caches.extend(target.cache.clone());
             settings.writable = true;
         }
-        Command::Config | Command::Convert(_) => {}
+        Command::Config | Command::Convert(_) | Command::Evaluate(_) => {}
     }
     let log = settings.log.clone();
     let (mut config, origins) = Config::read(file.as_deref(), settings)?;
@@ -386,6 +389,7 @@ pub fn run() -> anyhow::Result<ExitCode> {
     telemetry::init(&filter, config.log_json)?;
     match command {
         Command::Convert(args) => convert::run(&config, &args),
+        Command::Evaluate(args) => evaluate::run(&config, &args),
         Command::Config => {
             print!("{}", config::print(&config, &origins)?);
             Ok(ExitCode::SUCCESS)
@@ -407,6 +411,6 @@ async fn dispatch(command: Command, config: Config) -> anyhow::Result<ExitCode> 
         Command::Describe { target, json } => ask::describe(&config, &target, json).await,
         Command::Check { target, json } => check::run(&config, &target, json).await,
         Command::Bench(bench) => bench::run(&config, bench).await,
-        Command::Config | Command::Convert(_) => Ok(ExitCode::SUCCESS),
+        Command::Config | Command::Convert(_) | Command::Evaluate(_) => Ok(ExitCode::SUCCESS),
     }
 }

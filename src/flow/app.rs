@@ -124,7 +124,10 @@ impl App {
     /// # Errors
     /// [`Error::NoDefaultCache`], [`Error::NoCache`], [`Error::CacheUnavailable`].
     pub fn cache(&self, name: &str) -> Result<&Arc<Cache>, Error> {
-        let known = || self.caches.keys().map(CacheName::as_str).collect::<Vec<_>>().join(", ");
+        let known = || match self.caches.len() {
+            0 => "(it serves none)".to_owned(),
+            _ => self.caches.keys().map(CacheName::as_str).collect::<Vec<_>>().join(", "),
+        };
         let name = match (name, &self.default_cache) {
             ("", Some(default)) => default.as_str(),
             ("", None) => return Err(Error::NoDefaultCache(known())),

@@ -11,7 +11,7 @@
 //! do not when they share each product. An embedding does not depend on what else is in its batch.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use candle_core::Tensor;
@@ -199,6 +199,14 @@ impl Encoder {
     /// As [`Weights::open`] and [`ImageBind::load`]; [`Error::Config`] for unreadable sizes or a vocabulary that no
     /// merge table fits; [`Error::Device`].
     pub fn open(options: &EncoderOptions) -> Result<Self, Error> {
+        Self::open_overlaid(options, None)
+    }
+
+    /// Loads a model of which another file replaces some tensors.
+    ///
+    /// # Errors
+    /// As [`Encoder::open`]; [`Error::SurplusTensor`] for a file with tensors that the model does not have.
+    pub fn open_overlaid(options: &EncoderOptions, overlay: Option<&Path>) -> Result<Self, Error> {
         let (name, weights, sizes) = match &options.weights {
             None => (nano::NAME.to_owned(), nano::weights()?, nano::config()?),
             Some(path) => {
@@ -206,6 +214,10 @@ impl Encoder {
                     path.file_stem().map_or_else(|| "model".into(), |s| s.to_string_lossy().into_owned());
                 (name, Weights::open(path)?, Config::huge())
             }
+        };
+        let weights = match overlay {
+            None => weights,
+            Some(path) => weights.overlaid(Weights::open(path)?)?,
         };
         let sizes = match &options.sizes {
             None => sizes,

@@ -41,6 +41,8 @@ pub struct Weights {
     source: Source,
     entries: BTreeMap<String, Entry>,
     metadata: BTreeMap<String, String>,
+    /// A file whose tensors take the place of those of the same names.
+    overlay: Option<Box<Weights>>,
 }
 
 enum Source {
@@ -73,7 +75,7 @@ impl Weights {
             b"PK\x03\x04" => (pth_entries(path, total).map_err(&fail)?, BTreeMap::new()),
             _ => safetensors_entries(total, |at, into| read_at(&file, at, into)).map_err(&fail)?,
         };
-        Ok(Weights { path: name, source: Source::File(file), entries, metadata })
+        Ok(Weights { path: name, source: Source::File(file), entries, metadata, overlay: None })
     }
 
     /// Reads safetensors bytes that are part of the program.
@@ -89,7 +91,17 @@ impl Weights {
         };
         let (entries, metadata) = safetensors_entries(bytes.len() as u64, read)
             .map_err(|why| Error::Weights { path: name.into(), why })?;
-        Ok(Weights { path: name.into(), source: Source::Static(bytes), entries, metadata })
+        let source = Source::Static(bytes);
+        Ok(Weights { path: name.into(), source, entries, metadata, overlay: None })
+    }
+
+    /// These weights with those of another file in the place of the tensors of the same names.
+    ///
+    /// # Errors
+    /// [`Error::SurplusTensor`] for a tensor that takes nobody's place.
+    pub fn overlaid(self, overlay: Weights) -> Result<Self, Error> {
+        overlay.refuse_surplus(|name| self.entries.contains_key(name))?;
+        Ok(Weights { overlay: Some(Box::new(overlay)), ..self })
     }
 
     /// The file's name, for messages.
@@ -104,6 +116,9 @@ impl Weights {
 
     /// Shape of a tensor; `None` when the file lacks it.
     pub fn shape(&self, name: &str) -> Option<&[usize]> {
+        if let Some(shape) = self.overlay.as_ref().and_then(|overlay| overlay.shape(name)) {
+            return Some(shape);
+        }
         self.entries.get(name).map(|entry| &entry.shape[..])
     }
 
@@ -121,6 +136,9 @@ impl Weights {
     /// # Errors
     /// As [`Weights::take`].
     pub fn values(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, Error> {
+        if let Some(overlay) = self.overlay.as_ref().filter(|overlay| overlay.entries.contains_key(name)) {
+            return overlay.values(name, shape);
+        }
         let entry = self.entries.get(name).ok_or_else(|| Error::MissingTensor {
             path: self.path.clone(),
             name: name.into(),
@@ -160,6 +178,9 @@ impl Weights {
     /// [`Error::Weights`] when the file cannot be read.
     pub fn fingerprint(&self) -> Result<Fingerprint, Error> {
         let mut hasher = blake3::Hasher::new();
+        if let Some(overlay) = &self.overlay {
+            hasher.update(overlay.fingerprint()?.as_bytes());
+        }
         for (name, entry) in &self.entries {
             hasher.update(format!("{name} {:?} {:?}\n", entry.dtype, entry.shape).as_bytes());
             let step = (entry.len.saturating_sub(SAMPLE_LEN)) / (SAMPLES - 1);

@@ -1,0 +1,400 @@
+//! `evaluate nano`: what the cache does for the built-in model's answers, on scenes drawn for the purpose.
+//!
+//! ```text
+//! training pictures ─► rows of a cache, searched exactly
+//! queries of each kind ─► as they are (off), enhanced (on) ─► a caption each, greedily ─► which attributes are right
+//! ```
+//! An attribute is right when exactly one of its words is in the caption and it is the scene's. Shares come with a 95 %
+//! interval by resampling the queries; the gain is resampled in pairs.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::{Command, ExitCode, Stdio};
+use std::time::Instant;
+
+use anyhow::{Context, bail};
+use clap::{Args, Subcommand};
+use rand::seq::SliceRandom;
+use rand::{RngExt, SeedableRng};
+use rand_pcg::Pcg64;
+use rayon::prelude::*;
+use serde_json::json;
+use viscache::batch::{Event, GenerateOptions, Generator, Seen, Task, Wait};
+use viscache::blend::{self, BlendParams};
+use viscache::index::exact;
+use viscache::models::encoder::{Encoder, EncoderOptions};
+use viscache::models::llama::SampleParams;
+use viscache::models::llm::{Llm, LlmOptions, Prompt};
+use viscache::scenes::scene::{Background, Colour, Position, Shape, Size};
+use viscache::scenes::{Attribute, DEFAULT_SEED, Scene, Set, Wording, draw, png};
+use viscache::types::{Embedding, Hit, ItemId, Modality};
+
+use super::show::print_line;
+use crate::config::Config;
+
+/// Pictures embedded at a time.
+const CHUNK: u64 = 512;
+/// Resamplings of an interval.
+const RESAMPLINGS: usize = 2000;
+/// Tokens of a caption at most; the longest has some 25.
+const MAX_TOKENS: usize = 60;
+const INSTRUCTION: &str = "Generate caption of this image";
+/// What is scored of a spoken query.
+const SPOKEN: [Attribute; 3] = [Attribute::Colour, Attribute::Shape, Attribute::Size];
+/// Samples of two seconds at espeak-ng's rate, and bytes of its header.
+const SPOKEN_BYTES: usize = 2 * 2 * 22_050;
+const WAV_HEADER: usize = 44;
+
+/// Measure what the cache does for answers.
+#[derive(Args)]
+pub(super) struct EvaluateArgs {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Subcommand)]
+enum What {
+    /// The built-in model, cache off and on, by kind of query.
+    Nano(NanoArgs),
+}
+
+#[derive(Args)]
+struct NanoArgs {
+    /// Training pictures in the cache.
+    #[arg(long, value_name = "N", default_value_t = 20_000)]
+    pictures: u64,
+    /// Queries of each kind at most.
+    #[arg(long, value_name = "N", default_value_t = 500)]
+    queries: usize,
+    /// Other seeds give other pictures, words and voices.
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_SEED)]
+    seed: u64,
+    /// A file of tensors that replace the model's own, such as an encoder that was trained in another way.
+    #[arg(long, value_name = "FILE")]
+    overlay: Option<PathBuf>,
+    /// Leave out spoken queries, which need the program espeak-ng.
+    #[arg(long)]
+    no_speech: bool,
+    /// Print a JSON object for each kind of query.
+    #[arg(long)]
+    json: bool,
+}
+
+/// A kind of query.
+struct Kind {
+    name: &'static str,
+    modality: Modality,
+    attributes: &'static [Attribute],
+    queries: Vec<(Scene, Vec<u8>)>,
+}
+
+/// Whether the attributes of each query are right.
+type Judged = Vec<Vec<bool>>;
+
+pub(super) fn run(config: &Config, args: &EvaluateArgs) -> anyhow::Result<ExitCode> {
+    let What::Nano(args) = &args.what;
+    if args.pictures == 0 || args.queries == 0 {
+        bail!("--pictures and --queries must be at least 1");
+    }
+    let params = config.blend_params();
+    if args.pictures < params.top_k as u64 {
+        bail!("--pictures is {}, fewer than the {} neighbours that are blended", args.pictures, params.top_k);
+    }
+    let options = EncoderOptions {
+        weights: None,
+        sizes: None,
+        modalities: None,
+        device: config.device,
+        dtype: config.encoder_dtype,
+        threads: config.threads(),
+        orientation: Default::default(),
+        limits: config.limits().media,
+    };
+    let encoder = Encoder::open_overlaid(&options, args.overlay.as_deref())?;
+    let llm = Llm::open(&LlmOptions { dtype: config.decoder_dtype, ..LlmOptions::default() })?;
+    // Answers that grow together share the reading of the weights; what they say does not depend on it.
+    let generator = Generator::start(llm, GenerateOptions { slots: 32, capacity: usize::MAX })?;
+    let mut kinds = drawn(args)?;
+    match (args.no_speech, speaks()) {
+        (true, _) => {}
+        (false, true) => kinds.extend(spoken(args)?),
+        (false, false) => eprintln!("no spoken queries: the program espeak-ng is not installed"),
+    }
+    let begun = Instant::now();
+    let cache = rows(&encoder, args)?;
+    eprintln!("{} pictures embedded in {:.0} s", args.pictures, begun.elapsed().as_secs_f64());
+    if !args.json {
+        println!(
+            "cache of {} pictures, top_k {}, temperature {}, weight {}; share of captions with the attribute right, 95 % interval",
+            args.pictures, params.top_k, params.temperature, params.weight
+        );
+        println!("{:<36} {:>5} {:<5} {}   all", "queries", "n", "cache", heading());
+    }
+    for kind in kinds {
+        let sides = judge(&encoder, &generator, &cache, &params, &kind)?;
+        let mut rng = Pcg64::seed_from_u64(args.seed);
+        report(&kind, &sides, &mut rng, args.json)?;
+    }
+    if !args.json && args.overlay.is_none() {
+        println!(
+            "\nThe text encoder is built to have CLIP's gap, by CLIP's own causes: partial captions and a large fixed logit scale.\n\
+             One that has none gains nothing from a cache. The spoken queries are near that; --overlay shows others."
+        );
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Queries that are drawn or written.
+fn drawn(args: &NanoArgs) -> anyhow::Result<Vec<Kind>> {
+    let scenes = |set: Set| (0..args.queries as u64).map(move |i| set.scene(args.seed, i));
+    let pictures = |name, set: Set| -> anyhow::Result<Kind> {
+        let queries =
+            scenes(set).map(|(scene, style, mut rng)| Ok((scene, png(&draw(&scene, style, &mut rng))?)));
+        let queries = queries.collect::<anyhow::Result<_>>()?;
+        Ok(Kind { name, modality: Modality::Image, attributes: &Attribute::ALL, queries })
+    };
+    let texts = |name, set: Set, wording: Wording, attributes| {
+        let mut rng = Pcg64::seed_from_u64(args.seed);
+        let queries =
+            scenes(set).map(|(scene, ..)| (scene, wording.of(&scene, &mut rng).into_bytes())).collect();
+        Kind { name, modality: Modality::Text, attributes, queries }
+    };
+    let all = &Attribute::ALL;
+    Ok(vec![
+        pictures("image, test", Set::Test)?,
+        pictures("image, style never seen", Set::Style)?,
+        texts("text, test", Set::Test, Wording::Canonical, all),
+        texts("text, templates never seen", Set::Test, Wording::HeldOut, all),
+        texts("text, colour and shape alone", Set::Test, Wording::ColourShape, &SPOKEN[..2]),
+        pictures("image, pairs never seen", Set::Comb)?,
+        texts("text, pairs never seen", Set::Comb, Wording::Canonical, all),
+    ])
+}
+
+fn speaks() -> bool {
+    let mut command = Command::new("espeak-ng");
+    command.arg("--version").stdout(Stdio::null()).stderr(Stdio::null());
+    command.status().is_ok_and(|status| status.success())
+}
+
+/// Queries that are spoken: size, colour and shape.
+fn spoken(args: &NanoArgs) -> anyhow::Result<Vec<Kind>> {
+    const VOICES: [&str; 6] = ["en-gb", "en-us", "en-gb-scotland", "en-gb-x-rp", "en-029", "en-gb-x-gbclan"];
+    const TIMBRES: [&str; 8] = ["", "+m1", "+m3", "+m7", "+f1", "+f2", "+f3", "+f4"];
+    const OTHER_VOICES: [&str; 1] = ["en-gb-x-gbcwmd"];
+    const OTHER_TIMBRES: [&str; 2] = ["+f5", "+m4"];
+    let phrases = |held_out: bool| {
+        let all = Colour::ALL.into_iter().flat_map(|colour| {
+            Shape::ALL.into_iter().flat_map(move |shape| {
+                let (position, background) = (Position::Centre, Background::White);
+                Size::ALL.into_iter().map(move |size| Scene { colour, shape, size, position, background })
+            })
+        });
+        all.filter(move |scene| scene.is_held_out() == held_out)
+    };
+    let kind = |name, held_out, times, voices: &[&str], timbres: &[&str]| -> anyhow::Result<Kind> {
+        let mut rng = Pcg64::seed_from_u64(args.seed);
+        let mut said: Vec<(Scene, String, u32, u32)> = phrases(held_out)
+            .flat_map(|scene| std::iter::repeat_n(scene, times))
+            .map(|scene| {
+                let voice = voices[rng.random_range(0..voices.len())];
+                let timbre = timbres[rng.random_range(0..timbres.len())];
+                (scene, format!("{voice}{timbre}"), rng.random_range(130..=190), rng.random_range(30..=70))
+            })
+            .collect();
+        said.shuffle(&mut rng);
+        said.truncate(args.queries);
+        let queries = said.into_par_iter().map(|(scene, voice, speed, pitch)| {
+            let text = Wording::Spoken.of(&scene, &mut Pcg64::seed_from_u64(0));
+            Ok((scene, speak(&text, &voice, speed, pitch)?))
+        });
+        let queries = queries.collect::<anyhow::Result<_>>()?;
+        Ok(Kind { name, modality: Modality::Audio, attributes: &SPOKEN, queries })
+    };
+    Ok(vec![
+        kind("speech, test", false, 4, &VOICES, &TIMBRES)?,
+        kind("speech, voices never heard", false, 4, &OTHER_VOICES, &OTHER_TIMBRES)?,
+        kind("speech, pairs never seen", true, 8, &VOICES, &TIMBRES)?,
+    ])
+}
+
+/// Two seconds at most of a spoken text, as a WAV file.
+fn speak(text: &str, voice: &str, speed: u32, pitch: u32) -> anyhow::Result<Vec<u8>> {
+    let output = Command::new("espeak-ng")
+        .args(["-v", voice, "-s", &speed.to_string(), "-p", &pitch.to_string(), "--stdout", text])
+        .stderr(Stdio::null())
+        .output()
+        .context("espeak-ng cannot be run")?;
+    let mut file = output.stdout;
+    if !output.status.success() || file.len() <= WAV_HEADER {
+        bail!("espeak-ng has no voice `{voice}`, or says nothing");
+    }
+    file.truncate(WAV_HEADER + SPOKEN_BYTES);
+    // It does not know the length when it writes its header.
+    let data = (file.len() - WAV_HEADER) as u32;
+    file[4..8].copy_from_slice(&(data + WAV_HEADER as u32 - 8).to_le_bytes());
+    file[40..44].copy_from_slice(&data.to_le_bytes());
+    Ok(file)
+}
+
+/// The cache: embeddings of training pictures, one after another.
+fn rows(encoder: &Encoder, args: &NanoArgs) -> anyhow::Result<Vec<f32>> {
+    let mut rows = Vec::with_capacity(args.pictures as usize * encoder.dim());
+    for start in (0..args.pictures).step_by(CHUNK as usize) {
+        let picture = |i: u64| {
+            let (scene, style, mut rng) = Set::Train.scene(args.seed, i);
+            Ok((scene, png(&draw(&scene, style, &mut rng))?))
+        };
+        let drawn = (start..args.pictures.min(start + CHUNK)).into_par_iter().map(picture);
+        for embedding in embed(encoder, Modality::Image, &drawn.collect::<anyhow::Result<Vec<_>>>()?)? {
+            rows.extend_from_slice(embedding.unit()?.as_slice());
+        }
+    }
+    Ok(rows)
+}
+
+fn embed(
+    encoder: &Encoder,
+    modality: Modality,
+    inputs: &[(Scene, Vec<u8>)],
+) -> anyhow::Result<Vec<Embedding>> {
+    let prepared = inputs.par_iter().map(|(_, bytes)| encoder.prepare(modality, bytes));
+    let prepared = prepared.collect::<Result<Vec<_>, _>>()?;
+    encoder.encode(&prepared).into_iter().map(|encoded| Ok(encoded?.embedding)).collect()
+}
+
+/// What is right of the captions without the cache and with it.
+fn judge(
+    encoder: &Encoder,
+    generator: &Generator,
+    cache: &[f32],
+    params: &BlendParams,
+    kind: &Kind,
+) -> anyhow::Result<[Judged; 2]> {
+    let embeddings = embed(encoder, kind.modality, &kind.queries)?;
+    let shown = embeddings.par_iter().map(|embedding| {
+        let query = blend::mix(&[(embedding, 1.0)])?;
+        let hits = exact::search(cache, query.as_slice(), params.top_k).into_iter().map(|found| {
+            let row = cache[found.slot.index() * query.dim()..][..query.dim()].to_vec();
+            Ok(Hit { id: ItemId(found.slot.0.into()), score: found.score, embedding: Embedding::new(row)? })
+        });
+        let hits = hits.collect::<anyhow::Result<Vec<_>>>()?;
+        let enhanced = blend::blend(&query, &hits, params)?.embedding;
+        Ok([query, enhanced])
+    });
+    let shown: Vec<[Embedding; 2]> = shown.collect::<anyhow::Result<_>>()?;
+    let prompt = Prompt::Instruction { instruction: INSTRUCTION.into(), input: None };
+    let (prompt, _) = generator.llm().encode(&prompt, MAX_TOKENS)?;
+    let mut sides = [Vec::new(), Vec::new()];
+    for (side, judged) in sides.iter_mut().enumerate() {
+        let task = |shown: &[Embedding; 2]| Task {
+            prompt: prompt.clone(),
+            seen: Some(Seen::Embedding(shown[side].clone())),
+            max_tokens: MAX_TOKENS,
+            sampling: SampleParams { temperature: 0.0, ..SampleParams::default() },
+            stop: Vec::new(),
+            wait: Wait::default(),
+        };
+        let answers = generator.submit(shown.iter().map(task).collect())?;
+        for (mut events, (scene, _)) in answers.into_iter().zip(&kind.queries) {
+            let mut caption = String::new();
+            loop {
+                match events.blocking_recv() {
+                    Some(Event::Token { text, .. }) => caption += &text,
+                    Some(Event::Done(finish)) => {
+                        caption += &finish.text;
+                        break;
+                    }
+                    Some(Event::Failed(error)) => return Err(error.into()),
+                    None => bail!("the decoder has stopped"),
+                }
+            }
+            let caption = caption.trim();
+            judged.push(kind.attributes.iter().map(|a| a.is_right(caption, scene)).collect());
+        }
+    }
+    Ok(sides)
+}
+
+fn heading() -> String {
+    Attribute::ALL.map(|attribute| format!("{:>11}", attribute.word())).concat()
+}
+
+fn report(kind: &Kind, sides: &[Judged; 2], rng: &mut Pcg64, as_json: bool) -> anyhow::Result<()> {
+    let whole = |judged: &Judged| -> Vec<f64> {
+        judged.iter().map(|query| f64::from(query.iter().all(|&right| right))).collect()
+    };
+    let [off, on] = [whole(&sides[0]), whole(&sides[1])];
+    let difference: Vec<f64> = on.iter().zip(&off).map(|(on, off)| on - off).collect();
+    let share =
+        |judged: &Judged, i: usize| mean(&judged.iter().map(|query| f64::from(query[i])).collect::<Vec<_>>());
+    let gain = (mean(&difference), interval(&difference, rng));
+    let mut lines = Vec::new();
+    for ((name, judged), all) in [("off", &sides[0]), ("on", &sides[1])].into_iter().zip([off, on]) {
+        let (all, range) = (mean(&all), interval(&all, rng));
+        if as_json {
+            let attributes: serde_json::Map<String, serde_json::Value> = kind
+                .attributes
+                .iter()
+                .enumerate()
+                .map(|(i, attribute)| (attribute.word().to_owned(), json!(share(judged, i))))
+                .collect();
+            lines.push(json!({ "attributes": attributes, "all": all, "interval": range }));
+            continue;
+        }
+        let cell = |attribute: &Attribute| match kind.attributes.iter().position(|a| a == attribute) {
+            Some(i) => format!("{:>11.2}", share(judged, i)),
+            None => format!("{:>11}", "–"),
+        };
+        let cells: String = Attribute::ALL.iter().map(cell).collect();
+        let (title, count) =
+            if name == "off" { (kind.name, kind.queries.len().to_string()) } else { ("", String::new()) };
+        println!("{title:<36} {count:>5} {name:<5} {cells}   {all:.2} [{:.2}, {:.2}]", range[0], range[1]);
+    }
+    if as_json {
+        let [off, on] = &lines[..] else { return Ok(()) };
+        print_line(&json!({
+            "queries": kind.name, "n": kind.queries.len(), "off": off, "on": on,
+            "gain": gain.0, "gain_interval": gain.1,
+        }))?;
+    } else {
+        let (gain, [low, high]) = gain;
+        println!("{:<36} {:>5} {:<5} {:>55}   {gain:+.2} [{low:+.2}, {high:+.2}]", "", "", "gain", "");
+    }
+    std::io::stdout().flush()?;
+    Ok(())
+}
+
+fn mean(values: &[f64]) -> f64 {
+    values.iter().sum::<f64>() / values.len().max(1) as f64
+}
+
+/// The middle 95 % of the means of resampled values.
+fn interval(values: &[f64], rng: &mut Pcg64) -> [f64; 2] {
+    let mut means: Vec<f64> = (0..RESAMPLINGS)
+        .map(|_| {
+            (0..values.len()).map(|_| values[rng.random_range(0..values.len())]).sum::<f64>()
+                / values.len() as f64
+        })
+        .collect();
+    means.sort_by(f64::total_cmp);
+    [means[RESAMPLINGS / 40], means[RESAMPLINGS - 1 - RESAMPLINGS / 40]]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_interval_holds_the_mean_and_narrows() {
+        let mut rng = Pcg64::seed_from_u64(1);
+        let values = |n: usize| (0..n).map(|i| f64::from(i % 4 == 0)).collect::<Vec<_>>();
+        let [few, many] = [interval(&values(40), &mut rng), interval(&values(4000), &mut rng)];
+        for [low, high] in [few, many] {
+            assert!(low <= 0.25 && 0.25 <= high, "{low} {high}");
+        }
+        // Of 40 values: two deviations of √(¼·¾/40) on either side.
+        assert!((few[1] - few[0] - 0.268).abs() < 0.05, "{few:?}");
+        assert!((many[1] - many[0] - 0.0268).abs() < 0.005, "{many:?}");
+    }
+}
