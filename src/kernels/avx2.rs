@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use half::f16;
 
-use super::q8::{self, BLOCK, LINES, Line, Rows, TILE, Tiles, WIDE_ROWS};
+use super::q8::{self, BLOCK, GROUP, LINES, Rows, TILE, Tiles, WIDE_ROWS};
 use super::{PLANES, scalar, score_rows, tail};
 
 /// Words of signs in a register, and the most registers of a row: 2048 components.
@@ -265,72 +265,32 @@ pub(super) fn quantize_rows(values: &[f32], rows: &mut Rows) {
     q8::quantize(values, rows);
 }
 
-/// Blocks that are worked on at a time: their weights, widened, take 16 KB, half of the nearest cache, and a picture's
-/// activations fit the second one.
-const WIDENED: usize = 16;
-
-/// Rows up to which weights are widened as they come.
-const FEW: usize = 24;
-
-/// Two columns of the 16 rows of a tile, widened to 16 bits: what two `madd` take. No register of it lies across lines.
-#[derive(Clone, Copy)]
-#[repr(align(64))]
-struct Pair([[i16; 2]; TILE]);
-
-/// Pairs of a block.
-const PAIRS: usize = BLOCK / 2;
+/// Bytes that weights are fetched ahead.
+const AHEAD: usize = 8192;
 
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) fn matmul_q8(rows: &Rows, weights: &Tiles, tiles: Range<usize>, out: &mut [f32]) {
     // Without VNNI products of bytes saturate when they are summed in pairs, so both sides are widened to 16 bits: the
-    // activations when they are rounded, a tile's weights once for all rows.
-    if rows.count <= FEW {
-        return multiply_few(rows, weights, tiles, out);
-    }
-    let blocks = rows.blocks;
-    let (all_lines, all_scales) = (weights.lines(), weights.scales());
-    let mut pairs = [[Pair([[0; 2]; TILE]); PAIRS]; WIDENED];
-    let mut scales = [[0.0f32; TILE]; WIDENED];
-    for start in (0..blocks).step_by(WIDENED) {
-        let count = WIDENED.min(blocks - start);
-        for tile in tiles.clone() {
-            let at = tile * blocks + start;
-            let lines = all_lines[at * LINES..][..count * LINES].chunks_exact(LINES);
-            let halves = all_scales[at * TILE..][..count * TILE].chunks_exact(TILE);
-            for ((lines, halves), (pairs, scales)) in lines.zip(halves).zip(pairs.iter_mut().zip(&mut scales))
-            {
-                lines.iter().zip(pairs.chunks_exact_mut(2)).for_each(|(line, pairs)| widen(line, pairs));
-                scales.iter_mut().zip(halves).for_each(|(scale, half)| *scale = half.to_f32());
-            }
-            for row in (0..rows.count).step_by(WIDE_ROWS) {
-                add_products(rows, row, start, (&pairs[..count], &scales[..count]), tile - tiles.start, out);
-            }
-        }
-    }
-}
-
-/// The same for so few rows that widening weights for them would not pay: they are widened as they come, for two rows.
-#[target_feature(enable = "avx2,fma,f16c")]
-fn multiply_few(rows: &Rows, weights: &Tiles, tiles: Range<usize>, out: &mut [f32]) {
+    // activations when they are rounded, the weights as they come. A tile stays in the second cache for all rows.
     for tile in tiles.clone() {
         let at = (tile, tile - tiles.start);
-        let mut row = 0;
-        while row + 2 <= rows.count {
-            products_of_few::<2>(rows, row, weights, at, out);
-            row += 2;
-        }
-        if row < rows.count {
-            products_of_few::<1>(rows, row, weights, at, out);
+        for row in (0..rows.count).step_by(WIDE_ROWS) {
+            match rows.count - row {
+                1 => products::<1>(rows, row, weights, at, out),
+                2 => products::<2>(rows, row, weights, at, out),
+                // Of three rows the fourth is of zeros and is not kept.
+                _ => products::<WIDE_ROWS>(rows, row, weights, at, out),
+            }
         }
     }
 }
 
-/// The products of `R` rows and a tile.
+/// The products of `R` rows, or the last ones, and a tile.
 ///
-/// * `place`: the tile's place among those that `out` has columns of.
+/// * `row`: a multiple of [`WIDE_ROWS`]. `place`: the tile's place among those that `out` has columns of.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-fn products_of_few<const R: usize>(
+fn products<const R: usize>(
     rows: &Rows,
     row: usize,
     weights: &Tiles,
@@ -340,23 +300,39 @@ fn products_of_few<const R: usize>(
     let blocks = rows.blocks;
     let lines = weights.lines()[tile * blocks * LINES..][..blocks * LINES].chunks_exact(LINES);
     let scales = weights.scales()[tile * blocks * TILE..][..blocks * TILE].chunks_exact(TILE);
+    let codes = rows.wide[row * blocks * BLOCK..].chunks_exact(WIDE_ROWS * BLOCK);
+    let here = R.min(rows.count - row);
+    // Of a number of four bytes the first two and the last two, as 16 bits each.
+    let spread = |from: i8| {
+        let four = |i: i8| [4 * i + from, -1, 4 * i + from + 1, -1];
+        let lane: [[i8; 4]; 4] = [four(0), four(1), four(2), four(3)];
+        _mm256_broadcastsi128_si256(bytemuck::cast(lane))
+    };
+    let [low, high]: [__m256i; 2] = [spread(0), spread(2)];
     let mut sums = [[_mm256_setzero_ps(); 2]; R];
-    for (block, (lines, scales)) in lines.zip(scales).enumerate() {
-        let at: [usize; R] = std::array::from_fn(|r| (row + r) * blocks + block);
-        let codes: [&[i8]; R] = at.map(|at| &rows.codes[at * BLOCK..][..BLOCK]);
-        let mut exact = [[_mm256_setzero_si256(); 4]; R];
-        for (i, line) in lines.iter().enumerate() {
-            let four: [__m256i; R] = codes.map(|codes| {
-                // SAFETY: `codes` holds 32 bytes and `i` is below 8.
-                let four = unsafe { codes.as_ptr().cast::<i32>().add(i).read_unaligned() };
-                _mm256_cvtepi8_epi16(_mm_set1_epi32(four)) // a0 a1 a2 a3, four times
-            });
-            for quarter in 0..4 {
-                // SAFETY: a line holds 64 bytes, so 16 bytes from 16·quarter ≤ 48 lie inside.
-                let weights = unsafe { _mm_load_si128(line.0.as_ptr().add(16 * quarter).cast()) };
-                let weights = _mm256_cvtepu8_epi16(weights); // [4 rows of weights][4 columns]
-                for (exact, four) in exact.iter_mut().zip(four) {
-                    exact[quarter] = _mm256_add_epi32(exact[quarter], _mm256_madd_epi16(weights, four));
+    for (block, ((lines, scales), codes)) in lines.zip(scales).zip(codes).enumerate() {
+        let at: [usize; R] = std::array::from_fn(|r| (row + r.min(here - 1)) * blocks + block);
+        let mut exact = at.map(|at| [_mm256_set1_epi32(rows.corrections[at]); 2]);
+        if R < WIDE_ROWS {
+            // A few rows wait for memory, and pages of 4 KB stop the processor's own prefetcher.
+            lines.iter().for_each(|line| fetch(line.0.as_ptr().wrapping_add(AHEAD)));
+        }
+        for (line, codes) in lines.iter().zip(codes.chunks_exact(WIDE_ROWS * GROUP)) {
+            // SAFETY: a line holds 64 bytes.
+            let halves = unsafe {
+                let line = line.0.as_ptr().cast::<__m256i>();
+                [_mm256_load_si256(line), _mm256_load_si256(line.add(1))] // [8 rows of weights][4 columns] each
+            };
+            let pairs = halves.map(|half| [_mm256_shuffle_epi8(half, low), _mm256_shuffle_epi8(half, high)]);
+            for (r, exact) in exact.iter_mut().enumerate() {
+                // SAFETY: `codes` holds four numbers of 16 bits for each of the four rows.
+                let two = |i: usize| unsafe {
+                    _mm256_set1_epi32(codes.as_ptr().cast::<i32>().add(2 * r + i).read_unaligned())
+                };
+                for (exact, pairs) in exact.iter_mut().zip(pairs) {
+                    for (pair, two) in pairs.into_iter().zip([two(0), two(1)]) {
+                        *exact = in_order(_mm256_add_epi32(*exact, _mm256_madd_epi16(pair, two)));
+                    }
                 }
             }
         }
@@ -366,21 +342,16 @@ fn products_of_few<const R: usize>(
             [_mm256_cvtph_ps(_mm_loadu_si128(halves)), _mm256_cvtph_ps(_mm_loadu_si128(halves.add(1)))]
         };
         for ((sums, exact), at) in sums.iter_mut().zip(exact).zip(at) {
-            let correction = _mm256_set1_epi32(rows.corrections[at]);
-            let own = _mm256_set1_ps(rows.scales[at]);
-            for half in 0..2 {
-                // Sums over two columns each of rows 0 1 | 2 3 and 4 5 | 6 7: added up, and back in order.
-                let pairs = _mm256_hadd_epi32(exact[2 * half], exact[2 * half + 1]);
-                let exact = _mm256_permute4x64_epi64::<0b11_01_10_00>(pairs);
-                let exact = _mm256_cvtepi32_ps(_mm256_add_epi32(exact, correction));
-                let product = _mm256_mul_ps(exact, _mm256_mul_ps(own, scales[half]));
-                sums[half] = _mm256_add_ps(sums[half], product);
+            let of_row = _mm256_set1_ps(rows.scales[at]);
+            for ((sum, exact), scale) in sums.iter_mut().zip(exact).zip(scales) {
+                let product = _mm256_mul_ps(_mm256_cvtepi32_ps(exact), _mm256_mul_ps(of_row, scale));
+                *sum = _mm256_add_ps(*sum, product);
             }
         }
     }
     let width = out.len() / rows.count;
     let columns = TILE.min(width - place * TILE);
-    for (r, sums) in sums.into_iter().enumerate() {
+    for (r, sums) in sums.into_iter().enumerate().take(here) {
         let mut done = [0.0f32; TILE];
         // SAFETY: `done` holds 16 floats.
         unsafe {
@@ -391,83 +362,11 @@ fn products_of_few<const R: usize>(
     }
 }
 
-/// Four columns of a tile, as two pairs.
+/// The same, behind the compiler's back: it would add in another order, for which there are not enough registers.
 #[target_feature(enable = "avx2")]
 #[inline]
-fn widen(line: &Line, pairs: &mut [Pair]) {
-    let [first, second] = pairs else { return };
-    for quarter in 0..TILE / 4 {
-        // SAFETY: a line holds 64 bytes and a pair 64 bytes, so 16 bytes from 16·quarter ≤ 48 lie inside of each.
-        unsafe {
-            let four = _mm_loadu_si128(line.0.as_ptr().add(16 * quarter).cast()); // [4 rows][4 columns]
-            let four = _mm256_cvtepu8_epi16(four); // of each row columns 0 1, then 2 3, 32 bits each
-            let apart = _mm256_permutevar8x32_epi32(four, _mm256_setr_epi32(0, 2, 4, 6, 1, 3, 5, 7));
-            let (low, high) = (_mm256_castsi256_si128(apart), _mm256_extracti128_si256::<1>(apart));
-            _mm_storeu_si128(first.0.as_mut_ptr().add(4 * quarter).cast(), low);
-            _mm_storeu_si128(second.0.as_mut_ptr().add(4 * quarter).cast(), high);
-        }
-    }
-}
-
-/// Adds the products of four rows, or the last ones, and a tile over some blocks to `out`.
-///
-/// * `tile`: counted from the first that `out` has columns of.
-#[target_feature(enable = "avx2,fma")]
-#[inline]
-fn add_products(
-    rows: &Rows,
-    row: usize,
-    start: usize,
-    (pairs, scales): (&[[Pair; PAIRS]], &[[f32; TILE]]),
-    tile: usize,
-    out: &mut [f32],
-) {
-    let (blocks, width) = (rows.blocks, out.len() / rows.count);
-    let columns = TILE.min(width - tile * TILE);
-    let here = WIDE_ROWS.min(rows.count - row);
-    let place = |r: usize| (row + r) * width + tile * TILE;
-    let mut sums = [[0.0f32; TILE]; WIDE_ROWS];
-    if start > 0 {
-        for (r, sums) in sums.iter_mut().enumerate().take(here) {
-            sums[..columns].copy_from_slice(&out[place(r)..][..columns]);
-        }
-    }
-    let codes = &rows.wide[(row * blocks + WIDE_ROWS * start) * BLOCK..][..WIDE_ROWS * pairs.len() * BLOCK];
-    for (block, (pairs, (scales, codes))) in
-        pairs.iter().zip(scales.iter().zip(codes.chunks_exact(WIDE_ROWS * BLOCK))).enumerate()
-    {
-        // Rows that are not there have a scale as good as any: their sums are of zeros and are not kept.
-        let at: [usize; WIDE_ROWS] =
-            std::array::from_fn(|r| (row + r.min(here - 1)) * blocks + start + block);
-        let mut exact = at.map(|at| [_mm256_set1_epi32(rows.corrections[at]); 2]);
-        for (pair, codes) in pairs.iter().zip(codes.chunks_exact(2 * WIDE_ROWS)) {
-            // SAFETY: a pair holds 32 numbers of 16 bits.
-            let [low, high] = unsafe {
-                let pair = pair.0.as_ptr().cast::<__m256i>();
-                [_mm256_load_si256(pair), _mm256_load_si256(pair.add(1))]
-            };
-            for (r, exact) in exact.iter_mut().enumerate() {
-                // SAFETY: `codes` holds two numbers of 16 bits for each of the four rows.
-                let two = unsafe { codes.as_ptr().cast::<i32>().add(r).read_unaligned() };
-                let two = _mm256_set1_epi32(two);
-                exact[0] = _mm256_add_epi32(exact[0], _mm256_madd_epi16(low, two));
-                exact[1] = _mm256_add_epi32(exact[1], _mm256_madd_epi16(high, two));
-            }
-        }
-        for ((sums, exact), at) in sums.iter_mut().zip(exact).zip(at) {
-            let own = _mm256_set1_ps(rows.scales[at]);
-            for (half, exact) in exact.into_iter().enumerate() {
-                // SAFETY: `sums` and `scales` hold 16 floats, and `half` is 0 or 1.
-                unsafe {
-                    let sums = sums.as_mut_ptr().add(8 * half);
-                    let scale = _mm256_mul_ps(own, _mm256_loadu_ps(scales.as_ptr().add(8 * half)));
-                    let product = _mm256_mul_ps(_mm256_cvtepi32_ps(exact), scale);
-                    _mm256_storeu_ps(sums, _mm256_add_ps(_mm256_loadu_ps(sums), product));
-                }
-            }
-        }
-    }
-    for (r, sums) in sums.into_iter().enumerate().take(here) {
-        out[place(r)..][..columns].copy_from_slice(&sums[..columns]);
-    }
+fn in_order(mut x: __m256i) -> __m256i {
+    // SAFETY: no instruction, and nothing that it touches.
+    unsafe { std::arch::asm!("/* {0} */", inout(ymm_reg) x, options(pure, nomem, nostack, preserves_flags)) };
+    x
 }

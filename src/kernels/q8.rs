@@ -167,8 +167,8 @@ pub struct Rows {
     pub(super) blocks: usize,
     /// `[m][in]`
     pub(super) codes: Vec<i8>,
-    /// The same in 16 bits, `[m / 4][in / 2][4][2]`, for processors that cannot sum up products of bytes: what is
-    /// multiplied with two columns of weights lies together. Rows up to a multiple of four are 0.
+    /// The same in 16 bits, `[m / 4][in / 4][4][4]`, for processors that cannot sum up products of bytes: what is
+    /// multiplied with a line of weights lies together. Rows up to a multiple of four are 0.
     pub(super) wide: Vec<i16>,
     /// `[m][in / 32]`
     pub(super) scales: Vec<f32>,
@@ -219,10 +219,10 @@ pub(super) fn quantize(values: &[f32], rows: &mut Rows) {
             sum = sum.wrapping_add(i32::from(*code));
         }
         let (row, block) = (at / blocks, at % blocks);
-        let first = (row / WIDE_ROWS * blocks + block) * BLOCK * WIDE_ROWS + row % WIDE_ROWS * 2;
-        let pairs = rows.wide[first..].chunks_mut(2 * WIDE_ROWS);
-        for (wide, two) in pairs.zip(codes.chunks_exact(2)) {
-            (wide[0], wide[1]) = (i16::from(two[0]), i16::from(two[1]));
+        let first = (row / WIDE_ROWS * blocks + block) * BLOCK * WIDE_ROWS + row % WIDE_ROWS * GROUP;
+        let groups = rows.wide[first..].chunks_mut(GROUP * WIDE_ROWS);
+        for (wide, codes) in groups.zip(codes.chunks_exact(GROUP)) {
+            wide.iter_mut().zip(codes).for_each(|(wide, &code)| *wide = i16::from(code));
         }
         *correction = sum.wrapping_mul(-OFFSET);
     }
