@@ -9,9 +9,11 @@ mod decoder;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use candle_core::{Device, Tensor};
-use common::{Golden, Limit, Tally, Tensors, json, max_abs, parts, read, say, short};
-use decoder::{LAYERS, config_of, expected_answer, floats, generate, ids, limit, tensor, width, write};
+use candle_core::Tensor;
+use common::{Limit, Tally, Tensors, json, max_abs, parts, read, say, short};
+use decoder::{
+    LAYERS, config_of, expected_answer, floats, generate, ids, limit, normalised, tensor, width, write,
+};
 use serde_json::Value;
 use viscache::models::Placement;
 use viscache::models::llama::{
@@ -105,17 +107,6 @@ fn full(decoder: &Decoder, case: &Tensors, tally: &mut Tally) {
         }
         tally.floats(name, &values, expected.floats(), width(expected), limit(expected.floats(), LAYERS));
     }
-}
-
-/// What the visual cache hands on when it is off: unit length, and a single input's weight of 1 / (1 + 1e-6).
-fn normalised(raw: &Golden) -> Tensor {
-    let width = width(raw);
-    let rows = raw.floats().chunks_exact(width).flat_map(|row| {
-        let norm = row.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt();
-        row.iter().map(move |v| (f64::from(*v) / norm / (1.0 + 1e-6)) as f32).collect::<Vec<_>>()
-    });
-    let values: Vec<f32> = rows.collect();
-    Tensor::from_vec(values, raw.shape.as_slice(), &Device::Cpu).unwrap()
 }
 
 #[test]

@@ -127,3 +127,14 @@ pub fn shard(
     };
     (name.to_owned(), shape, values)
 }
+
+/// What the visual cache hands on when it is off: unit length, and a single input's weight of 1 / (1 + 1e-6).
+pub fn normalised(raw: &Golden) -> Tensor {
+    let width = width(raw);
+    let rows = raw.floats().chunks_exact(width).flat_map(|row| {
+        let norm = row.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt();
+        row.iter().map(move |v| (f64::from(*v) / norm / (1.0 + 1e-6)) as f32).collect::<Vec<_>>()
+    });
+    let values: Vec<f32> = rows.collect();
+    Tensor::from_vec(values, raw.shape.as_slice(), &Device::Cpu).unwrap()
+}

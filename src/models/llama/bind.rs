@@ -17,10 +17,10 @@ use crate::models::layers::{LayerNorm, Linear};
 use crate::models::{Error, Placement};
 
 /// Of the RMS norms, whatever the decoder's own is.
-const RMS_EPS: f32 = 1e-6;
+pub(super) const RMS_EPS: f32 = 1e-6;
 /// Of the legacy form's layer norms.
-const LAYER_EPS: f32 = 1e-5;
-const BLOCKS: usize = 3;
+pub(super) const LAYER_EPS: f32 = 1e-5;
+pub(super) const BLOCKS: usize = 3;
 
 /// The network.
 pub struct Bind {

@@ -50,6 +50,8 @@ pub struct Checkpoint {
     claimed: RefCell<BTreeSet<String>>,
     /// Whether names and shapes are compared and nothing is read.
     shapes_only: bool,
+    /// What names within the backbone contain that count as missing.
+    left_out: &'static [&'static str],
     /// Matrices that lie in 8 bits in the backbone's one file, and that file in memory.
     ready: Option<(BTreeMap<String, [usize; 2]>, Lent)>,
 }
@@ -121,12 +123,28 @@ impl Checkpoint {
             Naming::Plain
         };
         let claimed = RefCell::default();
-        Checkpoint { adapter, clip: None, backbone, naming, heads, claimed, shapes_only: false, ready: None }
+        Checkpoint {
+            adapter,
+            clip: None,
+            backbone,
+            naming,
+            heads,
+            claimed,
+            shapes_only: false,
+            left_out: &[],
+            ready: None,
+        }
     }
 
     /// The same files, of which names and shapes alone are looked at: every number is 0.
     pub(super) fn shapes_only(self) -> Self {
         Checkpoint { shapes_only: true, ..self }
+    }
+
+    /// The same files, but within the backbone nothing counts as there whose name contains one of these: a first phase of
+    /// training is of a model that has no biases (`.bias`) or low-rank matrices (`.lora_`) yet.
+    pub fn without(self, parts: &'static [&'static str]) -> Self {
+        Checkpoint { left_out: parts, ..self }
     }
 
     /// Whose adapter the files hold.
@@ -245,8 +263,28 @@ impl Checkpoint {
         self.shape(&format!("{name}.weight"))?.try_into().ok()
     }
 
+    /// Names of everything in the files, as the adapter's program spells them. Files of Hugging Face's are not listed.
+    pub fn names(&self) -> BTreeSet<String> {
+        let named = |name: &str| match name.strip_prefix(OLD_PREFIX) {
+            Some(plain) => format!("{PREFIX}{plain}"),
+            // The backbone's own files, and the chat program's, leave the prefix out.
+            None if ["layers.", "norm.", "output.", "tok_embeddings."]
+                .iter()
+                .any(|part| name.starts_with(part)) =>
+            {
+                format!("{PREFIX}{name}")
+            }
+            None => name.to_owned(),
+        };
+        let files = self.adapter.iter().chain(&self.backbone);
+        files.flat_map(Weights::names).map(named).collect()
+    }
+
     /// Shape of a tensor; `None` when no file has it.
     pub fn shape(&self, name: &str) -> Option<Vec<usize>> {
+        if name.starts_with(PREFIX) && self.left_out.iter().any(|part| name.contains(part)) {
+            return None;
+        }
         if let Some((file, found)) = self.adapted(name) {
             return file.shape(&found).map(<[usize]>::to_vec);
         }

@@ -16,6 +16,7 @@
 //! | `attention.rs` | causal attention over a sequence's own keys and values |
 //! | `sample.rs` | logits → the next token |
 //! | `saved.rs` | a decoder in 8 bits as one file that is mapped |
+//! | `learn.rs` | the loss of a batch as a differentiable function of chosen tensors |
 //!
 //! **What is linear is folded into the weights when they are read**: low-rank matrices (`W + B·A`, no scaling) and the V2
 //! chat program's scale of a layer's inputs (`W·diag(s)`; its paper scales outputs). The same sums in another order, within
@@ -32,17 +33,20 @@ mod attention;
 mod bind;
 mod checkpoint;
 mod config;
+mod learn;
 mod picture;
 mod sample;
 mod saved;
 
 use candle_core::{DType, Tensor};
+use rayon::prelude::*;
 
 use adapter::{Adapter, Addition, Projections, Queries};
 pub use attention::{KvCache, Rotary};
 pub use bind::Bind;
 pub use checkpoint::{Checkpoint, Files};
 pub use config::{ChannelOrder, Config, Family, PictureConfig};
+pub use learn::{Batch, Group, Learner, Shown};
 pub use picture::Picture;
 pub use sample::{Choice, SampleParams, Sampler, filtered, logprob, softmax};
 pub use saved::Saved;
@@ -493,19 +497,34 @@ impl Block {
         let (q, k, v) = (self.wq.forward(&normed)?, self.wk.forward(&normed)?, self.wv.forward(&normed)?);
         see("q_pre_rope", &q);
         see("k_pre_rope", &k);
-        let (mut mixed, mut at) = (Vec::with_capacity(batch.len()), 0);
-        for (sequence, ids) in batch.iter_mut() {
-            let (count, position) = (ids.len(), sequence.len);
-            let part = |x: &Tensor| x.narrow(0, at, count);
+        let mut end = 0;
+        let starts = batch.iter().map(|(_, ids)| {
+            end += ids.len();
+            end - ids.len()
+        });
+        let starts: Vec<usize> = starts.collect();
+        let attend = |((sequence, ids), at): (&mut (&mut Sequence, &[u32]), usize)| {
+            let part = |x: &Tensor| x.narrow(0, at, ids.len());
+            let position = sequence.len;
             let (q, k) = (rotary.turn(&part(&q)?, position)?, rotary.turn(&part(&k)?, position)?); // [H, T, d]
-            see("q_rope", &q);
-            see("k_rope", &k);
             let out = sequence.caches[i].attend(&q, &k, &part(&v)?, position)?; // [T, D]
-            mixed.push(match &sequence.additions[i] {
+            let out = match &sequence.additions[i] {
                 Some(addition) => addition.add_to(&out, &q)?,
                 None => out,
-            });
-            at += count;
+            };
+            Ok((q, k, out))
+        };
+        // Small work for each sequence: side by side where there are processors for it.
+        let done: Result<Vec<(Tensor, Tensor, Tensor)>, Error> = match batch.len() > 1 && x.device().is_cpu()
+        {
+            true => batch.par_iter_mut().zip(starts).map(attend).collect(),
+            false => batch.iter_mut().zip(starts).map(attend).collect(),
+        };
+        let mut mixed = Vec::with_capacity(batch.len());
+        for (q, k, out) in done? {
+            see("q_rope", &q);
+            see("k_rope", &k);
+            mixed.push(out);
         }
         let mixed = if mixed.len() == 1 { mixed.remove(0) } else { Tensor::cat(&mixed, 0)? }; // [N, D]
         see("attn_pre_wo", &mixed);

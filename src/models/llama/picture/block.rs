@@ -7,13 +7,11 @@
 
 use candle_core::Tensor;
 
+use super::LAYER_NORM_EPS;
 use crate::models::layers::{LayerNorm, Linear, add_to, attend};
 use crate::models::llama::checkpoint::Checkpoint;
 use crate::models::llama::saved::Part;
 use crate::models::{Error, Placement};
-
-/// Of all layer norms on the way from a picture to the decoder.
-pub(super) const LAYER_NORM_EPS: f32 = 1e-5;
 
 /// What a kind of block calls its parts, and its activation.
 pub(super) struct Kind {

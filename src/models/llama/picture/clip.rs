@@ -9,7 +9,8 @@
 
 use candle_core::Tensor;
 
-use super::block::{Block, CLIP, LAYER_NORM_EPS};
+use super::LAYER_NORM_EPS;
+use super::block::{Block, CLIP};
 use crate::models::layers::LayerNorm;
 use crate::models::llama::Observe;
 use crate::models::llama::checkpoint::Checkpoint;
