@@ -124,7 +124,11 @@ pub enum StopReason {
 pub struct Generator {
     shared: Arc<Shared>,
     options: GenerateOptions,
+    scoring: Mutex<()>,
 }
+
+/// Answers that are judged in one pass.
+const SCORED: usize = 8;
 
 struct Shared {
     llm: Llm,
@@ -171,7 +175,7 @@ impl Generator {
         let worker = shared.clone();
         let named = std::thread::Builder::new().name("decoder".into());
         named.spawn(move || work(&worker, options.slots.max(1)))?;
-        Ok(Generator { shared, options })
+        Ok(Generator { shared, options, scoring: Mutex::default() })
     }
 
     /// The decoder, for what needs no turn.
@@ -206,22 +210,53 @@ impl Generator {
         Ok(receivers)
     }
 
-    /// Log-probabilities of the tokens of `answer` behind `prompt`, on the thread that asks.
+    /// Log-probabilities of the tokens of each answer behind a prompt, on the thread that asks; one caller at a time, so that
+    /// answers which grow meanwhile keep a share of the processors. The prompt is read once.
     ///
     /// # Errors
-    /// [`Error::Model`].
-    pub fn score(&self, prompt: &[u32], answer: &[u32], seen: Option<&Seen>) -> Result<Vec<f32>, Error> {
+    /// [`Error::Model`]: a prompt without tokens, or more tokens than positions; what `wait` says.
+    pub fn score(
+        &self,
+        prompt: &[u32],
+        answers: &[&[u32]],
+        seen: Option<&Seen>,
+        wait: &Wait,
+    ) -> Result<Vec<Vec<f32>>, Error> {
+        let _turn = self.scoring.lock().unwrap_or_else(PoisonError::into_inner);
         let decoder = self.shared.llm.decoder();
-        if answer.is_empty() {
-            return Ok(Vec::new());
-        }
+        wait.check()?;
         let visual = seen.map(|seen| seen.visual(&self.shared.llm)).transpose()?;
-        let ids: Vec<u32> = prompt.iter().chain(&answer[..answer.len() - 1]).copied().collect();
-        let mut sequence = decoder.begin(visual.as_ref(), ids.len())?;
-        let logits = decoder.forward_all(&mut [(&mut sequence, &ids)], &mut |_, _| {})?;
-        let rows = logits.to_vec2::<f32>().map_err(models::Error::from)?;
-        let before = &rows[prompt.len() - 1..];
-        Ok(before.iter().zip(answer).map(|(logits, &id)| models::llama::logprob(logits, id)).collect())
+        let mut asked = decoder.begin(visual.as_ref(), prompt.len())?;
+        let first = decoder.forward(&mut [(&mut asked, prompt)])?;
+        let first = first.to_vec2::<f32>().map_err(models::Error::from)?.remove(0);
+        let mut scores = Vec::with_capacity(answers.len());
+        for answers in answers.chunks(SCORED) {
+            wait.check()?;
+            // The last token of an answer is judged and not read.
+            let read = |answer: &&[u32]| answer.len().saturating_sub(1);
+            let forks = answers.iter().filter(|answer| read(answer) > 0);
+            let forks =
+                forks.map(|answer| Ok((asked.fork(prompt.len() + read(answer))?, &answer[..read(answer)])));
+            let mut forks: Vec<(Sequence, &[u32])> = forks.collect::<Result<_, models::Error>>()?;
+            let rows = match forks.is_empty() {
+                true => Vec::new(),
+                false => {
+                    let mut batch: Vec<(&mut Sequence, &[u32])> =
+                        forks.iter_mut().map(|(sequence, ids)| (sequence, *ids)).collect();
+                    let logits = decoder.forward_all(&mut batch, &mut |_, _| {})?;
+                    logits.to_vec2::<f32>().map_err(models::Error::from)?
+                }
+            };
+            let mut rows = rows.iter();
+            for answer in answers {
+                let before = std::iter::once(&first).filter(|_| !answer.is_empty());
+                let before = before.chain(rows.by_ref().take(read(answer)));
+                scores.push(
+                    before.zip(*answer).map(|(logits, &id)| models::llama::logprob(logits, id)).collect(),
+                );
+            }
+        }
+        Ok(scores)
     }
 }
 
@@ -523,9 +558,19 @@ mod tests {
             tokens.push((id, logprob));
         }
         let ids: Vec<u32> = tokens.iter().map(|(id, _)| *id).collect();
-        let scores = generator.score(&one.prompt, &ids, one.seen.as_ref()).unwrap();
-        assert!(!ids.is_empty() && scores.len() == ids.len());
-        for (score, (_, logprob)) in scores.iter().zip(tokens) {
+        let shorter = &ids[..ids.len() - 1];
+        let answers: Vec<&[u32]> = [&ids[..], &[], shorter].into_iter().cycle().take(20).collect();
+        let scores = generator.score(&one.prompt, &answers, one.seen.as_ref(), &Wait::default()).unwrap();
+        assert!(!ids.is_empty() && scores[0].len() == ids.len() && scores[1].is_empty());
+        for (i, scores) in scores.iter().enumerate().filter(|(i, _)| i % 3 != 1) {
+            assert_eq!(scores.len(), answers[i].len());
+            for (score, (_, logprob)) in scores.iter().zip(&tokens) {
+                assert!((score - logprob).abs() < 1e-3, "{i}: {score} {logprob}");
+            }
+        }
+        let gone = Wait { deadline: Some(Instant::now()), ..Wait::default() };
+        assert!(matches!(generator.score(&one.prompt, &answers, None, &gone), Err(Error::Deadline)));
+        for (score, (_, logprob)) in scores[0].iter().zip(tokens) {
             assert!((score - logprob).abs() < 1e-3, "{score} {logprob}");
         }
     }

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use clap::Args;
+use viscache::models::llama::check_backbone;
 use viscache::models::llm::Llm;
 use viscache::types::EncoderDtype;
 
@@ -36,6 +37,9 @@ pub(super) fn run(config: &Config, args: &ConvertArgs) -> anyhow::Result<ExitCod
         println!("{}", serde_json::to_string(&sizes)?);
         return Ok(ExitCode::SUCCESS);
     };
+    if let Some(folder) = options.backbone.as_ref().filter(|path| path.is_dir()) {
+        check_backbone(folder).context("the decoder is not the one that was published")?;
+    }
     let llm = Llm::open(&options).context("the decoder cannot be loaded")?;
     llm.save(out)?;
     let bytes = std::fs::metadata(out).map_or(0, |about| about.len());

@@ -1,5 +1,6 @@
 //! A question in, answers out: with the cache, without it, or both.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tokio::sync::mpsc::UnboundedReceiver;
@@ -122,25 +123,42 @@ pub fn score(
     let shown = show(app, generator, conditioning, call)?;
     let shown = shown.into_iter().next().ok_or(Error::Cancelled)?;
     let limit = llm.decoder().config().max_seq_len;
-    let one = |answer: &String| -> Scored {
-        call.check()?;
-        // As in training: prompt and answer are one text, and what is beyond the prompt's own tokens is the answer.
+    // As in training: prompt and answer are one text, and what is beyond the prompt's own tokens is the answer.
+    let split = |answer: &String| -> Result<(Vec<u32>, Vec<u32>), Error> {
         let mut whole = vec![llm.tokenizer().bos()];
         whole.extend(llm.tokenizer().encode(&(llm.text(&prompt) + answer)).map_err(PromptError::from)?);
         if include_end {
             whole.push(llm.tokenizer().eos());
         }
-        let at = bare.len().min(whole.len());
-        let (before, after) = whole.split_at(at);
         if whole.len() > limit {
             return Err(PromptError::TooLong { received: whole.len(), limit }.into());
         }
+        let after = whole.split_off(bare.len().min(whole.len()));
         if after.is_empty() {
             return Err(PromptError::NoAnswer.into());
         }
-        Ok(generator.score(before, after, shown.seen.as_ref())?)
+        Ok((whole, after))
     };
-    Ok((answers.iter().map(one).collect(), shown))
+    let mut scores: Vec<Scored> = Vec::with_capacity(answers.len());
+    // Nearly all begin with the same tokens; where a piece crosses from prompt to answer, they do not.
+    let mut alike: BTreeMap<Vec<u32>, Vec<(usize, Vec<u32>)>> = BTreeMap::new();
+    for (i, answer) in answers.iter().enumerate() {
+        scores.push(match split(answer) {
+            Ok((before, after)) => {
+                alike.entry(before).or_default().push((i, after));
+                Ok(Vec::new())
+            }
+            Err(error) => Err(error),
+        });
+    }
+    for (before, group) in alike {
+        let tokens: Vec<&[u32]> = group.iter().map(|(_, after)| &after[..]).collect();
+        let found = generator.score(&before, &tokens, shown.seen.as_ref(), &call.wait())?;
+        for ((i, _), found) in group.iter().zip(found) {
+            scores[*i] = Ok(found);
+        }
+    }
+    Ok((scores, shown))
 }
 
 fn decoder(app: &App) -> Result<&Generator, Error> {

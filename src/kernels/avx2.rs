@@ -313,8 +313,8 @@ fn products<const R: usize>(
     for (block, ((lines, scales), codes)) in lines.zip(scales).zip(codes).enumerate() {
         let at: [usize; R] = std::array::from_fn(|r| (row + r.min(here - 1)) * blocks + block);
         let mut exact = at.map(|at| [_mm256_set1_epi32(rows.corrections[at]); 2]);
-        if R < WIDE_ROWS {
-            // A few rows wait for memory, and pages of 4 KB stop the processor's own prefetcher.
+        if row == 0 {
+            // Whoever comes first waits for memory, and pages of 4 KB stop the processor's own prefetcher.
             lines.iter().for_each(|line| fetch(line.0.as_ptr().wrapping_add(AHEAD)));
         }
         for (line, codes) in lines.iter().zip(codes.chunks_exact(WIDE_ROWS * GROUP)) {

@@ -5,10 +5,9 @@
 //! memory that is saved counts ([`super::cuda`]).
 
 use std::cell::Cell;
+use std::ops::Range;
 
-use candle_core::{
-    CpuStorage, CustomOp1, D, DType, InplaceOp2, Layout, Result as TensorResult, Shape, Tensor, bail,
-};
+use candle_core::{CpuStorage, D, DType, InplaceOp2, Layout, Result as TensorResult, Storage, Tensor, bail};
 use rayon::prelude::*;
 
 use super::weights::Weights;
@@ -175,10 +174,25 @@ impl Linear {
         }
     }
 
+    /// Several layers of one input: in 8 bits it is rounded once, and their work is shared out together.
+    pub(super) fn forward_all<const N: usize>(layers: [&Linear; N], x: &Tensor) -> TensorResult<[Tensor; N]> {
+        let tiles: Vec<&q8::Tiles> = layers.iter().filter_map(|layer| layer.tiles()).collect();
+        let products: Vec<Tensor> = match tiles.len() == N {
+            true => in_8_bits(&tiles, x)?,
+            false => layers.iter().map(|layer| layer.product(x)).collect::<TensorResult<_>>()?,
+        };
+        let done = layers.iter().zip(products).map(|(layer, product)| match &layer.bias {
+            Some(bias) => add_to(product, bias),
+            None => Ok(product),
+        });
+        let done: Vec<Tensor> = done.collect::<TensorResult<_>>()?;
+        done.try_into().map_err(|_| candle_core::Error::Msg("a product for each layer".into()))
+    }
+
     fn product(&self, x: &Tensor) -> TensorResult<Tensor> {
         let weight = match &self.weight {
             Weight::Full(weight) => weight,
-            Weight::Eight(weight) => return x.contiguous()?.apply_op1_no_bwd(&EightBit(weight)), // [.., out]
+            Weight::Eight(weight) => return Ok(in_8_bits(&[weight], x)?.remove(0)),
         };
         let (width, out) = weight.dims2()?;
         let mut shape = x.dims().to_vec();
@@ -196,64 +210,75 @@ const SHARE: usize = 1 << 18;
 /// Shares of a thread: one that is held up does not hold up the others for long.
 const SHARES: usize = 4;
 
-/// A product with weights of 8 bits, on all threads of the pool that asks: an encoder's lane has one.
-fn multiply(rows: &q8::Rows, weights: &q8::Tiles, product: &mut [f32]) {
-    let (tiles, threads) = (weights.tiles(), rayon::current_num_threads());
-    let shares = (weights.out() * weights.width() / SHARE).clamp(1, SHARES * threads).min(tiles.max(1));
-    if shares == 1 || threads == 1 {
-        return Kernels::get().matmul_q8(rows, weights, 0..tiles, product);
+/// `x Wᵀ` for several matrices of 8 bits, `[.., out]` each, on all threads of the pool that asks: an encoder's lane has one.
+fn in_8_bits(matrices: &[&q8::Tiles], x: &Tensor) -> TensorResult<Vec<Tensor>> {
+    thread_local! {
+        static ROWS: Cell<q8::Rows> = Cell::default();
     }
-    let step = tiles.div_ceil(shares);
-    let parts: Vec<(usize, Vec<f32>)> = (0..tiles)
-        .step_by(step)
-        .collect::<Vec<_>>()
-        .into_par_iter()
-        .map(|start| {
-            let share = start..tiles.min(start + step);
-            let columns = weights.columns(&share);
-            let mut part = vec![0.0; rows.count() * columns];
-            Kernels::get().matmul_q8(rows, weights, share, &mut part);
-            (columns, part)
-        })
-        .collect();
-    let mut at = 0;
-    for (columns, part) in parts {
-        for (row, part) in product.chunks_exact_mut(weights.out()).zip(part.chunks_exact(columns)) {
-            row[at..at + columns].copy_from_slice(part);
+    let x = x.contiguous()?;
+    let width = x.dim(D::Minus1)?;
+    if let Some(other) = matrices.iter().find(|matrix| matrix.width() != width) {
+        bail!("activations of shape {:?} do not fit weights of {} columns", x.dims(), other.width());
+    }
+    // Taken, not borrowed: while this thread waits for others it may be given another product.
+    let mut rows = ROWS.take();
+    {
+        let (storage, layout) = x.storage_and_layout();
+        let (Storage::Cpu(CpuStorage::F32(values)), Some((start, end))) =
+            (&*storage, layout.contiguous_offsets())
+        else {
+            bail!("a product of 8 bits needs f32 activations on the processor");
+        };
+        Kernels::get().quantize_rows(&values[start..end], width, &mut rows);
+    }
+    let products = multiply(&rows, matrices);
+    ROWS.set(rows);
+    let shaped = products.into_iter().zip(matrices).map(|(product, matrix)| {
+        let mut shape = x.dims().to_vec();
+        if let Some(last) = shape.last_mut() {
+            *last = matrix.out();
         }
-        at += columns;
-    }
+        Tensor::from_vec(product, shape, x.device())
+    });
+    shaped.collect()
 }
 
-/// `x Wᵀ` with weights of 8 bits.
-struct EightBit<'a>(&'a q8::Tiles);
-
-impl CustomOp1 for EightBit<'_> {
-    fn name(&self) -> &'static str {
-        "matmul-q8"
-    }
-
-    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> TensorResult<(CpuStorage, Shape)> {
-        thread_local! {
-            static ROWS: Cell<q8::Rows> = Cell::default();
+/// The products of rows and each matrix.
+fn multiply(rows: &q8::Rows, matrices: &[&q8::Tiles]) -> Vec<Vec<f32>> {
+    let threads = rayon::current_num_threads();
+    let mut products: Vec<Vec<f32>> =
+        matrices.iter().map(|matrix| vec![0.0; rows.count() * matrix.out()]).collect();
+    let all: usize = matrices.iter().map(|matrix| matrix.out() * matrix.width()).sum();
+    let share = SHARE.max(all / (SHARES * threads));
+    if all <= share || threads == 1 {
+        for (matrix, product) in matrices.iter().zip(&mut products) {
+            Kernels::get().matmul_q8(rows, matrix, 0..matrix.tiles(), product);
         }
-        let weights = self.0;
-        let (CpuStorage::F32(x), Some((start, end))) = (x, layout.contiguous_offsets()) else {
-            bail!("a product of 8 bits needs contiguous f32 activations");
-        };
-        let mut shape = layout.dims().to_vec();
-        match shape.last_mut() {
-            Some(last) if *last == weights.width() => *last = weights.out(),
-            _ => bail!("activations of shape {shape:?} do not fit weights of {} columns", weights.width()),
-        }
-        let mut product = vec![0.0; shape.iter().product()];
-        // Taken, not borrowed: while this thread waits for others it may be given another product.
-        let mut rows = ROWS.take();
-        Kernels::get().quantize_rows(&x[start..end], weights.width(), &mut rows);
-        multiply(&rows, weights, &mut product);
-        ROWS.set(rows);
-        Ok((CpuStorage::F32(product), shape.into())) // [.., out]
+        return products;
     }
+    let parts = matrices.iter().enumerate().flat_map(|(i, matrix)| {
+        let shares = (matrix.out() * matrix.width()).div_ceil(share).max(1);
+        let step = matrix.tiles().div_ceil(shares).max(1);
+        (0..matrix.tiles()).step_by(step).map(move |start| (i, start..matrix.tiles().min(start + step)))
+    });
+    let parts: Vec<(usize, Range<usize>)> = parts.collect();
+    let done: Vec<Vec<f32>> = parts
+        .par_iter()
+        .map(|(i, tiles)| {
+            let mut part = vec![0.0; rows.count() * matrices[*i].columns(tiles)];
+            Kernels::get().matmul_q8(rows, matrices[*i], tiles.clone(), &mut part);
+            part
+        })
+        .collect();
+    let mut at = vec![0; matrices.len()];
+    for ((i, tiles), part) in parts.into_iter().zip(done) {
+        let (out, columns) = (matrices[i].out(), matrices[i].columns(&tiles));
+        for (row, part) in products[i].chunks_exact_mut(out).zip(part.chunks_exact(columns)) {
+            row[at[i]..at[i] + columns].copy_from_slice(part);
+        }
+        at[i] += columns;
+    }
+    products
 }
 
 /// Attention of all heads over projected rows, `softmax(q·kᵀ/√(width/heads))·v`: `[B, L, 3·width]` → `[B, L, width]`.

@@ -74,6 +74,19 @@ impl KvCache {
         Ok(KvCache { keys: room()?, values: room()? })
     }
 
+    /// A copy of the first `len` tokens, with room for `capacity`.
+    pub(super) fn copied(&self, len: usize, capacity: usize) -> Result<Self, Error> {
+        let copied = |from: &Tensor| -> Result<Tensor, Error> {
+            let (heads, _, head) = from.dims3()?;
+            let room = Tensor::zeros((heads, capacity.max(1), head), from.dtype(), from.device())?;
+            if len > 0 {
+                room.slice_set(&from.narrow(1, 0, len)?.contiguous()?, 1, 0)?;
+            }
+            Ok(room)
+        };
+        Ok(KvCache { keys: copied(&self.keys)?, values: copied(&self.values)? })
+    }
+
     /// Appends keys and values of T tokens at `position` and lets their queries look at everything up to themselves.
     ///
     /// * `q`, `k`: `[H, T, d]`, turned. `v`: `[T, D]`. Returns `[T, D]`.

@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 use candle_core::{Device, Tensor};
 
 use super::config::{Config, Family};
+use super::digest::check_adapter;
 use super::saved::Saved;
 use crate::kernels::q8::{Lent, Tiles};
 use crate::models::layers::{LayerNorm, Linear};
@@ -101,6 +102,7 @@ impl Checkpoint {
             (vec![backbone.to_owned()], read(folder.join("params.json"))?, Config::from_params)
         };
         let backbone = paths.iter().map(|path| Weights::open(path)).collect::<Result<_, _>>()?;
+        adapter.map_or(Ok(()), check_adapter)?;
         let adapter = adapter.map(Weights::open).transpose()?;
         let clip = clip.map(Weights::open).transpose()?;
         let mut checkpoint = Checkpoint { clip, ..Self::new(backbone, adapter, 1) };

@@ -10,6 +10,7 @@
 //! |---|---|
 //! | `config.rs` | sizes from `params.json` or `config.json` |
 //! | `checkpoint.rs` | tensors from original, converted and adapter files |
+//! | `digest.rs` | whether files are what they claim to be |
 //! | `bind.rs` | embedding → visual feature: what ImageBind-LLM's adapter is given |
 //! | `picture/` | picture → visual tokens: what the multimodal LLaMA-Adapter V2 is given |
 //! | `adapter.rs` | what each family's adapter adds to attention |
@@ -33,6 +34,7 @@ mod attention;
 mod bind;
 mod checkpoint;
 mod config;
+mod digest;
 mod learn;
 mod picture;
 mod sample;
@@ -46,6 +48,7 @@ pub use attention::{KvCache, Rotary};
 pub use bind::Bind;
 pub use checkpoint::{Checkpoint, Files};
 pub use config::{ChannelOrder, Config, Family, PictureConfig};
+pub use digest::check_backbone;
 pub use learn::{Batch, Group, Learner, Shown};
 pub use picture::Picture;
 pub use sample::{Choice, SampleParams, Sampler, filtered, logprob, softmax};
@@ -115,6 +118,20 @@ impl Sequence {
     /// Tokens that it can hold.
     pub fn capacity(&self) -> usize {
         self.capacity
+    }
+
+    /// The same text once more, with room for `capacity` tokens, to be gone on with in another way.
+    ///
+    /// # Errors
+    /// [`Error::Input`] for less room than it takes.
+    pub fn fork(&self, capacity: usize) -> Result<Self, Error> {
+        if capacity < self.len {
+            let why = format!("{capacity} tokens of room for a text of {}", self.len);
+            return Err(Error::Input { received: vec![capacity], why });
+        }
+        let caches = self.caches.iter().map(|cache| cache.copied(self.len, capacity));
+        let caches = caches.collect::<Result<_, _>>()?;
+        Ok(Sequence { caches, additions: self.additions.clone(), len: self.len, capacity })
     }
 
     /// Keys and values of a layer.
@@ -494,7 +511,7 @@ impl Block {
         let mut see = |name: &str, x: &Tensor| observe(&format!("layer.{i}.{name}"), x);
         let normed = candle_nn::ops::rms_norm(x, &self.attention_norm, config.norm_eps)?;
         see("attention_norm", &normed);
-        let (q, k, v) = (self.wq.forward(&normed)?, self.wk.forward(&normed)?, self.wv.forward(&normed)?);
+        let [q, k, v] = Linear::forward_all([&self.wq, &self.wk, &self.wv], &normed)?;
         see("q_pre_rope", &q);
         see("k_pre_rope", &k);
         let mut end = 0;
@@ -532,7 +549,8 @@ impl Block {
         see("attn", &attended);
         let x = (x + attended)?;
         let normed = candle_nn::ops::rms_norm(&x, &self.ffn_norm, config.norm_eps)?;
-        let gated = (candle_nn::ops::silu(&self.w1.forward(&normed)?)? * self.w3.forward(&normed)?)?;
+        let [gate, raised] = Linear::forward_all([&self.w1, &self.w3], &normed)?;
+        let gated = (candle_nn::ops::silu(&gate)? * raised)?;
         let fed = self.w2.forward(&gated)?; // [N, D]
         see("ffn", &fed);
         let x = (x + fed)?;
