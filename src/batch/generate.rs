@@ -13,13 +13,12 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use candle_core::Tensor;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use super::{Error, Wait};
-use crate::models;
 use crate::models::llama::{Choice, SampleParams, Sampler, Sequence};
 use crate::models::llm::Llm;
+use crate::models::{self, Tensor};
 use crate::text::Detokenizer;
 use crate::types::Embedding;
 

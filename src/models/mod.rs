@@ -24,6 +24,8 @@ pub mod llm;
 pub mod nano;
 pub mod weights;
 
+/// What networks are given and give.
+pub use candle_core::Tensor;
 pub use device::{DeviceKind, Placement};
 
 /// Why a model cannot be loaded or run.
