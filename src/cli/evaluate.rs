@@ -111,7 +111,8 @@ pub(super) fn run(config: &Config, args: &EvaluateArgs) -> anyhow::Result<ExitCo
         limits: config.limits().media,
     };
     let encoder = Encoder::open_overlaid(&options, args.overlay.as_deref())?;
-    let llm = Llm::open(&LlmOptions { dtype: config.decoder_dtype, ..LlmOptions::default() })?;
+    let nano = LlmOptions { device: config.device, dtype: config.decoder_dtype, ..LlmOptions::default() };
+    let llm = Llm::open(&nano)?;
     // Answers that grow together share the reading of the weights; what they say does not depend on it.
     let generator = Generator::start(llm, GenerateOptions { slots: 32, capacity: usize::MAX })?;
     let mut kinds = drawn(args)?;

@@ -241,6 +241,10 @@ pub fn described(reply: &proto::DescribeResponse, json: bool) -> anyhow::Result<
             "limits": bounds(&limits),
             "server_version": reply.server_version,
             "kernels": reply.kernels,
+            "decoder": reply.decoder.as_ref().map(|d| json!({
+                "name": d.name, "weights": d.weights_fingerprint, "max_positions": d.max_positions,
+                "family": d.family().as_str_name().trim_start_matches("DECODER_FAMILY_").to_lowercase(),
+            })),
         }));
     }
     let mut out = std::io::stdout().lock();

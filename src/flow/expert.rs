@@ -186,13 +186,6 @@ impl Experts {
         Experts { experts: experts.into() }
     }
 
-    /// Another expert in the place of one.
-    pub fn replace(&mut self, kind: ExpertKind, expert: Box<dyn Expert>) {
-        if let Some(quoted) = self.experts.get_mut(&kind) {
-            quoted.expert = expert;
-        }
-    }
-
     /// Asks experts about the pictures of a query and puts what they find into the prompt.
     ///
     /// # Errors

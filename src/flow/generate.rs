@@ -241,10 +241,17 @@ fn look(app: &App, llm: &Llm, query: Query) -> Result<Seen, Error> {
     let [Part { content: Content::Media(media), .. }] = &parts[..] else {
         return Err(refuse("several inputs, or embeddings,"));
     };
+    let side = llm.decoder().picture().map_or(0, |picture| picture.side());
     let pixels = match media {
         MediaInput::Image(bytes) => contained(|| Ok(llm.prepare_picture(bytes, app.limits.media.image)?))
             .map_err(|e| Error::Part { part: 0, source: Box::new(e) })?,
-        MediaInput::Ready(Modality::Image, _, values) => values.clone(),
+        MediaInput::Ready(Modality::Image, shape, values) if shape.ends_with(&[3, side, side]) => {
+            values.clone()
+        }
+        MediaInput::Ready(Modality::Image, shape, _) => {
+            let description = format!("a picture has the shape [3, {side}, {side}], not {shape:?}");
+            return Err(Error::Argument { field: "conditioning.query".into(), description });
+        }
         other => return Err(refuse(&format!("inputs of the kind {}", other.modality().word()))),
     };
     let tokens = llm.decoder().visual_of_picture(&pixels).map_err(|error| match error {

@@ -136,6 +136,11 @@ impl Llm {
     /// As [`Llm::open`].
     pub fn check(options: &LlmOptions) -> Result<Config, Error> {
         let Some(backbone) = &options.backbone else { return Ok(nano::decoder()?.1) };
+        if backbone.is_file()
+            && let Some((_, saved)) = saved(backbone)?
+        {
+            return Ok(saved.config);
+        }
         let (adapter, clip) = (options.adapter.as_deref(), options.clip.as_deref());
         let (checkpoint, config) = Checkpoint::open(Files { backbone, adapter, clip })?;
         let tokenizer = read_tokenizer(&tokenizer_file(backbone, options.tokenizer.as_deref())?)?;
@@ -224,7 +229,8 @@ impl Llm {
     }
 
     /// The ids of a prompt, BOS before them, and how many of its first were dropped: a conversation that has grown too long
-    /// keeps its end, as in the chat program, which leaves `max_tokens` positions for the answer. BOS is lost then.
+    /// keeps its end, as in the chat program, which leaves `max_tokens` positions for the answer (here half of all at most).
+    /// BOS is lost then.
     ///
     /// # Errors
     /// [`PromptError`]: any other prompt must leave room for one token at least.
@@ -240,7 +246,8 @@ impl Llm {
         ids.extend(self.tokenizer.encode(&self.text(prompt))?);
         let limit = self.decoder.config().max_seq_len;
         let dropped = match prompt {
-            Prompt::Conversation(_) => ids.len().saturating_sub(limit.saturating_sub(max_tokens).max(1)),
+            // However long an answer is allowed, half of the positions are the conversation's.
+            Prompt::Conversation(_) => ids.len().saturating_sub((limit - max_tokens.min(limit / 2)).max(1)),
             _ => 0,
         };
         ids.drain(..dropped);

@@ -73,6 +73,11 @@ impl Queries {
             Family::V2Picture => ("adapter_query.weight", true),
             Family::V2Chat => ("adapter_query.weight", false),
         };
+        let early = config.picture.early_fusion;
+        if early > 0 && family != Family::V2Picture {
+            let why = "early_fusion is set, and only the multimodal LLaMA-Adapter V2 can be wired so";
+            return Err(Error::Config(why.into()));
+        }
         let mut all: Vec<(Option<Tensor>, bool)> = (0..layers).map(|_| (None, false)).collect();
         let Some(rows) = checkpoint.shape(name).and_then(|shape| shape.first().copied()) else {
             return Ok(Queries { layers: all });
@@ -95,14 +100,13 @@ impl Queries {
         }
         let prompted = rows / each;
         let table = checkpoint.tensor(name, &[rows, dim], placement)?;
-        let early = config.picture.early_fusion;
-        if early > layers - prompted && seen {
+        if early > layers - prompted {
             return Err(Error::Config(format!(
                 "early fusion in {early} layers, but only {} of the {layers} are without prompts",
                 layers - prompted
             )));
         }
-        let fused = early > 0 && family == Family::V2Picture;
+        let fused = early > 0;
         for (j, slot) in all[layers - prompted..].iter_mut().enumerate() {
             *slot = (Some(table.narrow(0, j * each, each)?.contiguous()?), seen && !fused);
         }

@@ -116,6 +116,9 @@ impl<'a> Learner<'a> {
         group: &Group,
     ) -> Result<Self, Error> {
         let family = config.family.unwrap_or_else(|| checkpoint.family());
+        if config.picture.early_fusion > 0 {
+            return Err(Error::Config("early fusion is for inference; it has no gradients here".into()));
+        }
         let picture = match family {
             Family::V2Picture => {
                 Some(Picture::load(checkpoint, config.dim, &config.picture, &Placement::cpu())?)
@@ -294,7 +297,9 @@ impl<'a> Learner<'a> {
             (_, Some(picture)) => picture.query_shape()[0],
             (_, None) => 1,
         };
-        let plain = layers - all / rows.max(1);
+        let Some(plain) = layers.checked_sub(all / rows.max(1)) else {
+            return Err(Error::Config(format!("`{name}` has {all} rows, more than {rows} for each layer")));
+        };
         if i < plain || (seen.is_none() && self.family != Family::V2Chat) {
             return Ok(None);
         }
