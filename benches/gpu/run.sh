@@ -23,5 +23,5 @@ if [ -n "${PICTURES:-}" ]; then
     export VISCACHE_BENCH_PICTURES=$PICTURES
 fi
 # The parity of every encoder with the golden numbers, on the card.
-scripts/cargo.sh test --locked --release --features cuda --test parity_cuda -- --nocapture
+scripts/cargo.sh test --locked --release --features cuda --test parity cuda -- --nocapture
 scripts/cargo.sh bench --locked --features cuda --bench gpu

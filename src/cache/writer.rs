@@ -14,7 +14,7 @@
 //! the changes made since. [`Writer::put`] is for bulk: it writes no log, so what it puts is found from the next
 //! generation on, and what it replaces is found as it was until then, where rows are in memory. A server that is open
 //! for writing changes items through [`super::Cache::upsert`] instead, and builds generations with the same functions.
-//! Fail points stand at every arrow; `tests/crash.rs` aborts at each and reopens.
+//! Fail points stand at every arrow; `index-builder/tests/crash.rs` aborts at each and reopens.
 
 use std::collections::BTreeMap;
 use std::time::Instant;

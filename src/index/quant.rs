@@ -14,7 +14,7 @@
 //!
 //! Error of a score: rounding moves a component by at most step/2 and the query by at most 1/(2·scale), both
 //! independent over the components. What is clipped comes on top: 8-bit codes of features with heavy tails err twice as
-//! much. Rescoring on the rows recovers the ranking. `tests/codecs.rs` measures error and recall, on made rows and on
+//! much. Rescoring on the rows recovers the ranking. `tests/cache/codecs.rs` measures error and recall, on made rows and on
 //! real features, and holds both to bounds; its figures are in `benches/README.md`.
 //!
 //! Rows of codes are padded to whole cache lines of 64 bytes; the query is zero there.

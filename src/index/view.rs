@@ -203,7 +203,7 @@ impl Index {
 
     /// What a score on codes may lack of the true one, for [`super::exact::rescore`]: four standard deviations of its error.
     /// Eight find no more (synthetic 100k, both kinds of queries), three lose one neighbour in a thousand. In 8 bits it is
-    /// eight: what is clipped of features with heavy tails doubles the error that is expected (`tests/codecs.rs`).
+    /// eight: what is clipped of features with heavy tails doubles the error that is expected (`tests/cache/codecs.rs`).
     ///
     /// * `query`: length D.
     pub fn score_error(&self, query: &[f32]) -> f32 {

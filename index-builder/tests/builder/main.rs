@@ -1,0 +1,11 @@
+//! The builder as a person or a script meets it.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod build;
+mod damage;
+mod import;
+mod resume;

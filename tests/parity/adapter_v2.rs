@@ -1,0 +1,509 @@
+//! LLaMA-Adapter V2 against the published programs: pictures, every layer, cached steps, greedy answers, conversations.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use candle_core::Tensor;
+use viscache::media::image::{ImageOptions, Limits, Orientation, prepare, prepare_bgr};
+use viscache::models::Placement;
+use viscache::models::llama::{Checkpoint, Config, Decoder, Family, Files, PictureConfig, Saved, logprob};
+use viscache::models::weights::Weights;
+use viscache::text::{ChatTemplate, Conversation, SentencePiece, Speaker, Template, Turn};
+use viscache::types::{EncoderDtype, Fingerprint};
+
+use crate::common::{self, Tally, Tensors, json, parts, read, say, short};
+use crate::decoder::{self, LAYERS, config_of, expected_answer, floats, generate, ids, limit, tensor, width};
+
+const GOLDEN: &str = "llama_adapter_v2";
+
+/// The golden folders that hold a decoder.
+fn folders() -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for root in parts(GOLDEN) {
+        let entries = std::fs::read_dir(&root).unwrap().map(|entry| entry.unwrap().path());
+        found.extend(entries.filter(|path| path.join("forward_full.safetensors").exists()));
+    }
+    found.sort();
+    if found.is_empty() {
+        say("skipped: LLaMA-Adapter V2's golden numbers are not here");
+    }
+    found
+}
+
+/// The decoder of a folder from its one file, wired as asked.
+fn whole(folder: &Path, early_fusion: usize) -> Decoder {
+    let mut config = config_of(folder);
+    config.picture = PictureConfig { early_fusion, ..config.picture };
+    let file = Weights::open(&folder.join("weights.safetensors")).unwrap();
+    let checkpoint = Checkpoint::new(vec![file], None, config.n_heads);
+    Decoder::load(&checkpoint, &config, config.vocab_size.unwrap(), &Placement::cpu()).unwrap()
+}
+
+/// What a case's pictures are seen as, `[B, P, D]`; nothing for a case without pictures.
+fn seen(
+    decoder: &Decoder,
+    pictures: Option<&common::Golden>,
+    observe: &mut dyn FnMut(&str, &Tensor),
+) -> Option<Tensor> {
+    Some(decoder.picture()?.forward(&tensor(pictures?), observe).unwrap())
+}
+
+/// A batch of sequences in one pass; everything the case holds is compared.
+fn full(decoder: &Decoder, case: &Tensors, tally: &mut Tally) {
+    let tokens = case.get("tokens");
+    let (batch, length) = (tokens.shape[0], tokens.shape[1]);
+    let words = ids(tokens);
+    let mut shown: BTreeMap<String, Vec<Tensor>> = BTreeMap::new();
+    let mut observe = |name: &str, x: &Tensor| shown.entry(name.to_owned()).or_default().push(x.clone());
+    let seen = seen(decoder, case.find("images"), &mut observe);
+    let rows: Vec<Option<Tensor>> =
+        (0..batch).map(|b| seen.as_ref().map(|seen| seen.get(b).unwrap())).collect();
+    let mut sequences: Vec<_> = rows.iter().map(|row| decoder.begin(row.as_ref(), length).unwrap()).collect();
+    let mut pairs: Vec<_> = sequences.iter_mut().zip(words.chunks_exact(length)).collect();
+    let logits = decoder.forward_all(&mut pairs, &mut observe).unwrap();
+    observe("logits", &logits);
+    let last = decoder.config().n_layers - 1;
+    let mut named = |name: &str, x: &Tensor| observe(&format!("layer.{last}.{name}"), x);
+    decoder.observe_adapter(last, seen.as_ref(), &mut named).unwrap();
+    if let Some(x) = case.find("probe.x") {
+        observe("probe.wq_out", &decoder.queries(last, &tensor(x)).unwrap());
+    }
+    if let Some(labels) = case.find("labels") {
+        // The mean over what is to be learned, each token told by what is before it.
+        let rows = logits.to_vec2::<f32>().unwrap();
+        let all = labels.wholes();
+        let told = (0..batch * length).filter(|i| (i + 1) % length > 0 && all[i + 1] != 0);
+        let losses: Vec<f64> = told.map(|i| -f64::from(logprob(&rows[i], all[i + 1] as u32))).collect();
+        let loss = losses.iter().sum::<f64>() / losses.len() as f64;
+        observe("loss", &Tensor::new(&[loss as f32], &candle_core::Device::Cpu).unwrap());
+    }
+    for (name, expected) in case.iter() {
+        if ["tokens", "images", "labels", "probe.x"].contains(&name) {
+            continue;
+        }
+        let received = &shown.get(name).unwrap_or_else(|| panic!("`{name}` is never shown"));
+        let values: Vec<f32> = received.iter().flat_map(floats).collect();
+        tally.floats(name, &values, expected.floats(), width(expected), limit(expected.floats(), LAYERS));
+    }
+}
+
+#[test]
+fn every_stage_is_reproduced() {
+    for folder in folders().iter().filter(|folder| folder.join("weights.safetensors").exists()) {
+        let mut tally = Tally::new(short(folder));
+        full(&whole(folder, 0), &Tensors::open(&folder.join("forward_full.safetensors")), &mut tally);
+        tally.finish();
+        let fused = folder.join("derived_early_fusion.safetensors");
+        if fused.exists() {
+            let layers = json(&folder.join("derived_early_fusion.json"))["K"].as_u64().unwrap() as usize;
+            let mut tally = Tally::new(short(&fused));
+            full(&whole(folder, layers), &Tensors::open(&fused), &mut tally);
+            tally.finish();
+        }
+    }
+}
+
+/// The files of a folder as they are released: backbone, tuned tensors, CLIP.
+fn released(folder: &Path) -> Option<(Decoder, Family)> {
+    let tuned =
+        ["adapter.pth", "tuned.pth"].iter().map(|name| folder.join(name)).find(|path| path.exists())?;
+    let backbone = folder.join("llama");
+    if !backbone.is_dir() {
+        return None;
+    }
+    // CLIP is a file of its own, which the golden folders have only within the whole.
+    let whole = Weights::open(&folder.join("weights.safetensors")).unwrap();
+    let clip = tempfile::tempdir().unwrap();
+    let path = clip.path().join("clip.safetensors");
+    let names: Vec<&str> = whole.names().filter(|name| name.starts_with("clip.")).collect();
+    let tensors = names.iter().map(|&name| {
+        let shape = whole.shape(name).unwrap().to_vec();
+        let values = whole.values(name, &shape).unwrap();
+        (name.strip_prefix("clip.").unwrap().to_owned(), shape, values)
+    });
+    decoder::write(&path, &tensors.collect::<Vec<_>>());
+    let clip = (!names.is_empty()).then_some(&path);
+    let files = Files { backbone: &backbone, adapter: Some(&tuned), clip: clip.map(PathBuf::as_path) };
+    let (checkpoint, mut config) = Checkpoint::open(files).unwrap();
+    let sizes = config_of(folder);
+    assert_eq!(config.vocab_size, None, "-1 means the tokenizer's");
+    (config.max_seq_len, config.picture) = (sizes.max_seq_len, sizes.picture);
+    let decoder = Decoder::load(&checkpoint, &config, sizes.vocab_size.unwrap(), &Placement::cpu()).unwrap();
+    Some((decoder, checkpoint.family()))
+}
+
+#[test]
+fn released_files_are_the_whole() {
+    for folder in folders() {
+        let Some((decoder, family)) = released(&folder) else { continue };
+        let chat = short(&folder).contains("chat");
+        assert_eq!(family, if chat { Family::V2Chat } else { Family::V2Picture });
+        let mut tally = Tally::new(format!("{} from files as released", short(&folder)));
+        full(&decoder, &Tensors::open(&folder.join("forward_full.safetensors")), &mut tally);
+        tally.finish();
+    }
+}
+
+#[test]
+fn backbones_of_any_number_of_files_are_one() {
+    for folder in folders().iter().filter(|folder| folder.join("llama/consolidated.01.pth").exists()) {
+        let parts: Vec<Weights> = (0..)
+            .map(|i| folder.join(format!("llama/consolidated.{i:02}.pth")))
+            .take_while(|path| path.exists())
+            .map(|path| Weights::open(&path).unwrap())
+            .collect();
+        let whole = Weights::open(&folder.join("weights.safetensors")).unwrap();
+        let names: Vec<String> =
+            parts[0].names().filter(|name| *name != "rope.freqs").map(str::to_owned).collect();
+        let heads = config_of(folder).n_heads;
+        let joined = Checkpoint::new(parts, None, heads);
+        let mut tally = Tally::new(format!("{} joined", short(folder)));
+        for name in &names {
+            let shape = whole.shape(name).unwrap();
+            if name.contains("norm") {
+                continue; // the tuned file's are in the whole one
+            }
+            let values = joined.values(&format!("llama.{name}"), shape).unwrap();
+            tally.equal(name, &values, &whole.values(name, shape).unwrap());
+        }
+        tally.finish();
+        // Split anew into another number of files.
+        let place = tempfile::tempdir().unwrap();
+        let files: Vec<Weights> = (0..4)
+            .map(|i| {
+                let part = names.iter().map(|name| {
+                    let shape = whole.shape(name).unwrap();
+                    let values = whole.values(name, shape).unwrap();
+                    decoder::shard(name, shape, &values, i, 4)
+                });
+                let path = place.path().join(format!("{i}.safetensors"));
+                decoder::write(&path, &part.collect::<Vec<_>>());
+                Weights::open(&path).unwrap()
+            })
+            .collect();
+        let joined = Checkpoint::new(files, None, heads);
+        let mut tally = Tally::new(format!("{} in four files", short(folder)));
+        for name in &names {
+            let shape = whole.shape(name).unwrap();
+            let values = joined.values(&format!("llama.{name}"), shape).unwrap();
+            tally.equal(name, &values, &whole.values(name, shape).unwrap());
+        }
+        tally.finish();
+        // One of them is missing.
+        let files = (0..3).map(|i| Weights::open(&place.path().join(format!("{i}.safetensors"))).unwrap());
+        let lacking = Checkpoint::new(files.collect(), None, heads);
+        let shape = whole.shape("output.weight").unwrap();
+        let refused = lacking.values("llama.output.weight", shape).unwrap_err().to_string();
+        assert!(refused.contains("3 shards") && refused.contains("384"), "{refused}");
+    }
+}
+
+#[test]
+fn cached_steps_are_those_of_the_whole_pass() {
+    for folder in folders().iter().filter(|folder| folder.join("weights.safetensors").exists()) {
+        let decoder = whole(folder, 0);
+        let case = Tensors::open(&folder.join("decode_incremental.safetensors"));
+        let mut tally = Tally::new(format!("{}/decode_incremental", short(folder)));
+        let (tokens, prefill) = (ids(case.get("tokens")), case.get("prefill_len").wholes()[0] as usize);
+        let seen = case.find("visual_query_tokens").map(|seen| tensor(seen).squeeze(0).unwrap());
+        let mut sequence = decoder.begin(seen.as_ref(), tokens.len()).unwrap();
+        let logits = decoder.forward(&mut [(&mut sequence, &tokens[..prefill])]).unwrap();
+        let mut compare = |name: &str, received: &Tensor, expected: &[f32]| {
+            tally.floats(name, &floats(received), expected, expected.len(), limit(expected, LAYERS));
+        };
+        compare("prefill", &logits, case.get("prefill_last_logits").floats());
+        // The last of the steps' logits are those behind the last token but one.
+        for (step, token) in tokens[prefill..].iter().enumerate().take(case.get("step_logits").shape[0]) {
+            let logits = decoder.forward(&mut [(&mut sequence, &[*token][..])]).unwrap();
+            compare(&format!("step {step}"), &logits, case.get("step_logits").row(step));
+        }
+        for (name, expected) in case.under("cache.layer.") {
+            let (layer, what) = name.split_once('.').unwrap();
+            let (cache, held) = (sequence.cache(layer.parse().unwrap()).unwrap(), expected.shape[2]);
+            let kept = if what == "k" { cache.keys(held) } else { cache.values(held) };
+            // The program keeps them heads first.
+            let kept = kept.unwrap().transpose(0, 1).unwrap().contiguous().unwrap();
+            compare(name, &kept, expected.floats());
+        }
+        tally.finish();
+    }
+}
+
+#[test]
+fn greedy_answers_are_equal() {
+    for folder in folders().iter().filter(|folder| folder.join("weights.safetensors").exists()) {
+        let decoder = whole(folder, 0);
+        let Some(file) = parts("imagebind_llm_decoder")
+            .into_iter()
+            .map(|root| root.join("tokenizer.model"))
+            .find(|path| path.exists())
+        else {
+            continue;
+        };
+        let tokenizer = SentencePiece::from_bytes(&read(&file)).unwrap();
+        let cases = json(&folder.join("generate.json"));
+        let inputs = folder.join("generate_inputs.safetensors");
+        let inputs = inputs.exists().then(|| Tensors::open(&inputs));
+        let mut tally = Tally::new(format!("{}/generate", short(folder)));
+        for (number, case) in cases["cases"].as_array().unwrap().iter().enumerate() {
+            let prompts: Vec<Vec<u32>> = serde_json::from_value(case["prompt_ids"].clone()).unwrap();
+            for (text, ids) in case["prompts"].as_array().unwrap().iter().zip(&prompts) {
+                let mut encoded = vec![tokenizer.bos()];
+                encoded.extend(tokenizer.encode(text.as_str().unwrap()).unwrap());
+                tally.equal("prompt ids", &encoded, ids);
+            }
+            let pictures = inputs.as_ref().and_then(|inputs| inputs.find(&format!("case{number}.images")));
+            let seen = match seen(&decoder, pictures, &mut |_, _| {}) {
+                Some(seen) => {
+                    let expected = inputs.as_ref().unwrap().get(&format!("case{number}.visual_query_tokens"));
+                    let bound = limit(expected.floats(), LAYERS);
+                    tally.floats("seen", &floats(&seen), expected.floats(), width(expected), bound);
+                    (0..prompts.len()).map(|i| Some(seen.get(i).unwrap())).collect()
+                }
+                None => vec![None; prompts.len()],
+            };
+            let seen: Vec<Option<&Tensor>> = seen.iter().map(Option::as_ref).collect();
+            let most = case["max_gen_len"].as_u64().unwrap() as usize;
+            let answers = generate(&decoder, &prompts, &seen, most, tokenizer.eos());
+            for (i, answer) in answers.iter().enumerate() {
+                let expected = expected_answer(case, i, prompts[i].len(), tokenizer.eos());
+                // The multimodal program stops when all of a batch have ended or its room is full; ours goes on.
+                let whole = answer.len().min(expected.len());
+                tally.equal(&format!("case {number} answer {i}"), &answer[..whole], &expected);
+                let said: Vec<u32> = expected.iter().copied().filter(|&id| id != tokenizer.eos()).collect();
+                let told = case["decoded"][i].as_str().unwrap().to_owned();
+                tally.equal(&format!("case {number} text {i}"), &[tokenizer.decode(&said)], &[told]);
+                let alone = generate(&decoder, &prompts[i..=i], &seen[i..=i], most, tokenizer.eos());
+                tally.equal(&format!("case {number} answer {i} alone"), &alone[0], answer);
+            }
+        }
+        tally.finish();
+    }
+}
+
+#[test]
+fn conversations_and_prompts() {
+    for root in parts(GOLDEN) {
+        let path = root.join("conversations.json");
+        if !path.exists() {
+            continue;
+        }
+        let all = json(&path);
+        let mut tally = Tally::new(short(&path));
+        for (number, case) in all["cases"].as_array().unwrap().iter().enumerate() {
+            let name = case["template"].as_str().unwrap().split('(').next().unwrap();
+            let template = ChatTemplate::named(name).unwrap();
+            let turns = case["appended"].as_array().unwrap().iter().map(|turn| Turn {
+                by: match turn[0].as_str().unwrap() {
+                    "Human" | "USER" => Speaker::Human,
+                    _ => Speaker::Assistant,
+                },
+                text: turn[1].as_str().unwrap_or_default().to_owned(),
+            });
+            let conversation = Conversation { template, system: None, turns: turns.collect() };
+            tally.equal(
+                &format!("case {number}"),
+                &[conversation.text().as_str()],
+                &[case["prompt"].as_str().unwrap()],
+            );
+        }
+        for (name, told) in all["templates"].as_object().unwrap() {
+            let template = ChatTemplate::named(name).unwrap();
+            tally.equal(name, &[template.stop()], &[told["stop"].as_str().unwrap()]);
+        }
+        tally.finish();
+        let path = root.join("dataset.json");
+        let (Some(file), true) = (
+            parts("imagebind_llm_decoder")
+                .into_iter()
+                .map(|root| root.join("tokenizer.model"))
+                .find(|path| path.exists()),
+            path.exists(),
+        ) else {
+            continue;
+        };
+        let tokenizer = SentencePiece::from_bytes(&read(&file)).unwrap();
+        let mut tally = Tally::new(short(&path));
+        for samples in json(&path).as_object().unwrap().values().filter_map(|samples| samples.as_array()) {
+            for (number, sample) in samples.iter().enumerate() {
+                let item = &sample["item"];
+                let ids: Vec<u32> = serde_json::from_value(sample["input_ids"].clone()).unwrap();
+                let (asked, input, answer) = match item["instruction"].as_str() {
+                    // The published loader hands on a tuple of one instead of the text.
+                    Some(asked) => (format!("('{asked}',)"), item["input"].as_str(), item["output"].as_str()),
+                    None => {
+                        let said = |i: usize| item["conversations"][i]["value"].as_str();
+                        (said(0).unwrap().to_owned(), None, said(1))
+                    }
+                };
+                let prompt = Template::V2Multimodal.fill(&asked, input);
+                let own = tokenizer.encode(&(prompt + answer.unwrap())).unwrap();
+                let shared = own.len().min(ids.len() - 1);
+                tally.equal(&format!("sample {number}"), &ids[1..=shared], &own[..shared]);
+            }
+        }
+        tally.finish();
+    }
+}
+
+#[test]
+fn pictures_are_prepared_as_published() {
+    for root in parts(GOLDEN) {
+        let path = root.join("preprocess.json");
+        if !path.exists() {
+            continue;
+        }
+        let tensors = Tensors::open(&root.join("preprocess.safetensors"));
+        let mut tally = Tally::new(short(&path));
+        for case in json(&path).as_array().unwrap() {
+            let number = case["case"].as_u64().unwrap();
+            let bytes = read(&root.join(format!("preprocess_{number}.png")));
+            let options = ImageOptions {
+                side: case["n_px"].as_u64().unwrap() as usize,
+                orientation: Orientation::Apply,
+                limits: Limits::default(),
+            };
+            for (order, prepared) in
+                [("rgb", prepare(&bytes, &options).unwrap()), ("bgr", prepare_bgr(&bytes, &options).unwrap())]
+            {
+                if let Some(expected) = tensors.find(&format!("case{number}.{order}")) {
+                    let bound = common::Limit { absolute: 1e-5, turn: 1e-7 };
+                    tally.floats(
+                        &format!("case{number}.{order}"),
+                        &prepared,
+                        expected.floats(),
+                        width(expected),
+                        bound,
+                    );
+                }
+            }
+        }
+        tally.finish();
+    }
+}
+
+/// A file with the names and shapes of a manifest, and no numbers in it: its data is one hole.
+fn hollow(path: &Path, shapes: &BTreeMap<String, Vec<usize>>) {
+    let mut header = serde_json::Map::new();
+    let mut end = 0u64;
+    for (name, shape) in shapes {
+        let start = end;
+        end += 2 * shape.iter().product::<usize>() as u64;
+        header.insert(
+            name.clone(),
+            serde_json::json!({"dtype": "F16", "shape": shape, "data_offsets": [start, end]}),
+        );
+    }
+    let text = serde_json::Value::Object(header).to_string();
+    std::fs::write(path, [&(text.len() as u64).to_le_bytes()[..], text.as_bytes()].concat()).unwrap();
+    std::fs::OpenOptions::new().write(true).open(path).unwrap().set_len(8 + text.len() as u64 + end).unwrap();
+}
+
+/// Whether a model of these tensors is whole and has nothing that we do not know.
+fn fits(shapes: &BTreeMap<String, Vec<usize>>, params: &str, place: &Path) -> Result<(), String> {
+    let path = place.join("all.safetensors");
+    hollow(&path, shapes);
+    let said = |e: viscache::models::Error| e.to_string();
+    let all = Weights::open(&path).map_err(said)?;
+    // In the adapter's place, where what nobody asks for is refused.
+    let checkpoint = Checkpoint::new(Vec::new(), Some(all), 1);
+    let config = Config::from_params(params, checkpoint.family()).map_err(said)?;
+    Decoder::check(checkpoint, &config, 32_000).map_err(said)
+}
+
+#[test]
+fn the_published_sizes_have_every_tensor_and_no_other() {
+    const LLAMA_7B: &str =
+        r#"{"dim": 4096, "multiple_of": 256, "n_heads": 32, "n_layers": 32, "norm_eps": 1e-6}"#;
+    const LLAMA_65B: &str =
+        r#"{"dim": 8192, "multiple_of": 256, "n_heads": 64, "n_layers": 80, "norm_eps": 1e-5}"#;
+    let folders = [(GOLDEN, "v2_7b_"), (GOLDEN, "chat65b_"), ("imagebind_llm_decoder", "imagebind_llm_7b_")];
+    for (folder, name) in folders {
+        for root in parts(folder) {
+            let files = std::fs::read_dir(&root).unwrap().map(|entry| entry.unwrap().path());
+            for path in files.filter(|path| {
+                let file = path.file_name().unwrap().to_str().unwrap();
+                // What is extracted lacks what another file has.
+                let whole = !file.contains("extracted") && !file.contains("adapter_file");
+                file.starts_with(name) && file.ends_with("_params.json") && whole
+            }) {
+                let params = if name.starts_with("chat") { LLAMA_65B } else { LLAMA_7B };
+                let shapes: BTreeMap<String, Vec<usize>> =
+                    serde_json::from_value(json(&path)["params"].clone()).unwrap();
+                let place = tempfile::tempdir().unwrap();
+                let outcome = fits(&shapes, params, place.path());
+                assert_eq!(outcome, Ok(()), "{}", short(&path));
+                // Without these a file is one of another kind; plain layers have gates that nobody needs.
+                const OPTIONAL: [&str; 10] = [
+                    "bias",
+                    "gate",
+                    "image_bind",
+                    "lora",
+                    "prefix",
+                    "query",
+                    "resblocks",
+                    "scale",
+                    "token_embedding",
+                    "visual_blocks",
+                ];
+                let text_side = |name: &str| name.starts_with("clip.") && !name.starts_with("clip.visual.");
+                let needed = shapes
+                    .keys()
+                    .filter(|name| !OPTIONAL.iter().any(|part| name.contains(part)) && !text_side(name));
+                let needed: Vec<&String> = needed.step_by(17).collect();
+                for name in &needed {
+                    let mut lacking = shapes.clone();
+                    lacking.remove(*name);
+                    let refused = fits(&lacking, params, place.path()).unwrap_err();
+                    assert!(refused.contains(name.as_str()), "{name}: {refused}");
+                    let mut other = shapes.clone();
+                    other.get_mut(*name).unwrap().push(2);
+                    let refused = fits(&other, params, place.path()).unwrap_err();
+                    assert!(refused.contains(name.trim_end_matches(".weight")), "{name}: {refused}");
+                }
+                assert!(needed.len() > 10, "{}", short(&path));
+                let mut more = shapes.clone();
+                more.insert("llama.layers.0.attention.wx.weight".into(), vec![2]);
+                let refused = fits(&more, params, place.path()).unwrap_err();
+                assert!(refused.contains("attention.wx"), "{refused}");
+                say(&format!("{}: {} tensors", short(&path), shapes.len()));
+            }
+        }
+    }
+}
+
+#[test]
+fn what_is_saved_in_8_bits_says_nearly_the_same() {
+    for folder in folders().iter().filter(|folder| folder.join("weights.safetensors").exists()) {
+        let config = config_of(folder);
+        let eight = Placement::open(Default::default(), Some(EncoderDtype::Q8_0)).unwrap();
+        let load = |checkpoint: &Checkpoint, config: &Config| {
+            Decoder::load(checkpoint, config, 512, &eight).unwrap()
+        };
+        let file = Weights::open(&folder.join("weights.safetensors")).unwrap();
+        let rounded = load(&Checkpoint::new(vec![file], None, config.n_heads), &config);
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("saved.safetensors");
+        rounded.save(&path, b"no tokenizer", Fingerprint::of(b"golden")).unwrap();
+        let file = Weights::open(&path).unwrap();
+        let saved = Saved::of(&file).unwrap().unwrap();
+        let back = load(&Checkpoint::saved(file, &saved).unwrap(), &saved.config);
+        assert_eq!(back.family(), rounded.family());
+        let case = Tensors::open(&folder.join("forward_full.safetensors"));
+        let tokens = &ids(case.get("tokens"))[..case.get("tokens").shape[1]];
+        let logits = |decoder: &Decoder| {
+            let seen = seen(decoder, case.find("images"), &mut |_, _| {}).map(|seen| seen.get(0).unwrap());
+            let mut sequence = decoder.begin(seen.as_ref(), tokens.len()).unwrap();
+            floats(&decoder.forward_all(&mut [(&mut sequence, tokens)], &mut |_, _| {}).unwrap())
+        };
+        let (rounded, back) = (logits(&rounded), logits(&back));
+        assert_eq!(rounded, back, "{}", short(folder));
+        let exact = &case.get("logits").floats()[..back.len()];
+        let (dot, a, b) = exact.iter().zip(&back).fold((0.0f64, 0.0, 0.0), |(dot, a, b), (x, y)| {
+            let (x, y) = (f64::from(*x), f64::from(*y));
+            (dot + x * y, a + x * x, b + y * y)
+        });
+        let cosine = dot / (a * b).sqrt();
+        assert!(cosine > 0.995, "{}: {cosine}", short(folder));
+    }
+}

@@ -1,0 +1,22 @@
+//! The models, the senses' front ends and the cache's maths against the published programs.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+#[path = "../common/mod.rs"]
+mod common;
+#[path = "../common/decoder.rs"]
+mod decoder;
+
+mod adapter_v2;
+mod blend;
+mod checkpoint;
+#[cfg(feature = "cuda")]
+mod cuda;
+mod gradients;
+mod imagebind;
+mod llama;
+mod media;
+mod nano;
+mod point;
+mod preprocess;
+mod tokenizer;

@@ -1,0 +1,11 @@
+//! The program as a person or a script meets it.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+#[path = "../common/mod.rs"]
+mod common;
+#[path = "../common/store.rs"]
+mod store;
+
+mod cli;
+mod evaluate;

@@ -1,0 +1,22 @@
+//! The service as a client meets it: real gRPC on a loopback port over a real store.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+#[path = "../common/asking.rs"]
+mod asking;
+#[path = "../common/mod.rs"]
+mod common;
+#[path = "../common/server.rs"]
+mod server;
+#[path = "../common/store.rs"]
+mod store;
+
+mod answers;
+mod answers_v2;
+mod filters;
+mod grpc;
+mod limits;
+mod living;
+mod python;
+mod recall;
+mod senses;

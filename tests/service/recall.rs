@@ -1,0 +1,327 @@
+//! Recall as a client meets it: asked for, reported, and measured beside live searches.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+use tonic::Code;
+use viscache::cache::{Cache, CompactOptions, LoadOptions, RowsMode};
+use viscache::flow::{App, Limits, Sampler, SamplingOptions};
+use viscache::index::TargetRecall;
+use viscache::serve::proto::{
+    self, CompactRequest, Cost, DeleteRequest, DescribeRequest, EnhanceRequest, Query, SearchParams,
+    SearchRequest, UpsertRequest,
+};
+use viscache::store::{Access, Recalls, Store};
+use viscache::types::Embedding;
+
+use crate::server::{
+    Server, bad_argument, image, item, media_part, ok, query, refusal, row_part, tensor, text, whole,
+};
+use crate::store::{self, ROWS, ROWS_DIM, SCENES, scene};
+
+/// What the caches are said to find: images easily, texts less.
+fn said() -> Recalls {
+    let text = vec![(16, 0.8), (64, 0.95), (256, 0.9875)];
+    (vec![(16, 0.9), (64, 0.99)], BTreeMap::from([("text".to_owned(), text)]))
+}
+
+/// Every search is sampled, as far as there is room.
+const ALL: SamplingOptions = SamplingOptions { rate: 1.0, max_per_second: 1_000_000 };
+
+fn make(recalls: Recalls) -> TempDir {
+    let folder = TempDir::new().unwrap();
+    store::make_rows(folder.path(), 300);
+    store::publish(folder.path(), ROWS, recalls);
+    folder
+}
+
+fn app(path: &Path, mode: RowsMode) -> App {
+    store::app(path, None, mode, Limits::default())
+}
+
+/// As `serve --writable` opens it.
+fn writable(path: &Path, mode: RowsMode) -> App {
+    let store = Arc::new(Store::open(path, Access::Write).unwrap());
+    let options = LoadOptions { rows: mode, memory_budget: 1 << 30 };
+    let record = store.caches().unwrap().remove(0);
+    let cache = Arc::new(Cache::open(&store, &record.name, None, options).unwrap());
+    let caches = [(record.name, Ok(cache))].into();
+    let mut app = App::new(store.clone(), caches, None, None, Limits::default());
+    app.compact = CompactOptions { automatic: false, threads: 1, ..CompactOptions::default() };
+    app
+}
+
+fn ask(params: SearchParams) -> SearchRequest {
+    SearchRequest {
+        cache: ROWS.into(),
+        vectors: Some(tensor(&store::random_rows(3, ROWS_DIM, 41))),
+        search: Some(params),
+        ..SearchRequest::default()
+    }
+}
+
+fn wish(target: f64, kind: &str) -> SearchParams {
+    SearchParams { target_recall: Some(target), query_kind: kind.into(), ..SearchParams::default() }
+}
+
+fn used(cost: &Option<Cost>) -> (u32, bool) {
+    let cost = cost.as_ref().unwrap();
+    (cost.ef_search, cost.plan() == proto::Plan::Exact)
+}
+
+async fn describe(server: &Server, cache: &str) -> proto::DescribeResponse {
+    server.cache().describe(DescribeRequest { cache: cache.into() }).await.unwrap().into_inner()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_target_becomes_the_beam_that_was_measured_to_reach_it() {
+    let folder = make(said());
+    let server = Server::start(app(folder.path(), RowsMode::Ram)).await;
+    for (params, expected) in [
+        (wish(0.99, "image"), (64, false)),
+        (wish(0.95, "text"), (64, false)),
+        (wish(0.975, "text"), (128, false)),
+        // Without a kind, and for one that nobody measured, what suffices for all.
+        (wish(0.95, ""), (64, false)),
+        (wish(0.975, "audio"), (128, false)),
+        // Not reached by any beam that was measured.
+        (wish(0.99, "text"), (0, true)),
+        (wish(0.99, ""), (0, true)),
+        (SearchParams { exact: true, ..wish(0.6, "image") }, (0, true)),
+        (SearchParams { ef_search: Some(33), ..SearchParams::default() }, (33, false)),
+        (SearchParams::default(), (96, false)),
+    ] {
+        let found = server.cache().search(ask(params.clone())).await.unwrap().into_inner();
+        for result in &found.results {
+            assert_eq!(item(&result.status), ok());
+            assert_eq!(used(&result.cost), expected, "{params:?}");
+        }
+        let SearchRequest { cache, vectors, search, .. } = ask(params.clone());
+        let enhance = EnhanceRequest { cache, vectors, search, ..EnhanceRequest::default() };
+        let enhanced = server.cache().enhance(enhance).await.unwrap().into_inner();
+        assert!(enhanced.results.iter().all(|result| used(&result.cost) == expected), "{params:?}");
+        if expected.1 {
+            let exact = ask(SearchParams { exact: true, ..SearchParams::default() });
+            let truth = server.cache().search(exact).await.unwrap().into_inner();
+            let ids = |r: &proto::SearchResult| r.neighbors.iter().map(|n| n.id).collect::<Vec<_>>();
+            let ids = |reply: &proto::SearchResponse| reply.results.iter().map(ids).collect::<Vec<_>>();
+            assert_eq!(ids(&found), ids(&truth));
+        }
+    }
+    server.stop().await;
+
+    // The server's own target, and a request's beam over it.
+    let mut app = app(folder.path(), RowsMode::Ram);
+    app.default_target = Some(TargetRecall::new(0.975).unwrap());
+    let server = Server::start(app).await;
+    for (params, expected) in [
+        (SearchParams::default(), 128),
+        (SearchParams { query_kind: "text".into(), ..SearchParams::default() }, 128),
+        (SearchParams { ef_search: Some(33), ..SearchParams::default() }, 33),
+        (wish(0.9, "image"), 16),
+    ] {
+        let found = server.cache().search(ask(params)).await.unwrap().into_inner();
+        assert_eq!(used(&found.results[0].cost), (expected, false));
+    }
+    assert_eq!(describe(&server, ROWS).await.default_search.unwrap().target_recall, Some(0.975));
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn media_speak_for_themselves() {
+    let folder = TempDir::new().unwrap();
+    store::make_scenes(folder.path());
+    store::publish(folder.path(), SCENES, said());
+    let app = store::app(folder.path(), Some(store::encoder()), RowsMode::Ram, Limits::default());
+    let server = Server::start(app).await;
+    let (word, picture) = (|| media_part(text("a red circle"), None), || media_part(image(&scene(3)), None));
+    let dim = store::encoder().dim();
+    let row = || row_part(&store::random_rows(1, dim, 5)[0], None);
+    let queries: Vec<Query> = vec![
+        query(vec![picture()]),
+        query(vec![word(), word()]),
+        query(vec![word(), picture()]),
+        query(vec![picture(), row()]),
+        query(vec![row()]),
+    ];
+    let request = |kind: &str| SearchRequest {
+        cache: SCENES.into(),
+        queries: queries.clone(),
+        search: Some(wish(0.95, kind)),
+        ..SearchRequest::default()
+    };
+    let search = async |kind: &str| {
+        let found = server.cache().search(request(kind)).await.unwrap().into_inner();
+        found.results.iter().map(|result| used(&result.cost).0).collect::<Vec<_>>()
+    };
+    let image = search("image").await[0];
+    assert!((17..64).contains(&image), "{image}");
+    assert_eq!(search("").await, [image, 64, 64, 64, 64]);
+    assert_eq!(search("image").await, [image; 5]);
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_aimed_at_is_refused_by_name() {
+    let folder = make(said());
+    let server = Server::start(app(folder.path(), RowsMode::Ram)).await;
+    let both = |ef_search, rescore| SearchParams { ef_search, rescore, ..wish(0.9, "") };
+    for (params, field) in [
+        (wish(1.0, ""), "search.target_recall"),
+        (wish(0.49, ""), "search.target_recall"),
+        (wish(f64::NAN, ""), "search.target_recall"),
+        (both(Some(10), None), "search.target_recall"),
+        (both(None, Some(10)), "search.target_recall"),
+        (wish(0.9, "Text"), "search.query_kind"),
+        (wish(0.9, &"x".repeat(33)), "search.query_kind"),
+    ] {
+        let refused = server.cache().search(ask(params.clone())).await.unwrap_err();
+        assert_eq!(whole(&refused), bad_argument(field), "{params:?}");
+        let SearchRequest { cache, vectors, search, .. } = ask(params);
+        let enhance = EnhanceRequest { cache, vectors, search, ..EnhanceRequest::default() };
+        assert_eq!(whole(&server.cache().enhance(enhance).await.unwrap_err()), bad_argument(field));
+    }
+    server.stop().await;
+
+    let unmeasured = make((vec![], BTreeMap::new()));
+    let server = Server::start(app(unmeasured.path(), RowsMode::Ram)).await;
+    let refused = server.cache().search(ask(wish(0.9, "text"))).await.unwrap_err();
+    assert_eq!(whole(&refused), refusal(Code::FailedPrecondition, "NOT_CALIBRATED", ""));
+    assert!(refused.message().contains("index-builder index --cache rows"), "{}", refused.message());
+    assert!(server.cache().search(ask(SearchParams::default())).await.is_ok());
+    assert_eq!(describe(&server, ROWS).await.recall_curves, []);
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn live_recall_is_measured_and_described() {
+    for mode in [RowsMode::Ram, RowsMode::Disk] {
+        let folder = make(said());
+        let mut app = app(folder.path(), mode);
+        app.sampler = Sampler::start(ALL).unwrap();
+        let server = Server::start(app).await;
+        let narrow = |kind: &str| SearchParams {
+            ef_search: Some(96),
+            query_kind: kind.into(),
+            ..SearchParams::default()
+        };
+        let exact = SearchParams { exact: true, query_kind: "exact".into(), ..SearchParams::default() };
+        let until = Instant::now() + Duration::from_secs(60);
+        let live = loop {
+            for params in [narrow("text"), narrow(""), exact.clone(), wish(0.99, "text")] {
+                server.cache().search(ask(params)).await.unwrap();
+            }
+            let told = describe(&server, ROWS).await;
+            let kinds: Vec<&str> = told.live_recall.iter().map(|l| l.kind.as_str()).collect();
+            if kinds == ["other", "text"] {
+                assert_eq!(told.recall_sampling_rate, 1.0);
+                break told.live_recall;
+            }
+            assert!(Instant::now() < until, "{kinds:?}");
+        };
+        for one in live {
+            assert!(one.samples > 0 && (0.9..=1.0).contains(&one.recall_at_10), "{one:?}");
+            assert!(one.oldest_ms > 1_600_000_000_000 && one.oldest_ms <= one.newest_ms, "{one:?}");
+        }
+        server.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_truth_that_is_behind_makes_nobody_wait() {
+    let folder = make(said());
+    let mut app = app(folder.path(), RowsMode::Disk);
+    app.sampler = Sampler::start(ALL).unwrap();
+    let server = Server::start(app).await;
+    let callers = (0..4).map(|_| {
+        let mut client = server.cache();
+        tokio::spawn(async move {
+            for _ in 0..200 {
+                let reply = client.search(ask(SearchParams::default())).await.unwrap().into_inner();
+                assert!(reply.results.iter().all(|r| item(&r.status) == ok() && r.neighbors.len() == 10));
+            }
+        })
+    });
+    let callers: Vec<_> = callers.collect();
+    for caller in callers {
+        tokio::time::timeout(Duration::from_secs(60), caller).await.unwrap().unwrap();
+    }
+    // What had no place is known at once; what had one is measured when the thread gets its turn, and nobody said when.
+    assert!(describe(&server, ROWS).await.recall_samples_dropped > 0);
+    let until = Instant::now() + Duration::from_secs(60);
+    while describe(&server, ROWS).await.live_recall.is_empty() {
+        assert!(Instant::now() < until, "what was taken in is measured");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    server.stop().await;
+
+    // So many a second and no more, whatever is asked.
+    let mut app = self::app(folder.path(), RowsMode::Ram);
+    app.sampler = Sampler::start(SamplingOptions { max_per_second: 0, ..ALL }).unwrap();
+    let server = Server::start(app).await;
+    server.cache().search(ask(SearchParams::default())).await.unwrap();
+    let told = describe(&server, ROWS).await;
+    assert_eq!((told.recall_samples_dropped, told.live_recall), (3, vec![]));
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_compaction_measures_what_it_built() {
+    for mode in [RowsMode::Ram, RowsMode::Disk] {
+        let folder = make(said());
+        let server = Server::start(writable(folder.path(), mode)).await;
+        let vectors = Some(tensor(&store::random_rows(50, ROWS_DIM, 77)));
+        server.admin().upsert(UpsertRequest { cache: ROWS.into(), vectors, items: vec![] }).await.unwrap();
+        server.admin().compact(CompactRequest { cache: ROWS.into() }).await.unwrap();
+        let told = describe(&server, ROWS).await;
+        assert_eq!((told.source.unwrap().generation, told.items), (3, 350));
+        assert_eq!(told.recall_curves.len(), 1, "{:?}", told.recall_curves);
+        let last = told.recall.last().unwrap();
+        assert!(last.recall_at_10 > 0.9, "{:?}", told.recall);
+        let target = last.recall_at_10.min(0.99);
+        let found = server.cache().search(ask(wish(target, "image"))).await.unwrap().into_inner();
+        let (ef, exact) = used(&found.results[0].cost);
+        assert!(!exact && ef <= last.ef_search, "{ef}");
+        server.stop().await;
+        // And it is kept.
+        let store = Store::open(folder.path(), Access::Read).unwrap();
+        let record = store.caches().unwrap().remove(0);
+        let kept = store.generations(record.id).unwrap();
+        let kept = kept.iter().find(|g| Some(g.generation) == record.current).unwrap();
+        assert_eq!(kept.recall.len(), told.recall.len());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_truth_of_a_sample_is_that_of_an_exact_search() {
+    for mode in [RowsMode::Ram, RowsMode::Disk] {
+        let folder = make(said());
+        let app = writable(folder.path(), mode);
+        let cache = app.cache(ROWS).unwrap().clone();
+        let server = Server::start(app).await;
+        let vectors = Some(tensor(&store::random_rows(40, ROWS_DIM, 78)));
+        server.admin().upsert(UpsertRequest { cache: ROWS.into(), vectors, items: vec![] }).await.unwrap();
+        // Holes at both ends and inside, one of them longer than a row.
+        let ids = [0, 1, 2, 50, 299, 310].into_iter().chain(100..130).collect();
+        server.admin().delete(DeleteRequest { cache: ROWS.into(), ids }).await.unwrap();
+        let (snapshot, mut searcher) = (cache.snapshot(), Default::default());
+        let exact = viscache::index::SearchParams { exact: true, ..Default::default() };
+        for row in store::random_rows(20, ROWS_DIM, 79) {
+            let query = Embedding::new(row).unwrap();
+            for k in [1, 10, 400] {
+                let found = snapshot.search(&mut searcher, &query, k, &exact).unwrap();
+                let ids: Vec<_> = found.hits.iter().map(|hit| hit.id).collect();
+                let stop = AtomicBool::new(false);
+                assert_eq!(snapshot.truth(&query, k, &stop).unwrap(), Some(ids));
+                stop.store(true, Ordering::Relaxed);
+                assert_eq!(snapshot.truth(&query, k, &stop).unwrap(), None);
+            }
+        }
+        drop(snapshot);
+        server.stop().await;
+    }
+}
