@@ -22,7 +22,7 @@ use common::{Noise, cores, machine, median, setting, timed, verdict};
 use viscache::models::Placement;
 use viscache::models::llama::{Checkpoint, Decoder, Files, Saved, Sequence};
 use viscache::models::weights::Weights;
-use viscache::types::{EncoderDtype, Fingerprint};
+use viscache::types::{Fingerprint, WeightDtype};
 
 const PROMPT: usize = 32;
 const STEPS: usize = 24;
@@ -109,7 +109,7 @@ fn main() {
 }
 
 fn placement() -> Placement {
-    Placement { numbers: EncoderDtype::Q8_0, ..Placement::cpu() }
+    Placement { numbers: WeightDtype::Q8_0, ..Placement::cpu() }
 }
 
 fn step(decoder: &Decoder, sequences: &mut [Sequence], ids: &[u32]) {

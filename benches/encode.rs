@@ -22,7 +22,7 @@ use common::{Noise, cores, machine, setting, timed, verdict};
 use viscache::media::{MediaLimits, Orientation};
 use viscache::models::DeviceKind;
 use viscache::models::encoder::{Encoder, EncoderOptions, Prepared, Values, agreement};
-use viscache::types::{Agreement, EncoderDtype, Modality};
+use viscache::types::{Agreement, Modality, WeightDtype};
 
 const BATCHES: [usize; 3] = [2, 4, 8];
 const GOAL: f64 = 0.95;
@@ -57,8 +57,7 @@ fn main() {
         println!("{threads} threads, {dtype}; loaded in {:.1} s", took.wall);
         encoder
     };
-    let (encoder, eight) =
-        (open(Some(&weights), EncoderDtype::F32), open(Some(&weights), EncoderDtype::Q8_0));
+    let (encoder, eight) = (open(Some(&weights), WeightDtype::F32), open(Some(&weights), WeightDtype::Q8_0));
     let mut noise = Noise(11);
     let picture = |_| Prepared {
         modality: Modality::Image,
@@ -108,7 +107,7 @@ fn main() {
     };
     near("random weights of huge, noise", agreement(&eight, &encoder, &pictures));
     if let Some(folder) = std::env::var_os("VISCACHE_BENCH_PICTURES") {
-        let (encoder, eight) = (open(None, EncoderDtype::F32), open(None, EncoderDtype::Q8_0));
+        let (encoder, eight) = (open(None, WeightDtype::F32), open(None, WeightDtype::Q8_0));
         let files =
             std::fs::read_dir(folder).unwrap().map(|entry| std::fs::read(entry.unwrap().path()).unwrap());
         let pictures: Vec<Prepared> =

@@ -17,7 +17,7 @@ use viscache::flow::{ExpertSettings, Limits, SamplingOptions, VideoLimits};
 use viscache::index::{SearchParams, TargetRecall};
 use viscache::media::{self, AudioLimits, MediaLimits, Orientation, PointLimits};
 use viscache::models::DeviceKind;
-use viscache::types::{CacheName, EncoderDtype};
+use viscache::types::{CacheName, WeightDtype};
 
 /// The file that is read when it is there and no other is named.
 const DEFAULT_FILE: &str = "viscache.toml";
@@ -52,8 +52,9 @@ pub struct Config {
     pub clip: Option<PathBuf>,
     /// Its `tokenizer.model`; without it, the one beside the decoder or a folder up.
     pub tokenizer: Option<PathBuf>,
-    /// Numbers of the decoder: `f32`, `bf16` or `q8_0`. Without it, the device's own.
-    pub decoder_dtype: Option<EncoderDtype>,
+    /// Numbers of the decoder: `f32`, `f16`, `q8_0`, `q6_k` or `q4_k` on the CPU, `bf16` or `f32` on a card. Without it, f32
+    /// and bf16.
+    pub decoder_dtype: Option<WeightDtype>,
     /// EXIF orientation of pictures: `apply` or `reference` (ignored, as the published loader does). Without it, as the
     /// cache was made.
     pub orientation: Option<Orientation>,
@@ -61,7 +62,7 @@ pub struct Config {
     pub device: DeviceKind,
     /// Numbers of the encoders: `f32`, `bf16` (a card's own) or `q8_0` (8 bits, on the CPU). Without it, the device's own:
     /// f32 on the CPU.
-    pub encoder_dtype: Option<EncoderDtype>,
+    pub encoder_dtype: Option<WeightDtype>,
     /// Inputs embedded at the same time on the CPU; 0 means one per core.
     pub threads: usize,
     /// Where stored rows are kept: `auto`, `ram` or `disk`.

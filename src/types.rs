@@ -39,9 +39,9 @@ pub enum Error {
         /// What was given.
         name: String,
     },
-    /// A word that names no numbers of an encoder.
-    #[error("`{0}` is none of f32, bf16, q8_0")]
-    EncoderDtype(String),
+    /// A word that names no numbers of a model.
+    #[error("`{0}` is none of f32, bf16, q8_0 and, for decoders, f16, q6_k, q4_k")]
+    WeightDtype(String),
     /// A fingerprint that is not 64 hexadecimal digits.
     #[error("`{0}` is not a fingerprint (64 hexadecimal digits)")]
     Fingerprint(String),
@@ -393,41 +393,53 @@ impl From<Fingerprint> for String {
     }
 }
 
-/// Numbers that an encoder's weights are held in.
+/// Numbers that a model's weights are held in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum EncoderDtype {
+pub enum WeightDtype {
     /// 32 bits, as published.
     F32,
     /// 16 bits, on a card.
     Bf16,
     /// 8 bits and a scale for each 32 weights, on the CPU.
     Q8_0,
+    /// 16 bits, on the CPU; decoders only, as the following.
+    F16,
+    /// 4.5 bits a weight, ggml's `q4_K`, on the CPU.
+    #[serde(rename = "q4_k")]
+    Q4K,
+    /// 6.6 bits a weight, ggml's `q6_K`, on the CPU.
+    #[serde(rename = "q6_k")]
+    Q6K,
 }
 
-impl EncoderDtype {
+impl WeightDtype {
     /// Its name.
     pub fn word(self) -> &'static str {
         match self {
-            EncoderDtype::F32 => "f32",
-            EncoderDtype::Bf16 => "bf16",
-            EncoderDtype::Q8_0 => "q8_0",
+            WeightDtype::F32 => "f32",
+            WeightDtype::Bf16 => "bf16",
+            WeightDtype::Q8_0 => "q8_0",
+            WeightDtype::F16 => "f16",
+            WeightDtype::Q4K => "q4_k",
+            WeightDtype::Q6K => "q6_k",
         }
     }
 }
 
-impl std::str::FromStr for EncoderDtype {
+impl std::str::FromStr for WeightDtype {
     type Err = Error;
 
     fn from_str(word: &str) -> Result<Self, Error> {
-        [EncoderDtype::F32, EncoderDtype::Bf16, EncoderDtype::Q8_0]
+        use WeightDtype::{Bf16, F16, F32, Q4K, Q6K, Q8_0};
+        [F32, Bf16, Q8_0, F16, Q4K, Q6K]
             .into_iter()
             .find(|dtype| dtype.word() == word)
-            .ok_or_else(|| Error::EncoderDtype(word.into()))
+            .ok_or_else(|| Error::WeightDtype(word.into()))
     }
 }
 
-impl fmt::Display for EncoderDtype {
+impl fmt::Display for WeightDtype {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.word())
     }
@@ -455,7 +467,7 @@ pub struct Origin {
     pub preprocessing: Option<Fingerprint>,
     /// Numbers of the encoder; `None` likewise. Queries fit whatever the numbers, for the weights are the same.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub encoder_dtype: Option<EncoderDtype>,
+    pub encoder_dtype: Option<WeightDtype>,
     /// What those numbers cost, where it was measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub agreement: Option<Agreement>,

@@ -25,7 +25,7 @@ use viscache::media::{MediaLimits, Orientation};
 use viscache::models::DeviceKind;
 use viscache::models::encoder::{Encoder, EncoderOptions, Prepared, Values, agreement};
 use viscache::models::imagebind::Config;
-use viscache::types::{Agreement, EncoderDtype, Modality};
+use viscache::types::{Agreement, Modality, WeightDtype};
 
 const BATCHES: [usize; 4] = [32, 64, 128, 256];
 const ROUNDS: usize = 9;
@@ -57,13 +57,13 @@ fn main() {
         write_weights(&weights);
     }
     parity(&weights);
-    let encoder = open(Some(&weights), DeviceKind::Cuda, EncoderDtype::Bf16);
+    let encoder = open(Some(&weights), DeviceKind::Cuda, WeightDtype::Bf16);
     let rate = throughput(&encoder, &card);
     drop(encoder); // the builder needs the card
     builder(&weights, &folder, rate);
 }
 
-fn open(weights: Option<&Path>, device: DeviceKind, dtype: EncoderDtype) -> Encoder {
+fn open(weights: Option<&Path>, device: DeviceKind, dtype: WeightDtype) -> Encoder {
     let options = EncoderOptions {
         weights: weights.map(Path::to_owned),
         sizes: None,
@@ -91,9 +91,9 @@ fn pictures(count: usize, side: usize) -> Vec<Prepared> {
 /// bf16 and f32 on the card against f32 on the CPU.
 fn parity(weights: &Path) {
     for (name, weights) in [("huge, random weights", Some(weights)), ("nano", None)] {
-        let exact = open(weights, DeviceKind::Cpu, EncoderDtype::F32);
+        let exact = open(weights, DeviceKind::Cpu, WeightDtype::F32);
         let inputs = pictures(8, exact.images().side);
-        for dtype in [EncoderDtype::Bf16, EncoderDtype::F32] {
+        for dtype in [WeightDtype::Bf16, WeightDtype::F32] {
             let near = agreement(&open(weights, DeviceKind::Cuda, dtype), &exact, &inputs);
             let Agreement { mean, min, pictures } = near.unwrap();
             println!(

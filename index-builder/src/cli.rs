@@ -16,7 +16,7 @@ use viscache::index::{BuildParams, CodeKind};
 use viscache::media::Limits;
 use viscache::models::DeviceKind;
 use viscache::store::{Access, CacheId, GenerationRecord, RowType, Store};
-use viscache::types::{Agreement, CacheName, EncoderDtype, Origin};
+use viscache::types::{Agreement, CacheName, Origin, WeightDtype};
 
 use crate::import::Import;
 use crate::ledger::Standing;
@@ -166,7 +166,7 @@ struct BuildArgs {
     /// Numbers of the encoder: f32, bf16 (on a card) or q8_0 (8 bits, on the CPU). Without it, the device's own. What
     /// coarser ones cost is measured on pictures of the build and kept with the cache.
     #[arg(long, value_name = "TYPE")]
-    encoder_dtype: Option<EncoderDtype>,
+    encoder_dtype: Option<WeightDtype>,
     /// Pictures embedded together.
     #[arg(long, value_name = "N", default_value_t = 64)]
     batch: usize,

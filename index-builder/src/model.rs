@@ -8,7 +8,7 @@ use viscache::media::{Limits, MediaLimits, Orientation};
 use viscache::models::DeviceKind;
 use viscache::models::encoder::{self, Encoder, EncoderOptions, Prepared};
 use viscache::store::ModelSource;
-use viscache::types::{Agreement, EncoderDtype, Modality, Origin};
+use viscache::types::{Agreement, Modality, Origin, WeightDtype};
 
 use crate::decode::decode;
 use crate::discover::Unit;
@@ -46,7 +46,7 @@ impl ModelArgs {
 /// Loads the encoder of pictures.
 pub fn open(
     source: &ModelSource,
-    (device, dtype): (DeviceKind, Option<EncoderDtype>),
+    (device, dtype): (DeviceKind, Option<WeightDtype>),
     threads: usize,
     limits: Limits,
 ) -> anyhow::Result<Encoder> {
@@ -64,13 +64,14 @@ pub fn open(
 }
 
 /// Bytes of memory that a model takes: as many as its file. Coarser numbers take less, but are compared with f32 once.
-pub fn bytes(source: &ModelSource, dtype: Option<EncoderDtype>) -> u64 {
+pub fn bytes(source: &ModelSource, dtype: Option<WeightDtype>) -> u64 {
     let file = source.weights.as_ref().and_then(|path| std::fs::metadata(path).ok());
     let full = file.map_or(16 << 20, |about| about.len());
     match dtype {
-        None | Some(EncoderDtype::F32) => full,
-        Some(EncoderDtype::Bf16) => full + full / 2,
-        Some(EncoderDtype::Q8_0) => full + full / 3,
+        // Encoders are not held in the last three; opening one says so.
+        None | Some(WeightDtype::F32 | WeightDtype::F16 | WeightDtype::Q4K | WeightDtype::Q6K) => full,
+        Some(WeightDtype::Bf16) => full + full / 2,
+        Some(WeightDtype::Q8_0) => full + full / 3,
     }
 }
 
@@ -82,13 +83,13 @@ pub fn compare_with_f32(
     threads: usize,
     units: &[Unit],
 ) -> anyhow::Result<Option<Agreement>> {
-    if encoder.origin().encoder_dtype == Some(EncoderDtype::F32) {
+    if encoder.origin().encoder_dtype == Some(WeightDtype::F32) {
         return Ok(None);
     }
     let step = (units.len() / COMPARED).max(1);
     let read = |unit: &Unit| decode(encoder, unit.clone()).outcome.ok().map(|(_, prepared)| prepared);
     let inputs: Vec<Prepared> = units.iter().step_by(step).filter_map(read).take(COMPARED).collect();
-    let exact = open(source, (DeviceKind::Cpu, Some(EncoderDtype::F32)), threads, Limits::default())?;
+    let exact = open(source, (DeviceKind::Cpu, Some(WeightDtype::F32)), threads, Limits::default())?;
     Ok(encoder::agreement(encoder, &exact, &inputs))
 }
 

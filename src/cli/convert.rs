@@ -7,12 +7,12 @@ use anyhow::{Context, bail};
 use clap::Args;
 use viscache::models::llama::check_backbone;
 use viscache::models::llm::Llm;
-use viscache::types::EncoderDtype;
+use viscache::types::WeightDtype;
 
 use crate::app;
 use crate::config::Config;
 
-/// Round a decoder and its adapter to 8 bits, once: one file that a server opens by mapping it.
+/// Round a decoder and its adapter, once, to 8 bits or what --decoder-dtype says: one file that a server opens by mapping it.
 #[derive(Args)]
 pub(super) struct ConvertArgs {
     /// The file to write, such as `7B.q8.safetensors`; --decoder, --adapter and --clip name what is read.
@@ -30,8 +30,8 @@ pub(super) fn run(config: &Config, args: &ConvertArgs) -> anyhow::Result<ExitCod
         "nano" => None,
         path => Some(PathBuf::from(path)),
     };
-    let options =
-        app::llm_options(&Config { decoder_dtype: Some(EncoderDtype::Q8_0), ..config.clone() }, backbone);
+    let numbers = config.decoder_dtype.unwrap_or(WeightDtype::Q8_0);
+    let options = app::llm_options(&Config { decoder_dtype: Some(numbers), ..config.clone() }, backbone);
     let Some(out) = args.out.as_ref().filter(|_| !args.dry_run) else {
         let sizes = Llm::check(&options).context("the files do not make a decoder")?;
         println!("{}", serde_json::to_string(&sizes)?);

@@ -82,7 +82,7 @@ struct Settings {
     #[arg(long, global = true, value_name = "FILE")]
     #[serde(skip_serializing_if = "Option::is_none")]
     tokenizer: Option<PathBuf>,
-    /// Numbers of the decoder: `f32`, `bf16` (on a card) or `q8_0` (8 bits, on the CPU).
+    /// Numbers of the decoder: `f32`, `f16`, `q8_0`, `q6_k` or `q4_k` on the CPU, `bf16` or `f32` on a card.
     #[arg(long, global = true, value_name = "TYPE")]
     #[serde(skip_serializing_if = "Option::is_none")]
     decoder_dtype: Option<String>,

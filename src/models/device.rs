@@ -4,6 +4,8 @@
 //! |---|---|---|---|
 //! | CPU | `f32` (default) | f32 | f32 |
 //! | CPU | `q8_0` | weights and activations in 8 bits, 32 to a scale, sums in 32 bits | f32; so are stems and heads |
+//! | CPU | `q6_k`, `q4_k`, decoders only | weights in blocks of 256 as ggml has them, activations in 8 bits; rows that are no such blocks in `q8_0` | f32 |
+//! | CPU | `f16`, decoders only | weights and activations in 16 bits | f32 |
 //! | CUDA | `bf16` (default) | bf16, sums in f32 | norms in f32 |
 //! | CUDA | `f32` | f32 | f32 |
 //!
@@ -14,7 +16,7 @@ use candle_core::{CpuStorage, Storage};
 use candle_core::{DType, Device, Tensor};
 
 use super::Error;
-use crate::types::EncoderDtype;
+use crate::types::WeightDtype;
 
 /// Tells candle how many threads there are, in the one way it remembers: without `RAYON_NUM_THREADS` it asks before every
 /// product on the CPU, by reading `/proc/cpuinfo` (0.11.1). For small models that is half of the time, and it grows with the
@@ -59,14 +61,14 @@ impl std::str::FromStr for DeviceKind {
 pub struct Placement {
     /// The device.
     pub device: Device,
-    /// What weights are held in. With [`EncoderDtype::Q8_0`] everything but the layers of transformer blocks is f32.
-    pub numbers: EncoderDtype,
+    /// What weights are held in. With [`WeightDtype::Q8_0`] everything but the layers of transformer blocks is f32.
+    pub numbers: WeightDtype,
 }
 
 impl Placement {
     /// f32 on the CPU.
     pub fn cpu() -> Self {
-        Placement { device: Device::Cpu, numbers: EncoderDtype::F32 }
+        Placement { device: Device::Cpu, numbers: WeightDtype::F32 }
     }
 
     /// Opens a device.
@@ -75,39 +77,42 @@ impl Placement {
     ///
     /// # Errors
     /// [`Error::Device`]: numbers that are of no use there, or a program built without the feature `cuda`.
-    pub fn open(kind: DeviceKind, numbers: Option<EncoderDtype>) -> Result<Self, Error> {
+    pub fn open(kind: DeviceKind, numbers: Option<WeightDtype>) -> Result<Self, Error> {
         let refuse = |asked: &str, why: &str| Err(Error::Device { asked: asked.into(), why: why.into() });
         match (kind, numbers) {
-            (DeviceKind::Cpu, Some(EncoderDtype::Bf16)) => {
+            (DeviceKind::Cpu, Some(WeightDtype::Bf16)) => {
                 refuse("cpu", "bf16 is slower than f32 there; use f32 or q8_0")
             }
             (DeviceKind::Cpu, numbers) => {
-                Ok(Placement { device: Device::Cpu, numbers: numbers.unwrap_or(EncoderDtype::F32) })
+                Ok(Placement { device: Device::Cpu, numbers: numbers.unwrap_or(WeightDtype::F32) })
             }
-            (DeviceKind::Cuda, Some(EncoderDtype::Q8_0)) => {
-                refuse("cuda", "q8_0 is for the processor; use bf16 or f32 there")
-            }
+            (
+                DeviceKind::Cuda,
+                Some(numbers @ (WeightDtype::Q8_0 | WeightDtype::F16 | WeightDtype::Q4K | WeightDtype::Q6K)),
+            ) => refuse("cuda", &format!("{numbers} is for the processor; use bf16 or f32 there")),
             (DeviceKind::Cuda, _) if !cfg!(feature = "cuda") => {
                 refuse("cuda", "this program was built without it; build with `--features cuda`")
             }
             (DeviceKind::Cuda, numbers) => {
                 let device = Device::new_cuda(0)
                     .map_err(|e| Error::Device { asked: "cuda".into(), why: e.to_string() })?;
-                Ok(Placement { device, numbers: numbers.unwrap_or(EncoderDtype::Bf16) })
+                Ok(Placement { device, numbers: numbers.unwrap_or(WeightDtype::Bf16) })
             }
         }
     }
 
-    /// Whether the layers of blocks are held in 8 bits.
+    /// Whether the layers of blocks are rounded to fewer bits than 16.
     pub fn coarse(&self) -> bool {
-        self.numbers == EncoderDtype::Q8_0
+        matches!(self.numbers, WeightDtype::Q8_0 | WeightDtype::Q4K | WeightDtype::Q6K)
     }
 
     /// The type of tensors.
     pub fn dtype(&self) -> DType {
         match self.numbers {
-            EncoderDtype::F32 | EncoderDtype::Q8_0 => DType::F32,
-            EncoderDtype::Bf16 => DType::BF16,
+            WeightDtype::F32 | WeightDtype::Q8_0 | WeightDtype::F16 | WeightDtype::Q4K | WeightDtype::Q6K => {
+                DType::F32
+            }
+            WeightDtype::Bf16 => DType::BF16,
         }
     }
 }
@@ -138,8 +143,8 @@ mod tests {
     #[test]
     fn numbers_of_no_use_on_a_device_are_refused_by_name() {
         let refused = |kind, numbers| Placement::open(kind, Some(numbers)).unwrap_err().to_string();
-        assert!(refused(DeviceKind::Cpu, EncoderDtype::Bf16).contains("q8_0"));
-        assert!(refused(DeviceKind::Cuda, EncoderDtype::Q8_0).contains("bf16"));
-        assert_eq!(Placement::open(DeviceKind::Cpu, None).unwrap().numbers, EncoderDtype::F32);
+        assert!(refused(DeviceKind::Cpu, WeightDtype::Bf16).contains("q8_0"));
+        assert!(refused(DeviceKind::Cuda, WeightDtype::Q8_0).contains("bf16"));
+        assert_eq!(Placement::open(DeviceKind::Cpu, None).unwrap().numbers, WeightDtype::F32);
     }
 }

@@ -24,7 +24,7 @@ use crate::media::{
     self, DepthOptions, ImageOptions, ImuOptions, MediaLimits, Orientation, PointOptions, Rgb, ThermalOptions,
 };
 use crate::text::{self, ClipTokenizer};
-use crate::types::{Agreement, Embedding, EncoderDtype, Fingerprint, Modality, Origin};
+use crate::types::{Agreement, Embedding, Fingerprint, Modality, Origin, WeightDtype};
 
 /// Most clips of a ready-made input.
 const MAX_CLIPS: usize = 64;
@@ -41,7 +41,7 @@ pub struct EncoderOptions {
     /// Where to run.
     pub device: DeviceKind,
     /// In which numbers; `None`: the device's own.
-    pub dtype: Option<EncoderDtype>,
+    pub dtype: Option<WeightDtype>,
     /// Inputs encoded at the same time on the CPU.
     pub threads: usize,
     /// What is done with EXIF orientation.
@@ -227,6 +227,10 @@ impl Encoder {
                 Config::from_json(&json)?
             }
         };
+        if let Some(numbers @ (WeightDtype::F16 | WeightDtype::Q4K | WeightDtype::Q6K)) = options.dtype {
+            let why = format!("encoders are not held in {numbers}; use f32, q8_0 or, on a card, bf16");
+            return Err(Error::Config(why));
+        }
         let placement = Placement::open(options.device, options.dtype)?;
         let modalities = match &options.modalities {
             Some(modalities) => modalities.clone(),
@@ -577,7 +581,7 @@ mod tests {
         nano_of(None)
     }
 
-    fn nano_of(dtype: Option<EncoderDtype>) -> Encoder {
+    fn nano_of(dtype: Option<WeightDtype>) -> Encoder {
         Encoder::open(&EncoderOptions {
             weights: None,
             sizes: None,
@@ -606,9 +610,9 @@ mod tests {
 
     #[test]
     fn eight_bits_come_near_and_the_origin_says_so() {
-        let (exact, eight) = (nano_encoder(), nano_of(Some(EncoderDtype::Q8_0)));
-        assert_eq!(exact.origin().encoder_dtype, Some(EncoderDtype::F32));
-        assert_eq!(eight.origin().encoder_dtype, Some(EncoderDtype::Q8_0));
+        let (exact, eight) = (nano_encoder(), nano_of(Some(WeightDtype::Q8_0)));
+        assert_eq!(exact.origin().encoder_dtype, Some(WeightDtype::F32));
+        assert_eq!(eight.origin().encoder_dtype, Some(WeightDtype::Q8_0));
         assert_eq!(
             exact.origin().difference(eight.origin()),
             None,

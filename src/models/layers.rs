@@ -4,15 +4,20 @@
 //! GELU goes through a scalar f64 `erf`, which costs a tenth of a whole ViT-H forward pass; on a card every pass over
 //! memory that is saved counts ([`super::cuda`]).
 
+use std::borrow::Cow;
 use std::cell::Cell;
 use std::ops::Range;
+use std::sync::Arc;
 
+use candle_core::quantized::{GgmlDType, QMatMul, QStorage, QTensor};
 use candle_core::{CpuStorage, D, DType, InplaceOp2, Layout, Result as TensorResult, Storage, Tensor, bail};
+use candle_nn::Module;
 use rayon::prelude::*;
 
 use super::weights::Weights;
 use super::{Error, Placement};
 use crate::kernels::{Kernels, q8};
+use crate::types::WeightDtype;
 
 /// Where a model's tensors come from and go to, with a name prefix.
 #[derive(Clone)]
@@ -83,6 +88,29 @@ enum Weight {
     Full(Tensor),
     /// `[out, in]`, 32 weights of a row to a scale (ggml's `q8_0`). Activations are rounded to 8 bits as they come.
     Eight(Box<q8::Tiles>),
+    /// `[out, in]` in ggml's blocks of 256.
+    Blocks(Arc<QTensor>),
+    /// `[in, out]` in 16 bits; so are activations, as they come.
+    Half(Tensor),
+}
+
+/// A matrix in ggml's blocks.
+pub(super) struct Blocks<'a> {
+    /// `[out, in]`
+    pub(super) shape: [usize; 2],
+    pub(super) bytes: Cow<'a, [u8]>,
+}
+
+/// Weights of a block of ggml's `k` types.
+const K_BLOCK: usize = 256;
+
+/// ggml's type for numbers that candle multiplies in its blocks.
+fn k_type(numbers: WeightDtype) -> Option<GgmlDType> {
+    match numbers {
+        WeightDtype::Q4K => Some(GgmlDType::Q4K),
+        WeightDtype::Q6K => Some(GgmlDType::Q6K),
+        WeightDtype::F32 | WeightDtype::Bf16 | WeightDtype::Q8_0 | WeightDtype::F16 => None,
+    }
 }
 
 impl Linear {
@@ -119,11 +147,20 @@ impl Linear {
         width: usize,
         bias: Option<Tensor>,
     ) -> Result<Self, Error> {
-        if placement.coarse() && width.is_multiple_of(q8::BLOCK) {
+        if let Some(kind) = k_type(placement.numbers).filter(|_| width > 0 && width.is_multiple_of(K_BLOCK)) {
+            let weight =
+                Tensor::from_vec(weight.clone(), (weight.len() / width, width), &candle_core::Device::Cpu)?;
+            return Ok(Linear { weight: Weight::Blocks(QTensor::quantize(&weight, kind)?.into()), bias });
+        }
+        if placement.coarse() && width > 0 && width.is_multiple_of(q8::BLOCK) {
             return Ok(Linear { weight: Weight::Eight(q8::Tiles::new(&weight, width).into()), bias });
         }
         let out = weight.len() / width.max(1);
         let weight = Tensor::from_vec(weight, (out, width), &candle_core::Device::Cpu)?;
+        if placement.numbers == WeightDtype::F16 {
+            let weight = Weight::Half(weight.t()?.to_dtype(DType::F16)?.contiguous()?);
+            return Ok(Linear { weight, bias });
+        }
         let weight = weight.to_dtype(placement.dtype())?.to_device(&placement.device)?;
         Ok(Linear::new(&weight, bias)?)
     }
@@ -133,19 +170,46 @@ impl Linear {
         Linear { weight: Weight::Eight(Box::new(weight)), bias }
     }
 
+    /// Of weights that are in ggml's blocks already, `[out, width]`.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for numbers that are no such blocks, or bytes that do not fit the shape.
+    pub(super) fn of_blocks(
+        numbers: WeightDtype,
+        bytes: &[u8],
+        [out, width]: [usize; 2],
+        bias: Option<Tensor>,
+    ) -> Result<Self, Error> {
+        let kind = k_type(numbers).ok_or_else(|| Error::Config(format!("{numbers} has no blocks")))?;
+        let blocks = out.checked_mul(width / K_BLOCK).and_then(|n| n.checked_mul(kind.type_size()));
+        if width == 0 || !width.is_multiple_of(K_BLOCK) || blocks != Some(bytes.len()) {
+            let why = format!("{} bytes are no matrix [{out}, {width}] in {numbers}", bytes.len());
+            return Err(Error::Config(why));
+        }
+        let storage = QStorage::from_data(bytes.into(), &candle_core::Device::Cpu, kind)?;
+        Ok(Linear { weight: Weight::Blocks(QTensor::new(storage, (out, width))?.into()), bias })
+    }
+
+    /// The weights as ggml's blocks, where they are held so.
+    pub(super) fn blocks(&self) -> TensorResult<Option<Blocks<'_>>> {
+        let Weight::Blocks(blocks) = &self.weight else { return Ok(None) };
+        let (out, width) = blocks.shape().dims2()?;
+        Ok(Some(Blocks { shape: [out, width], bytes: blocks.data()? }))
+    }
+
     /// The weights as they are held, where they are held in 8 bits.
     pub(super) fn tiles(&self) -> Option<&q8::Tiles> {
         match &self.weight {
             Weight::Eight(tiles) => Some(tiles),
-            Weight::Full(_) => None,
+            Weight::Full(_) | Weight::Blocks(_) | Weight::Half(_) => None,
         }
     }
 
     /// The weights `[out, in]`, where they are not.
     pub(super) fn matrix(&self) -> TensorResult<Option<Tensor>> {
         match &self.weight {
-            Weight::Eight(_) => Ok(None),
-            Weight::Full(weight) => Ok(Some(weight.t()?.contiguous()?)),
+            Weight::Eight(_) | Weight::Blocks(_) => Ok(None),
+            Weight::Full(weight) | Weight::Half(weight) => Ok(Some(weight.t()?.contiguous()?)),
         }
     }
 
@@ -193,11 +257,19 @@ impl Linear {
         let weight = match &self.weight {
             Weight::Full(weight) => weight,
             Weight::Eight(weight) => return Ok(in_8_bits(&[weight], x)?.remove(0)),
+            Weight::Blocks(weight) => {
+                return QMatMul::QTensor(weight.clone()).forward(&x.contiguous()?);
+            }
+            Weight::Half(weight) => weight,
         };
         let (width, out) = weight.dims2()?;
         let mut shape = x.dims().to_vec();
         let rows = x.elem_count() / width;
-        let product = x.reshape((rows, width))?.matmul(weight)?; // [rows, out]
+        let x = x.reshape((rows, width))?;
+        let product = match weight.dtype() == x.dtype() {
+            true => x.matmul(weight)?, // [rows, out]
+            false => x.to_dtype(weight.dtype())?.matmul(weight)?.to_dtype(x.dtype())?,
+        };
         if let Some(last) = shape.last_mut() {
             *last = out;
         }

@@ -10,7 +10,7 @@ use super::weights::Weights;
 use super::{DeviceKind, Error, Placement, nano};
 use crate::media::{self, ImageOptions, Orientation};
 use crate::text::{self, Conversation, SentencePiece, Template};
-use crate::types::{EncoderDtype, Fingerprint};
+use crate::types::{Fingerprint, WeightDtype};
 
 /// Which decoder to load and how to run it.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -26,7 +26,7 @@ pub struct LlmOptions {
     /// Where to run.
     pub device: DeviceKind,
     /// In which numbers; `None`: the device's own.
-    pub dtype: Option<EncoderDtype>,
+    pub dtype: Option<WeightDtype>,
 }
 
 /// A decoder and its tokenizer.
@@ -93,12 +93,9 @@ impl Llm {
             Some(path) if path.is_file() && saved(path)?.is_some() => {
                 let (file, saved) =
                     saved(path)?.ok_or_else(|| Error::Config("the file has changed".into()))?;
-                let numbers = placement.numbers;
-                if options.dtype.is_some() && !placement.coarse() {
-                    return Err(Error::Config(format!(
-                        "{} is in q8_0 and cannot be run in {numbers}",
-                        path.display()
-                    )));
+                if let Some(numbers) = options.dtype.filter(|&numbers| numbers != saved.numbers) {
+                    let (path, own) = (path.display(), saved.numbers);
+                    return Err(Error::Config(format!("{path} is in {own} and cannot be run in {numbers}")));
                 }
                 if options.adapter.is_some() || options.clip.is_some() {
                     return Err(Error::Config(format!("{} has its adapter in it", path.display())));
@@ -106,7 +103,7 @@ impl Llm {
                 let name = path.file_name().and_then(|name| name.to_str()).unwrap_or("decoder");
                 let name = name.split('.').next().unwrap_or(name).to_owned();
                 let checkpoint = Checkpoint::saved(file, &saved)?;
-                let placement = Placement::open(options.device, Some(EncoderDtype::Q8_0))?;
+                let placement = Placement::open(options.device, Some(saved.numbers))?;
                 let tokenizer = read_tokenizer(&saved.tokenizer)?;
                 let decoder = Decoder::load(&checkpoint, &saved.config, tokenizer.len(), &placement)?;
                 let fingerprint = saved.fingerprint;
@@ -148,7 +145,7 @@ impl Llm {
         Ok(config)
     }
 
-    /// Writes it as one file that is opened by mapping it; it must have been opened in q8_0.
+    /// Writes it as one file that is opened by mapping it; it must have been opened in q8_0, q6_k or q4_k.
     ///
     /// # Errors
     /// As [`Decoder::save`].
@@ -316,7 +313,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("nano.q8.safetensors");
         let nano = |backbone, dtype| Llm::open(&LlmOptions { backbone, dtype, ..LlmOptions::default() });
-        let eight = nano(None, Some(EncoderDtype::Q8_0)).unwrap();
+        let eight = nano(None, Some(WeightDtype::Q8_0)).unwrap();
         eight.save(&path).unwrap();
         let saved = nano(Some(path.clone()), None).unwrap();
         assert_eq!((saved.name(), saved.fingerprint()), ("nano", eight.fingerprint()));

@@ -34,6 +34,11 @@ pub fn parts(part: &str) -> Vec<PathBuf> {
     there
 }
 
+/// The first of these that there is.
+pub fn first(part: &str, file: &str) -> Option<PathBuf> {
+    parts(part).into_iter().map(|root| root.join(file)).find(|path| path.exists())
+}
+
 /// Files that no golden value belongs to, such as pictures with EXIF marks; `None` when they are not there.
 pub fn data(part: &str) -> Option<PathBuf> {
     let repository = Path::new(env!("CARGO_MANIFEST_DIR"));

@@ -3,11 +3,11 @@
 use viscache::media::{MediaLimits, Orientation};
 use viscache::models::encoder::{Encoder, EncoderOptions, Media, Prepared, agreement};
 use viscache::models::{DeviceKind, nano};
-use viscache::types::{Agreement, EncoderDtype, Modality};
+use viscache::types::{Agreement, Modality, WeightDtype};
 
 use crate::common::say;
 
-fn open(device: DeviceKind, dtype: EncoderDtype) -> Result<Encoder, viscache::models::Error> {
+fn open(device: DeviceKind, dtype: WeightDtype) -> Result<Encoder, viscache::models::Error> {
     Encoder::open(&EncoderOptions {
         weights: None,
         sizes: None,
@@ -49,8 +49,8 @@ fn inputs(encoder: &Encoder, modality: Modality) -> Vec<Prepared> {
 
 #[test]
 fn a_card_gives_the_embeddings_of_the_cpu() {
-    let exact = open(DeviceKind::Cpu, EncoderDtype::F32).unwrap();
-    for (dtype, least) in [(EncoderDtype::F32, 0.999_99), (EncoderDtype::Bf16, 0.9995)] {
+    let exact = open(DeviceKind::Cpu, WeightDtype::F32).unwrap();
+    for (dtype, least) in [(WeightDtype::F32, 0.999_99), (WeightDtype::Bf16, 0.9995)] {
         let card = match open(DeviceKind::Cuda, dtype) {
             Ok(card) => card,
             Err(problem) => return say(&format!("no card: {problem}")),

@@ -5,7 +5,7 @@ use std::process::{Command, Output};
 
 use serde_json::Value;
 
-use crate::common::{self, parts};
+use crate::common::{self, first, parts};
 
 fn viscache(arguments: &[&str]) -> Output {
     // Settings of whoever runs the tests do not count.
@@ -57,9 +57,7 @@ fn the_cache_lifts_texts_and_leaves_pictures() {
 
 #[test]
 fn an_encoder_without_a_gap_gains_nothing() {
-    let Some(overlay) =
-        parts("nano").into_iter().map(|root| root.join("text_joint.safetensors")).find(|p| p.exists())
-    else {
+    let Some(overlay) = first("nano", "text_joint.safetensors") else {
         return common::say("skipped: the overlays are not here");
     };
     let arguments =
@@ -93,10 +91,7 @@ fn models_alone_need_no_store() {
 fn files_are_looked_at_before_they_are_read() {
     for root in parts("llama_adapter_v2") {
         let folder = root.join("chat65b_tiny");
-        let tokenizer = parts("imagebind_llm_decoder")
-            .into_iter()
-            .map(|root| root.join("tokenizer.model"))
-            .find(|p| p.exists());
+        let tokenizer = first("imagebind_llm_decoder", "tokenizer.model");
         let (true, Some(tokenizer)) = (folder.join("tuned.pth").exists(), tokenizer) else { continue };
         let (backbone, tuned) = (folder.join("llama"), folder.join("tuned.pth"));
         let files = [

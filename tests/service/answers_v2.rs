@@ -12,16 +12,14 @@ use viscache::models::llm::{Llm, LlmOptions};
 use viscache::serve::proto::{self, CacheMode, DecoderFamily, GenerateRequest, StopReason};
 
 use crate::asking::{Told, ask, blamed_on, instruction};
-use crate::common::{parts, read};
+use crate::common::{first, read};
 use crate::server::{self, Server, image, media_part, query, text};
 use crate::store;
 
 /// The golden model of this name with the tokenizer that its ids are of, as a folder that a server can be given.
 fn golden(name: &str) -> Option<(LlmOptions, TempDir)> {
-    let with =
-        |part: &str, file: &str| parts(part).into_iter().map(|root| root.join(file)).find(|p| p.exists());
-    let folder = with("llama_adapter_v2", name)?;
-    let tokenizer = with("imagebind_llm_decoder", "tokenizer.model")?;
+    let folder = first("llama_adapter_v2", name)?;
+    let tokenizer = first("imagebind_llm_decoder", "tokenizer.model")?;
     let place = TempDir::new().unwrap();
     let to = |file: &str| place.path().join(file);
     std::fs::copy(folder.join("config.json"), to("params.json")).unwrap();
@@ -53,8 +51,7 @@ fn hot(prompt: Option<proto::Prompt>, query: Option<proto::Query>) -> GenerateRe
 }
 
 fn picture() -> Vec<u8> {
-    let file = parts("llama_adapter_v2").into_iter().map(|root| root.join("preprocess_0.png"));
-    read(&file.into_iter().find(|path| path.exists()).unwrap())
+    read(&first("llama_adapter_v2", "preprocess_0.png").unwrap())
 }
 
 fn reason(status: &Status) -> String {

@@ -157,8 +157,8 @@ impl Adapter {
         };
         let bare = |name: &str| -> Result<Option<Linear>, Error> {
             let (own, dim) = (at(&format!("bare_{name}")), config.dim);
-            if let Some(ready) = checkpoint.ready(&own, dim, dim)? {
-                return Ok(Some(Linear::ready(ready, None)));
+            if checkpoint.is_ready(&own) {
+                return Ok(Some(checkpoint.ready(&own, [dim, dim], None)?));
             }
             let has = |part: String| checkpoint.shape(&at(&part)).is_some();
             let tuned = has(format!("lora_{name}_l1.weight")) || has(format!("{name}.bias"));

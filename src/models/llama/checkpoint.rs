@@ -23,7 +23,7 @@ use crate::kernels::q8::{Lent, Tiles};
 use crate::models::layers::{LayerNorm, Linear};
 use crate::models::weights::Weights;
 use crate::models::{Error, Placement};
-use crate::types::Fingerprint;
+use crate::types::{Fingerprint, WeightDtype};
 
 const PREFIX: &str = "llama.";
 const OLD_PREFIX: &str = "llma.";
@@ -53,8 +53,18 @@ pub struct Checkpoint {
     shapes_only: bool,
     /// What names within the backbone contain that count as missing.
     left_out: &'static [&'static str],
-    /// Matrices that lie in 8 bits in the backbone's one file, and that file in memory.
-    ready: Option<(BTreeMap<String, [usize; 2]>, Lent)>,
+    /// A decoder that was saved, what it has ready, and its file in memory.
+    ready: Option<Ready>,
+}
+
+/// Matrices that are used as they lie in a file.
+struct Ready {
+    /// In 8 bits.
+    matrices: BTreeMap<String, [usize; 2]>,
+    /// In ggml's blocks.
+    blocks: BTreeMap<String, [usize; 2]>,
+    numbers: WeightDtype,
+    memory: Lent,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,6 +75,12 @@ enum Naming {
     Plain,
     /// Hugging Face's.
     HuggingFace,
+}
+
+impl Ready {
+    fn shape(&self, name: &str) -> Option<[usize; 2]> {
+        self.matrices.get(name).or_else(|| self.blocks.get(name)).copied()
+    }
 }
 
 impl Checkpoint {
@@ -167,7 +183,9 @@ impl Checkpoint {
     pub fn saved(file: Weights, saved: &Saved) -> Result<Self, Error> {
         let memory = file.mapped()?;
         let checkpoint = Checkpoint::new(vec![file], None, saved.config.n_heads);
-        Ok(Checkpoint { ready: Some((saved.matrices.clone(), memory)), ..checkpoint })
+        let (matrices, blocks) = (saved.matrices.clone(), saved.blocks.clone());
+        let ready = Ready { matrices, blocks, numbers: saved.numbers, memory };
+        Ok(Checkpoint { ready: Some(ready), ..checkpoint })
     }
 
     /// A tensor, where the model is.
@@ -204,9 +222,9 @@ impl Checkpoint {
         [out, width]: [usize; 2],
         placement: &Placement,
     ) -> Result<Linear, Error> {
-        if let Some(ready) = self.ready(matrix_name(weight), out, width)? {
+        if self.is_ready(matrix_name(weight)) {
             let bias = bias.map(|bias| self.tensor(bias, &[out], placement)).transpose()?;
-            return Ok(Linear::ready(ready, bias));
+            return self.ready(matrix_name(weight), [out, width], bias);
         }
         self.layer([weight, bias.unwrap_or_default()], [out, width], placement, |_| Ok(()))
     }
@@ -237,30 +255,48 @@ impl Checkpoint {
         Linear::of(placement, weight, width, bias)
     }
 
-    /// A matrix that lies in 8 bits in the file, `[out, width]`; nothing where it has to be read and rounded.
+    /// Whether a matrix lies in the file as it is used.
+    pub(super) fn is_ready(&self, name: &str) -> bool {
+        self.ready.as_ref().is_some_and(|ready| ready.shape(name).is_some())
+    }
+
+    /// A layer whose weights lie in the file as they are used.
     ///
     /// # Errors
     /// [`Error::TensorShape`], and [`Error::Weights`] for a file that is damaged.
-    pub fn ready(&self, name: &str, out: usize, width: usize) -> Result<Option<Tiles>, Error> {
-        let (Some((matrices, memory)), Some(file)) = (&self.ready, self.backbone.first()) else {
-            return Ok(None);
+    pub(super) fn ready(
+        &self,
+        name: &str,
+        [out, width]: [usize; 2],
+        bias: Option<Tensor>,
+    ) -> Result<Linear, Error> {
+        let found = self.ready.as_ref().zip(self.backbone.first());
+        let Some(((ready, file), shape)) =
+            found.and_then(|(ready, file)| Some(((ready, file), ready.shape(name)?)))
+        else {
+            return Err(Error::Config(format!("matrix `{name}` does not lie ready")));
         };
-        let Some(shape) = matrices.get(name) else { return Ok(None) };
         let path = || file.path().to_owned();
-        if *shape != [out, width] {
+        if shape != [out, width] {
             let (expected, received) = (vec![out, width], shape.to_vec());
             return Err(Error::TensorShape { path: path(), name: name.into(), expected, received });
         }
-        let places = file.place(&format!("{name}.codes")).zip(file.place(&format!("{name}.scales")));
-        let tiles = places.and_then(|(codes, scales)| Tiles::lent(out, width, memory.clone(), codes, scales));
         let damaged = || Error::Weights { path: path(), why: format!("matrix `{name}` is not whole") };
-        tiles.map(Some).ok_or_else(damaged)
+        if ready.blocks.contains_key(name) {
+            let place = file.place(&format!("{name}.blocks")).ok_or_else(damaged)?;
+            let bytes = (*ready.memory).as_ref().get(place).ok_or_else(damaged)?;
+            return Linear::of_blocks(ready.numbers, bytes, [out, width], bias);
+        }
+        let places = file.place(&format!("{name}.codes")).zip(file.place(&format!("{name}.scales")));
+        let tiles =
+            places.and_then(|(codes, scales)| Tiles::lent(out, width, ready.memory.clone(), codes, scales));
+        tiles.map(|tiles| Linear::ready(tiles, bias)).ok_or_else(damaged)
     }
 
     /// `[out, in]` of a matrix, in whatever form it lies there.
     pub fn matrix_shape(&self, name: &str) -> Option<[usize; 2]> {
-        if let Some(shape) = self.ready.as_ref().and_then(|(matrices, _)| matrices.get(name)) {
-            return Some(*shape);
+        if let Some(shape) = self.ready.as_ref().and_then(|ready| ready.shape(name)) {
+            return Some(shape);
         }
         self.shape(&format!("{name}.weight"))?.try_into().ok()
     }

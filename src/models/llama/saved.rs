@@ -1,10 +1,11 @@
-//! A decoder in 8 bits as one file that is opened by mapping it.
+//! A rounded decoder as one file that is opened by mapping it.
 //!
-//! A safetensors file: for every matrix `NAME.codes` (u8, first, each at a multiple of 64 bytes) and `NAME.scales` (f16) as
+//! A safetensors file: for every matrix in ggml's blocks `NAME.blocks` (u8), for every other `NAME.codes` (u8, first, each at a multiple of 64 bytes) and `NAME.scales` (f16) as
 //! [`q8::Tiles`] lie in memory, everything else as f32 or f16 under its usual name, and the tokenizer. Its metadata has the sizes, the
 //! shapes of the matrices, and the digest of the files it was made from. Low-rank matrices and scales are in their weights
 //! already; the bare projections that the adapter needs are `attention.bare_wk` and `bare_wv`, where they differ.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -18,9 +19,9 @@ use super::checkpoint::matrix_name;
 use super::{Config, Decoder};
 use crate::kernels::q8;
 use crate::models::Error;
-use crate::models::layers::{LayerNorm, Linear};
+use crate::models::layers::{Blocks, LayerNorm, Linear};
 use crate::models::weights::Weights;
-use crate::types::Fingerprint;
+use crate::types::{Fingerprint, WeightDtype};
 
 /// Of the metadata: what the file is, in which form.
 const KIND: &str = "viscache.decoder";
@@ -35,6 +36,10 @@ pub struct Saved {
     pub config: Config,
     /// `[out, in]` of every matrix in 8 bits.
     pub matrices: BTreeMap<String, [usize; 2]>,
+    /// `[out, in]` of every matrix in blocks of [`Saved::numbers`].
+    pub blocks: BTreeMap<String, [usize; 2]>,
+    /// What it was rounded to.
+    pub numbers: WeightDtype,
     /// The tokenizer's file.
     pub tokenizer: Vec<u8>,
     /// Digest of the files it was made from.
@@ -55,45 +60,54 @@ impl Saved {
         let said = |key: &str| file.metadata(key).ok_or_else(|| fail(format!("it says nothing of `{key}`")));
         let config: Config =
             serde_json::from_str(said("config")?).map_err(|e| fail(format!("its sizes: {e}")))?;
-        let matrices =
-            serde_json::from_str(said("matrices")?).map_err(|e| fail(format!("its matrices: {e}")))?;
+        let shapes = |key: &str| serde_json::from_str(key).map_err(|e| fail(format!("its matrices: {e}")));
+        let matrices = shapes(said("matrices")?)?;
+        // Files in 8 bits need not say so.
+        let blocks = shapes(file.metadata("blocks").unwrap_or("{}"))?;
+        let numbers = file.metadata("numbers").map_or(Ok(WeightDtype::Q8_0), str::parse);
+        let numbers = numbers.map_err(|e: crate::types::Error| fail(e.to_string()))?;
         let fingerprint = Fingerprint::try_from(said("fingerprint")?.to_owned())?;
         let place = file.place(TOKENIZER).ok_or_else(|| fail("it has no tokenizer".into()))?;
         let memory = file.mapped()?;
         let tokenizer = (*memory).as_ref().get(place).map(<[u8]>::to_vec);
         let tokenizer = tokenizer.ok_or_else(|| fail("it is cut short".into()))?;
-        Ok(Some(Saved { config: config.checked()?, matrices, tokenizer, fingerprint }))
+        Ok(Some(Saved { config: config.checked()?, matrices, blocks, numbers, tokenizer, fingerprint }))
     }
 }
 
 /// A tensor to be written.
-struct Item {
+struct Item<'a> {
     name: String,
     dtype: &'static str,
     shape: Vec<usize>,
-    bytes: Bytes,
+    bytes: Bytes<'a>,
 }
 
-enum Bytes {
+enum Bytes<'a> {
+    /// Blocks where they lie.
+    Blocks(Cow<'a, [u8]>),
     /// Codes or scales of a matrix of this place in the list.
     Of(usize, usize),
     Own(Vec<u8>),
 }
 
 impl Decoder {
-    /// Writes a decoder in 8 bits.
+    /// Writes a decoder in q8_0, q6_k or q4_k.
     ///
     /// # Errors
     /// [`Error::Config`] for one in other numbers; [`Error::Weights`] when the file cannot be written.
     pub fn save(&self, path: &Path, tokenizer: &[u8], fingerprint: Fingerprint) -> Result<(), Error> {
         if !self.placement.coarse() {
-            return Err(Error::Config("only a decoder in q8_0 can be saved; load it with that type".into()));
+            let why = "only a decoder in q8_0, q6_k or q4_k can be saved; load it with one of these types";
+            return Err(Error::Config(why.into()));
         }
         let parts = self.parts()?;
         let mut matrices: Vec<(String, &q8::Tiles)> = Vec::new();
-        let (mut codes, mut rest) = (Vec::new(), Vec::new());
+        let mut blocks: BTreeMap<&str, [usize; 2]> = BTreeMap::new();
+        // Codes first, whose places are whole lines; then blocks, of any even number of bytes.
+        let (mut codes, mut blocked, mut rest) = (Vec::new(), Vec::new(), Vec::new());
         for (name, part) in &parts {
-            let tensor = |name: String, tensor: &Tensor, into: &mut Vec<Item>| -> Result<(), Error> {
+            let tensor = |name: String, tensor: &Tensor, into: &mut Vec<Item<'_>>| -> Result<(), Error> {
                 let (dtype, bytes) = little_endian(tensor)?;
                 into.push(Item { name, dtype, shape: tensor.dims().to_vec(), bytes: Bytes::Own(bytes) });
                 Ok(())
@@ -102,6 +116,13 @@ impl Decoder {
                 Part::Tensor(x) => tensor(name.clone(), x, &mut rest)?,
                 Part::Matrix(linear) => {
                     let own = matrix_name(name);
+                    if let Some(Blocks { shape, bytes }) = linear.blocks()? {
+                        let name = format!("{own}.blocks");
+                        let (len, bytes) = (vec![bytes.len()], Bytes::Blocks(bytes));
+                        blocked.push(Item { name, dtype: "U8", shape: len, bytes });
+                        blocks.insert(own, shape);
+                        continue;
+                    }
                     match (linear.tiles(), linear.matrix()?) {
                         (Some(tiles), _) => {
                             let sizes = q8::Tiles::sizes(tiles.out(), tiles.width());
@@ -124,7 +145,7 @@ impl Decoder {
         }
         let own = Bytes::Own(tokenizer.to_vec());
         rest.push(Item { name: TOKENIZER.into(), dtype: "U8", shape: vec![tokenizer.len()], bytes: own });
-        codes.extend(rest);
+        codes.extend(blocked.into_iter().chain(rest));
         let shapes: BTreeMap<&str, [usize; 2]> =
             matrices.iter().map(|(name, tiles)| (name.as_str(), [tiles.out(), tiles.width()])).collect();
         let config =
@@ -133,13 +154,16 @@ impl Decoder {
             KIND: FORM,
             "config": json!(config).to_string(),
             "matrices": json!(shapes).to_string(),
+            "blocks": json!(blocks).to_string(),
+            "numbers": self.placement.numbers.word(),
             "fingerprint": fingerprint.to_string(),
         });
         let fail =
             |e: std::io::Error| Error::Weights { path: path.display().to_string(), why: e.to_string() };
-        let bytes = |item: &Item| -> Vec<u8> {
+        let bytes = |item: &Item<'_>| -> Vec<u8> {
             match &item.bytes {
                 Bytes::Own(bytes) => bytes.clone(),
+                Bytes::Blocks(bytes) => bytes.to_vec(),
                 Bytes::Of(matrix, i) => matrices[*matrix].1.bytes()[*i].to_vec(),
             }
         };
@@ -148,6 +172,7 @@ impl Decoder {
         let mut file = BufWriter::with_capacity(1 << 20, File::create(&unfinished).map_err(fail)?);
         file.write_all(&header(&codes, told, |item| match &item.bytes {
             Bytes::Own(bytes) => bytes.len(),
+            Bytes::Blocks(bytes) => bytes.len(),
             Bytes::Of(matrix, i) => {
                 let tiles = matrices[*matrix].1;
                 q8::Tiles::sizes(tiles.out(), tiles.width())[*i]
@@ -184,7 +209,7 @@ impl<'a> Part<'a> {
 }
 
 /// Length and text of a safetensors header, filled up so that data begins at the alignment.
-fn header(items: &[Item], metadata: serde_json::Value, len: impl Fn(&Item) -> usize) -> Vec<u8> {
+fn header(items: &[Item<'_>], metadata: serde_json::Value, len: impl Fn(&Item<'_>) -> usize) -> Vec<u8> {
     let mut header = serde_json::Map::new();
     header.insert("__metadata__".into(), metadata);
     let mut end = 0;
