@@ -1,9 +1,12 @@
-//! Losses and gradients of the adapters' phases against the published programs, and of joint training.
+//! Losses, gradients and steps of the adapters' phases against the published programs, and of joint training.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use candle_core::Tensor;
-use viscache::models::llama::{Batch, Checkpoint, Family, Group, Learner, Shown};
+use viscache::models::llama::{
+    Batch, Checkpoint, Config, Family, Group, Learner, Optimizer, Schedule, Shown,
+};
 use viscache::models::weights::Weights;
 
 use crate::common::{Limit, Tally, Tensors, json, max_abs, parts, short};
@@ -22,29 +25,41 @@ fn folders(part: &str, file: &str) -> Vec<PathBuf> {
     found
 }
 
+/// A decoder of a folder as a phase of training begins with it.
+fn opened(folder: &Path, pretrain: bool) -> (Checkpoint, Config) {
+    let config = config_of(folder);
+    let weights = Weights::open(&folder.join("weights.safetensors")).unwrap();
+    let checkpoint = Checkpoint::new(vec![weights], None, config.n_heads);
+    if !pretrain {
+        return (checkpoint, config);
+    }
+    // The first phase is of models without them.
+    let checkpoint = match checkpoint.family() {
+        Family::ImageBindLlm => checkpoint.without(&[".bias", ".lora_"]),
+        Family::V2Picture | Family::V2Chat => checkpoint.without(&[".bias"]),
+    };
+    (checkpoint, config)
+}
+
+/// What the texts of a batch are about.
+fn shown(seen: Option<&Tensor>, family: Family) -> Shown<'_> {
+    match (seen, family) {
+        (Some(seen), Family::V2Picture) => Shown::Pictures(seen),
+        (Some(seen), _) => Shown::Embeddings(seen),
+        (None, _) => Shown::Nothing,
+    }
+}
+
 /// The parts of a batch in a file, under a prefix.
 fn compare(folder: &Path, file: &str, prefix: &str, group: &Group, named: &str) {
     let case = Tensors::open(&folder.join(file));
     let get = |name: &str| case.find(&format!("{prefix}{name}"));
-    let config = config_of(folder);
-    let weights = Weights::open(&folder.join("weights.safetensors")).unwrap();
-    let mut checkpoint = Checkpoint::new(vec![weights], None, config.n_heads);
-    if named == "pretrain" {
-        // The first phase is of models without them.
-        checkpoint = match checkpoint.family() {
-            Family::ImageBindLlm => checkpoint.without(&[".bias", ".lora_"]),
-            Family::V2Picture | Family::V2Chat => checkpoint.without(&[".bias"]),
-        };
-    }
+    let (checkpoint, config) = opened(folder, named == "pretrain");
     let learner = Learner::new(&checkpoint, &config, config.vocab_size.unwrap(), group).unwrap();
     let (tokens, labels) = (ids(get("tokens").unwrap()), ids(get("labels").unwrap()));
     let length = width(get("tokens").unwrap());
     let seen: Option<Tensor> = get("images").map(tensor).or_else(|| get("image_embed_raw").map(normalised));
-    let shown = match (&seen, checkpoint.family()) {
-        (Some(seen), Family::V2Picture) => Shown::Pictures(seen),
-        (Some(seen), _) => Shown::Embeddings(seen),
-        (None, _) => Shown::Nothing,
-    };
+    let shown = shown(seen.as_ref(), checkpoint.family());
     let batch = Batch { ids: &tokens, labels: &labels, length, shown };
     let mut tally = Tally::new(format!("{}/{prefix}{named}", short(folder)));
     let (loss, gradients) = learner.gradients(&batch).unwrap();
@@ -91,6 +106,112 @@ fn both_phases_of_the_multimodal_v2() {
     for folder in folders("llama_adapter_v2", "train_pretrain.safetensors") {
         compare(&folder, "train_pretrain.safetensors", "", &Group::V2_PRETRAIN, "pretrain");
         compare(&folder, "train_finetune.safetensors", "", &Group::V2_FINETUNE, "finetune");
+    }
+}
+
+/// Steps on one batch, with the rates that the schedule gives.
+fn walk(folder: &Path, phase: &str, group: &Group) {
+    let case = Tensors::open(&folder.join(format!("train_{phase}.safetensors")));
+    let told = &json(&folder.join("train.json"))[phase];
+    let number = |value: &serde_json::Value| value.as_f64().unwrap();
+    let hyper = |name: &str| number(&told["hyper"][name]);
+    let schedule = Schedule {
+        peak: hyper("lr"),
+        floor: hyper("min_lr"),
+        warmup: hyper("warmup_epochs"),
+        epochs: hyper("epochs"),
+    };
+    let (checkpoint, config) = opened(folder, phase == "pretrain");
+    let learner = Learner::new(&checkpoint, &config, config.vocab_size.unwrap(), group).unwrap();
+    let (tokens, labels) = (ids(case.get("tokens")), ids(case.get("labels")));
+    let seen = case.find("images").map(tensor).or_else(|| case.find("image_embed_raw").map(normalised));
+    let shown = shown(seen.as_ref(), checkpoint.family());
+    let batch = Batch { ids: &tokens, labels: &labels, length: width(case.get("tokens")), shown };
+    let before: BTreeMap<String, Vec<f32>> =
+        learner.variables().iter().map(|(name, var)| (name.clone(), floats(var.as_tensor()))).collect();
+    let mut optimizer = Optimizer::new(&learner, hyper("weight_decay")).unwrap();
+    let mut tally = Tally::new(format!("{}/{phase}, steps", short(folder)));
+    let (mut compared, mut moved) = (0, 0.0);
+    // Where there was next to no gradient at some step, its sign was noise, and a step has one length. More of it from the second
+    // on, when both programs stand at places of their own.
+    let mut quiet: BTreeMap<String, Vec<bool>> = BTreeMap::new();
+    for (i, step) in told["steps"].as_array().unwrap().iter().enumerate() {
+        for (name, gradient) in learner.gradients(&batch).unwrap().1 {
+            let gradient = floats(&gradient);
+            let least = if i == 0 { 1e-4 } else { 1e-3 } * max_abs(&gradient) as f32;
+            let quiet = quiet.entry(name).or_insert_with(|| vec![false; gradient.len()]);
+            quiet.iter_mut().zip(gradient).for_each(|(quiet, g)| *quiet |= g.abs() <= least);
+        }
+        let rate = schedule.rate(number(&step["fractional_epoch"]));
+        assert!((rate - number(&step["lr"])).abs() <= 1e-12, "{rate}: {step}");
+        let loss = optimizer.step(&learner, &batch, rate).unwrap();
+        let expected = number(&step["loss"]) as f32;
+        // Behind the first step stand parameters that differ by what their bounds allow.
+        let bound = if i == 0 { 1e-5 } else { 1e-3 } * f64::from(expected);
+        tally.floats(&format!("loss {i}"), &[loss], &[expected], 1, Limit { absolute: bound, turn: 1.0 });
+        moved += 2.0 * rate;
+        for (name, expected) in case.under(&format!("after_step{}.", i + 1)) {
+            let own = floats(learner.variables()[name].as_tensor());
+            match quiet.get(name) {
+                // Had no part in the loss: neither moved nor decayed.
+                None => {
+                    assert!(case.find(&format!("grad.{name}")).is_none_or(|g| max_abs(g.floats()) == 0.0));
+                    assert_eq!(own, before[name], "{name}");
+                }
+                Some(quiet) => {
+                    for (j, (own, expected)) in own.iter().zip(expected.floats()).enumerate() {
+                        let bound = if quiet[j] { moved + 2e-5 } else { 2e-5 };
+                        let off = f64::from((own - expected).abs());
+                        assert!(off <= bound, "{name}[{j}] after {}: {own}, not {expected}", i + 1);
+                    }
+                }
+            }
+            compared += 1;
+        }
+    }
+    assert!(compared > 0, "{}", short(folder));
+    let (all, loud) =
+        quiet.values().flatten().fold((0, 0), |(all, loud), quiet| (all + 1, loud + i32::from(!quiet)));
+    assert!(4 * loud > 3 * all, "{loud} of {all} values are held to the narrow bound");
+    tally.finish();
+}
+
+#[test]
+fn steps_of_both_phases_lead_where_the_published_programs_arrive() {
+    for (part, pretrain, finetune) in [
+        ("imagebind_llm_decoder", Group::BIND_PRETRAIN, Group::BIND_FINETUNE),
+        ("llama_adapter_v2", Group::V2_PRETRAIN, Group::V2_FINETUNE),
+    ] {
+        for folder in folders(part, "train_pretrain.safetensors") {
+            walk(&folder, "pretrain", &pretrain);
+            walk(&folder, "finetune", &finetune);
+        }
+    }
+}
+
+#[test]
+fn rates_follow_the_published_schedule() {
+    for root in parts("imagebind_llm_decoder") {
+        let Ok(bytes) = std::fs::read(root.join("lr_schedule.json")) else { continue };
+        let runs: serde_json::Value = serde_json::from_slice(&bytes).unwrap();
+        for run in runs.as_array().unwrap() {
+            let of = |name: &str| run[name].as_f64().unwrap();
+            let schedule = Schedule {
+                peak: of("lr"),
+                floor: of("min_lr"),
+                warmup: of("warmup_epochs"),
+                epochs: of("epochs"),
+            };
+            for pair in run["values"].as_array().unwrap() {
+                let (epoch, expected) = (pair[0].as_f64().unwrap(), pair[1].as_f64().unwrap());
+                let rate = schedule.rate(epoch);
+                assert!(
+                    (rate - expected).abs() <= 1e-9 * schedule.peak,
+                    "{}: {rate} at {epoch}",
+                    run["name"]
+                );
+            }
+        }
     }
 }
 

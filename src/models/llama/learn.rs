@@ -16,6 +16,7 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 
+use candle_core::backprop::GradStore;
 use candle_core::{D, DType, Device, Tensor, Var};
 
 use super::bind;
@@ -149,10 +150,15 @@ impl<'a> Learner<'a> {
     /// # Errors
     /// [`Error::Input`] for a batch that the model cannot be given.
     pub fn gradients(&self, batch: &Batch<'_>) -> Result<(f32, BTreeMap<String, Tensor>), Error> {
-        let loss = self.loss(&self.logits(batch)?, batch)?;
-        let store = loss.backward()?;
+        let (loss, store) = self.backward(batch)?;
         let of = |(name, var): (&String, &Var)| Some((name.clone(), store.get(var.as_tensor())?.clone()));
-        Ok((loss.to_scalar::<f32>()?, self.variables.iter().filter_map(of).collect()))
+        Ok((loss, self.variables.iter().filter_map(of).collect()))
+    }
+
+    /// The same as candle keeps it.
+    pub(super) fn backward(&self, batch: &Batch<'_>) -> Result<(f32, GradStore), Error> {
+        let loss = self.loss(&self.logits(batch)?, batch)?;
+        Ok((loss.to_scalar::<f32>()?, loss.backward()?))
     }
 
     /// `[B, T, V]`

@@ -18,6 +18,7 @@
 //! | `sample.rs` | logits → the next token |
 //! | `saved.rs` | a decoder in 8 bits as one file that is mapped |
 //! | `learn.rs` | the loss of a batch as a differentiable function of chosen tensors |
+//! | `optimizer.rs` | steps against its gradient |
 //!
 //! **What is linear is folded into the weights when they are read**: low-rank matrices (`W + B·A`, no scaling) and the V2
 //! chat program's scale of a layer's inputs (`W·diag(s)`; its paper scales outputs). The same sums in another order, within
@@ -36,6 +37,7 @@ mod checkpoint;
 mod config;
 mod digest;
 mod learn;
+mod optimizer;
 mod picture;
 mod sample;
 mod saved;
@@ -50,6 +52,7 @@ pub use checkpoint::{Checkpoint, Files};
 pub use config::{ChannelOrder, Config, Family, PictureConfig};
 pub use digest::check_backbone;
 pub use learn::{Batch, Group, Learner, Shown};
+pub use optimizer::{Optimizer, Schedule};
 pub use picture::Picture;
 pub use sample::{Choice, SampleParams, Sampler, filtered, logprob, softmax};
 pub use saved::Saved;
