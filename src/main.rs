@@ -7,6 +7,11 @@ mod telemetry;
 
 use std::process::ExitCode;
 
+/// The C library's gives large pieces back to the system at once, which clears them for the next request: a third of the time
+/// that a sound takes.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     // SAFETY: this is the first statement of the process.
     unsafe { viscache::models::device::settle_threads() };

@@ -12,6 +12,10 @@ use std::time::Instant;
 
 use viscache::kernels::Kernels;
 
+/// What the programs use.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Folder of large inputs: `VISCACHE_BENCH_DATA`.
 pub fn data() -> Option<PathBuf> {
     std::env::var_os("VISCACHE_BENCH_DATA").map(PathBuf::from)

@@ -229,37 +229,61 @@ fn resized(picture: &Rgb, side: usize) -> Vec<u8> {
     let across = Taps::new(width, new_width, left..left + side);
     let down = Taps::new(height, new_height, top..top + side);
 
-    // Horizontally first, and only the rows that the vertical pass will read.
-    let rows = down.source();
-    let mut narrow = Vec::with_capacity(rows.len() * side * 3);
-    // Four lanes a pixel: the fourth is there to fill a register.
-    let mut wide = vec![[0i32; 4]; width];
-    for row in picture.data.chunks_exact(width * 3).skip(rows.start).take(rows.len()) {
-        for (wide, pixel) in wide.iter_mut().zip(row.as_chunks::<3>().0) {
+    // Horizontally first, and only the rows that the vertical pass will read. Two samples fill a register, four lanes a pixel.
+    let (rows, across) = (down.source(), across.paired());
+    let stride = side * 3;
+    let mut narrow = vec![0u8; rows.len() * stride];
+    let mut wide = vec![0i32; (width + 1) * 4];
+    let mut lanes = vec![[0i32; 8]; side];
+    let read = picture.data.chunks_exact(width * 3).skip(rows.start);
+    for (row, narrow) in read.zip(narrow.chunks_exact_mut(stride)) {
+        for (wide, pixel) in wide.as_chunks_mut::<4>().0.iter_mut().zip(row.as_chunks::<3>().0) {
             *wide = [pixel[0].into(), pixel[1].into(), pixel[2].into(), 0];
         }
-        across.for_each(|from, weights| {
-            let mut sums = [Taps::ROUNDING; 4];
-            for (pixel, &weight) in wide[from..].iter().zip(weights) {
-                for lane in 0..4 {
-                    sums[lane] = sums[lane].wrapping_add(weight.wrapping_mul(pixel[lane]));
+        for (lanes, (from, weights)) in lanes.iter_mut().zip(&across) {
+            let mut sums = [0i32; 8];
+            for (pixels, weights) in wide[from * 4..].as_chunks::<8>().0.iter().zip(weights) {
+                for lane in 0..8 {
+                    sums[lane] = sums[lane].wrapping_add(weights[lane].wrapping_mul(pixels[lane]));
                 }
             }
-            narrow.extend_from_slice(&[Taps::round(sums[0]), Taps::round(sums[1]), Taps::round(sums[2])]);
-        });
+            *lanes = sums;
+        }
+        // Behind the loop, not in it: else a compiler fills half registers.
+        for (out, lanes) in narrow.as_chunks_mut::<3>().0.iter_mut().zip(&lanes) {
+            for channel in 0..3 {
+                let sum = lanes[channel].wrapping_add(lanes[channel + 4]);
+                out[channel] = Taps::round(Taps::ROUNDING.wrapping_add(sum));
+            }
+        }
     }
 
-    let mut square = Vec::with_capacity(side * side * 3);
-    let mut sums = vec![0i32; side * 3];
-    down.for_each(|from, weights| {
+    let mut square = vec![0u8; side * stride];
+    let mut sums = vec![0i32; stride];
+    for ((from, weights), out) in down.outputs().zip(square.chunks_exact_mut(stride)) {
         sums.fill(Taps::ROUNDING);
-        for (row, &weight) in narrow.chunks_exact(side * 3).skip(from - rows.start).zip(weights) {
+        let narrow = &narrow[(from - rows.start) * stride..];
+        // Four rows while the sums are at hand.
+        let (fours, rest) = weights.as_chunks::<4>();
+        for (rows, w) in narrow.chunks_exact(4 * stride).zip(fours) {
+            let (ab, cd) = rows.split_at(2 * stride);
+            let (ab, cd) = (ab.split_at(stride), cd.split_at(stride));
+            let values = ab.0.iter().zip(ab.1).zip(cd.0.iter().zip(cd.1));
+            for (sum, ((&a, &b), (&c, &d))) in sums.iter_mut().zip(values) {
+                let ab = w[0].wrapping_mul(a.into()).wrapping_add(w[1].wrapping_mul(b.into()));
+                let cd = w[2].wrapping_mul(c.into()).wrapping_add(w[3].wrapping_mul(d.into()));
+                *sum = sum.wrapping_add(ab).wrapping_add(cd);
+            }
+        }
+        for (row, &weight) in narrow.chunks_exact(stride).skip(4 * fours.len()).zip(rest) {
             for (sum, &v) in sums.iter_mut().zip(row) {
                 *sum = sum.wrapping_add(weight.wrapping_mul(v.into()));
             }
         }
-        square.extend(sums.iter().map(|&sum| Taps::round(sum)));
-    });
+        for (out, &sum) in out.iter_mut().zip(&sums) {
+            *out = Taps::round(sum);
+        }
+    }
     square
 }
 
@@ -326,20 +350,28 @@ impl Taps {
         taps
     }
 
+    /// First source sample and weights of every output, two samples at a time: four lanes of one weight, four of the next.
+    fn paired(&self) -> Vec<(usize, Vec<[i32; 8]>)> {
+        let pair = |pair: &[i32]| {
+            let (first, second) = (pair[0], pair.get(1).copied().unwrap_or(0));
+            std::array::from_fn(|lane| if lane < 4 { first } else { second })
+        };
+        self.outputs().map(|(from, weights)| (from, weights.chunks(2).map(pair).collect())).collect()
+    }
+
     /// Source samples that any output reads.
     fn source(&self) -> std::ops::Range<usize> {
         self.source.clone()
     }
 
-    /// Calls `each` with the first source sample and the weights of every output.
+    /// First source sample and weights of every output.
     #[inline(always)]
-    fn for_each(&self, mut each: impl FnMut(usize, &[i32])) {
+    fn outputs(&self) -> impl Iterator<Item = (usize, &[i32])> {
         let ends = self.starts.iter().skip(1).map(|&(_, at)| at).chain([self.weights.len()]);
-        for (&(from, at), end) in self.starts.iter().zip(ends) {
-            each(from, &self.weights[at..end]);
-        }
+        self.starts.iter().zip(ends).map(|(&(from, at), end)| (from, &self.weights[at..end]))
     }
 
+    #[inline(always)]
     fn round(sum: i32) -> u8 {
         (sum >> WEIGHT_BITS).clamp(0, 255) as u8
     }

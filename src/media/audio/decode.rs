@@ -244,8 +244,10 @@ impl<'a> Wav<'a> {
                 (frames().map(|frame| value(&frame[0])).collect(), Some(frames().map(mean).collect()))
             }
         };
-        // What is not finite in one channel is not in the mean either.
-        if let Some(at) = mean.as_ref().unwrap_or(&left).iter().position(|sample| !sample.is_finite()) {
+        // Whole numbers always are; what is not finite in one channel is not in the mean either.
+        if self.tag != PCM
+            && let Some(at) = mean.as_ref().unwrap_or(&left).iter().position(|sample| !sample.is_finite())
+        {
             return Err(Error::DamagedSound(format!("sample {at} is not a finite number")));
         }
         Ok(Sound { rate, left, mean })

@@ -14,6 +14,8 @@ use std::sync::Arc;
 
 use realfft::{RealFftPlanner, RealToComplex};
 
+use super::lanes::{self, LANES};
+
 /// Samples of a window, 25 ms.
 pub(super) const WINDOW: usize = 400;
 /// Samples from one window to the next, 10 ms.
@@ -65,32 +67,42 @@ impl FilterBank {
 
     #[inline(always)]
     fn write_with(&self, waveform: &[f32], columns: usize, into: &mut [f32]) {
-        let mut energies = vec![FLOOR; self.bands.len()];
+        let mut centred = [0.0f32; WINDOW];
         let mut time = [0.0f32; FFT];
         let mut spectrum = self.fft.make_output_vec();
         let mut scratch = self.fft.make_scratch_vec();
-        let mut power = [0.0f32; FFT / 2];
-        for (column, frame) in waveform.windows(WINDOW).step_by(SHIFT).take(columns).enumerate() {
-            let mean = frame.iter().sum::<f32>() / WINDOW as f32;
-            let mut previous = frame[0] - mean;
-            for ((out, &sample), &weight) in time.iter_mut().zip(frame).zip(&self.window) {
-                let centred = sample - mean;
-                *out = (centred - PRE_EMPHASIS * previous) * weight;
-                previous = centred;
+        // Bin by bin the windows that are beside each other.
+        let mut power = [[0.0f32; LANES]; FFT / 2];
+        let mut windows = waveform.windows(WINDOW).step_by(SHIFT).take(columns);
+        for first in (0..columns).step_by(LANES) {
+            let mut count = 0;
+            for (lane, frame) in windows.by_ref().take(LANES).enumerate() {
+                let mean = lanes::sum(frame) / WINDOW as f32;
+                centred.iter_mut().zip(frame).for_each(|(out, sample)| *out = sample - mean);
+                time[0] = (centred[0] - PRE_EMPHASIS * centred[0]) * self.window[0];
+                let pairs = centred.iter().zip(&centred[1..]).zip(&self.window[1..]);
+                for (out, ((previous, sample), weight)) in time[1..].iter_mut().zip(pairs) {
+                    *out = (sample - PRE_EMPHASIS * previous) * weight;
+                }
+                time[WINDOW..].fill(0.0);
+                // The lengths are those of the plan, which is all that can be wrong.
+                if self.fft.process_with_scratch(&mut time, &mut spectrum, &mut scratch).is_err() {
+                    spectrum.fill(Default::default());
+                }
+                power.iter_mut().zip(&spectrum).for_each(|(p, c)| p[lane] = c.re * c.re + c.im * c.im);
+                count += 1;
             }
-            time[WINDOW..].fill(0.0);
-            // The lengths are those of the plan, which is all that can be wrong.
-            if self.fft.process_with_scratch(&mut time, &mut spectrum, &mut scratch).is_err() {
-                spectrum.fill(Default::default());
+            if count == 0 {
+                break;
             }
-            power.iter_mut().zip(&spectrum).for_each(|(p, c)| *p = c.re * c.re + c.im * c.im);
-            for (b, band) in self.bands.iter().enumerate() {
-                let bins = &power[band.first..][..band.weights.len()];
-                let energy: f32 = bins.iter().zip(&band.weights).map(|(p, w)| p * w).sum();
-                energies[b] = energy.max(FLOOR);
+            for (band, row) in self.bands.iter().zip(into.chunks_exact_mut(columns)) {
+                let mut energy = [0.0f32; LANES];
+                for (bins, weight) in power[band.first..].iter().zip(&band.weights) {
+                    energy.iter_mut().zip(bins).for_each(|(sum, p)| *sum += p * weight);
+                }
+                let log = energy.map(|energy| ln(energy.max(FLOOR)));
+                row[first..][..count].copy_from_slice(&log[..count]);
             }
-            energies.iter_mut().for_each(|energy| *energy = ln(*energy));
-            energies.iter().enumerate().for_each(|(b, energy)| into[b * columns + column] = *energy);
         }
     }
 }

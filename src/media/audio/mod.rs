@@ -22,6 +22,7 @@
 
 pub mod clips;
 mod decode;
+mod lanes;
 mod mel;
 mod resample;
 
@@ -181,7 +182,7 @@ impl Heard {
 
     fn mean(&self, clip: &Range<usize>) -> f64 {
         let samples = self.at(clip);
-        samples.iter().map(|&sample| f64::from(sample)).sum::<f64>() / samples.len() as f64
+        lanes::total(samples) / samples.len() as f64
     }
 
     fn lower(&mut self, clip: &Range<usize>, level: f32) {

@@ -14,12 +14,16 @@
 
 use std::ops::Range;
 
+use super::lanes::{LANES, dot, folded};
+
 /// Zero crossings on either side.
 const WIDTH: f64 = 6.0;
 /// Pass band, as a share of the lower of both rates.
 const ROLL_OFF: f64 = 0.99;
-/// Taps that are summed side by side.
-const LANES: usize = 8;
+/// Samples of which the weights of all phases together are kept in a row, at the least.
+const ROW: usize = 512;
+/// Outputs whose lanes are made together.
+const TOGETHER: usize = 16;
 
 /// Turns one rate into another.
 #[derive(Debug, Clone)]
@@ -29,7 +33,7 @@ pub(super) struct Resampler {
     to: usize,
     /// One for each of `to` outputs; none when both rates are the same.
     phases: Vec<Phase>,
-    /// What all outputs together give to an input sample, by its place in a block.
+    /// What all outputs together give to an input sample, by its place in a block; as many blocks as fill a row.
     columns: Vec<f64>,
 }
 
@@ -55,6 +59,7 @@ impl Resampler {
                 columns[k.rem_euclid(i64::from(from)) as usize] += f64::from(*weight);
             }
         }
+        let columns = columns.repeat(ROW.div_ceil(from as usize));
         Resampler { from: from as usize, to: to as usize, phases, columns }
     }
 
@@ -92,8 +97,10 @@ impl Resampler {
             return direct(wanted);
         }
         let samples = &input[inner.start as usize..inner.end as usize];
-        let column = self.columns.iter().cycle().skip(inner.start.rem_euclid(from) as usize);
-        let mut sum: f64 = samples.iter().zip(column).map(|(&x, &weight)| f64::from(x) * weight).sum();
+        let row = &self.columns[inner.start.rem_euclid(self.columns.len() as i64) as usize..];
+        let (head, samples) = samples.split_at(row.len().min(samples.len()));
+        let whole = samples.chunks(self.columns.len()).map(|samples| dot(samples, &self.columns));
+        let mut sum = dot(head, row) + whole.sum::<f64>();
         // Those at either end, by the outputs that touch them.
         let mut edge = |at: i64, range: Range<i64>| {
             let phase = &self.phases[at.rem_euclid(to) as usize];
@@ -125,15 +132,20 @@ impl pulp::WithSimd for Outputs<'_> {
     #[inline(always)]
     fn with_simd<S: pulp::Simd>(self, _: S) -> Vec<f32> {
         let Outputs { resampler: Resampler { from, to, phases, .. }, input, wanted } = self;
-        let mut output = Vec::with_capacity(wanted.len());
+        let mut output = vec![0.0; wanted.len()];
         let (mut block, mut phase) = (wanted.start / to, wanted.start % to);
-        for _ in wanted {
-            let taps = &phases[phase];
-            output.push(taps.sum(input, (block * from) as i64 + taps.first));
-            phase += 1;
-            if phase == *to {
-                (block, phase) = (block + 1, 0);
+        // The lanes of several first, and then their sums: of one at a time a compiler makes halves and quarters.
+        let mut lanes = [[0.0; LANES]; TOGETHER];
+        for output in output.chunks_mut(TOGETHER) {
+            for lanes in &mut lanes[..output.len()] {
+                let taps = &phases[phase];
+                *lanes = taps.lanes(input, (block * from) as i64 + taps.first);
+                phase += 1;
+                if phase == *to {
+                    (block, phase) = (block + 1, 0);
+                }
             }
+            output.iter_mut().zip(&lanes).for_each(|(output, lanes)| *output = folded(*lanes));
         }
         output
     }
@@ -164,23 +176,28 @@ impl Phase {
         Phase { first: taps[first].0, weights }
     }
 
-    /// The taps over the samples from `start` on, silence beyond either end.
+    /// The taps over the samples from `start` on, silence beyond either end: what is to be folded.
     #[inline(always)]
-    fn sum(&self, input: &[f32], start: i64) -> f32 {
+    fn lanes(&self, input: &[f32], start: i64) -> [f32; LANES] {
+        let mut sums = [0.0f32; LANES];
         let inside =
             usize::try_from(start).ok().and_then(|start| input.get(start..start + self.weights.len()));
-        let Some(samples) = inside else {
-            let sample = |i: usize| usize::try_from(start + i as i64).ok().and_then(|at| input.get(at));
-            let taps = self.weights.iter().enumerate();
-            return taps.map(|(i, weight)| weight * sample(i).copied().unwrap_or(0.0)).sum();
-        };
-        let mut sums = [0.0f32; LANES];
-        for (weights, samples) in self.weights.chunks_exact(LANES).zip(samples.chunks_exact(LANES)) {
-            for lane in 0..LANES {
-                sums[lane] += weights[lane] * samples[lane];
+        match inside {
+            Some(samples) => {
+                for (weights, samples) in self.weights.chunks_exact(LANES).zip(samples.chunks_exact(LANES)) {
+                    for lane in 0..LANES {
+                        sums[lane] += weights[lane] * samples[lane];
+                    }
+                }
+            }
+            None => {
+                let sample = |i: usize| usize::try_from(start + i as i64).ok().and_then(|at| input.get(at));
+                for (i, weight) in self.weights.iter().enumerate() {
+                    sums[i % LANES] += weight * sample(i).copied().unwrap_or(0.0);
+                }
             }
         }
-        sums.iter().sum()
+        sums
     }
 }
 
