@@ -16,9 +16,9 @@ use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
-use viscache::index::SearchParams;
+use viscache::index::{SearchParams, TargetRecall};
 use viscache::media::npy;
-use viscache::types::Embedding;
+use viscache::types::{Embedding, QueryKind};
 
 use super::ask::read;
 use super::{SearchOptions, Target};
@@ -49,9 +49,18 @@ pub struct SearchBench {
     /// Hits per query.
     #[arg(long, value_name = "K", default_value_t = 10, value_parser = positive)]
     top_k: usize,
-    /// Widths of the beam; each is raised to `--top-k` and to `--rescore`.
-    #[arg(long, value_name = "N,N,…", value_delimiter = ',', default_value = "16,32,64,128,256", value_parser = ef_search)]
+    /// Widths of the beam; each is raised to `--top-k` and to `--rescore`. Without these and without `--target-recall`, 16, 32,
+    /// 64, 128, 256.
+    #[arg(long, value_name = "N,N,…", value_delimiter = ',', value_parser = ef_search)]
     ef_search: Vec<usize>,
+    /// Recalls to reach with the widths that were calibrated when the generation was built: what a request with `target_recall`
+    /// gets.
+    #[arg(long, value_name = "R,R,…", value_delimiter = ',', value_parser = target_recall)]
+    target_recall: Vec<TargetRecall>,
+    /// Kind of the queries, for `--target-recall`: `text`, `audio`, or as `--queries` called them when the index was built; without
+    /// it, what suffices for every kind.
+    #[arg(long, value_name = "KIND", value_parser = query_kind, requires = "target_recall")]
+    query_kind: Option<QueryKind>,
     /// Candidates scored again on the stored rows; without it, the configured number, but not more than the beam is wide.
     #[arg(long, value_name = "N", value_parser = rescore)]
     rescore: Option<usize>,
@@ -153,6 +162,15 @@ fn ef_search(word: &str) -> Result<usize, String> {
     let ef_search = positive(word)?;
     SearchParams { ef_search, ..Default::default() }.validate().map_err(|e| e.to_string())?;
     Ok(ef_search)
+}
+
+fn target_recall(word: &str) -> Result<TargetRecall, String> {
+    let recall: f64 = word.parse().map_err(|_| "it is not a number".to_owned())?;
+    TargetRecall::new(recall).map_err(|e| e.to_string())
+}
+
+fn query_kind(word: &str) -> Result<QueryKind, String> {
+    QueryKind::new(word).map_err(|e| e.to_string())
 }
 
 fn rescore(word: &str) -> Result<usize, String> {

@@ -5,6 +5,8 @@
 //!                  then each thread, round its share of the queries ─► durations, until the time is over
 //! ```
 //!
+//! A recall that is asked for is searched as a request with `target_recall` is: with the width that was calibrated for it.
+//!
 //! A search gives the same hits and does the same work every time, so one pass says both.
 
 use std::io::Write;
@@ -16,9 +18,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use serde_json::json;
 use viscache::cache::Snapshot;
-use viscache::index::{Cost, SearchParams, Searcher, exact};
+use viscache::index::{Cost, SearchParams, Searcher, TargetRecall, exact};
 use viscache::media::npy;
-use viscache::types::Embedding;
+use viscache::types::{Embedding, QueryKind};
 
 use super::{SearchBench, percentile, queries};
 use crate::app;
@@ -27,6 +29,9 @@ use crate::config::Config;
 
 /// Largest `--top-k`, so that a mistyped one does not take all memory.
 const MAX_TOP_K: usize = SearchParams::MAX_EF_SEARCH;
+
+/// Widths that nobody asked for.
+const WIDTHS: &[usize] = &[16, 32, 64, 128, 256];
 
 /// What one width of the beam gives.
 struct Point {
@@ -76,9 +81,7 @@ pub fn run(config: &Config, args: SearchBench) -> anyhow::Result<ExitCode> {
             "visited", "scored", "rescored"
         )?;
     }
-    for &ef_search in &args.ef_search {
-        let rescore = args.rescore.unwrap_or(config.search.rescore.min(ef_search)).max(args.top_k);
-        let params = SearchParams { ef_search, rescore, ..Default::default() };
+    for (target, params) in settings(config, &snapshot, &args)? {
         let time = Duration::from_secs_f64(args.seconds);
         let point = measure(&snapshot, &queries, &truth, args.top_k, &params, args.threads, time)?;
         let rate = point.durations.len() as f64 / point.wall.as_secs_f64();
@@ -93,8 +96,11 @@ pub fn run(config: &Config, args: SearchBench) -> anyhow::Result<ExitCode> {
                 "queries": queries.len(),
                 "threads": args.threads,
                 "top_k": args.top_k,
-                "ef_search": ef_search,
-                "rescore": rescore,
+                "target_recall": target.map(TargetRecall::get),
+                "query_kind": target.and(args.query_kind.as_ref()).map(QueryKind::as_str),
+                "exact": params.exact,
+                "ef_search": params.ef_search,
+                "rescore": params.rescore,
                 "truth": if args.truth.is_some() { "file" } else { "exact" },
                 "recall": point.recall,
                 "queries_per_second": rate,
@@ -107,15 +113,41 @@ pub fn run(config: &Config, args: SearchBench) -> anyhow::Result<ExitCode> {
                 "seconds": point.wall.as_secs_f64(),
             }))?;
         } else {
+            let target = target.map_or(String::new(), |target| format!("  calibrated for {}", target.get()));
+            let (ef_search, rescore) = match params.exact {
+                true => ("exact".to_owned(), "–".to_owned()),
+                false => (params.ef_search.to_string(), params.rescore.to_string()),
+            };
             writeln!(
                 out,
-                "{ef_search:>9} {rescore:>8} {:>8.4} {rate:>10.0} {p50:>9.1} {p99:>9.1} {visited:>8.0} {scored:>8.0} {rescored:>8.0}",
+                "{ef_search:>9} {rescore:>8} {:>8.4} {rate:>10.0} {p50:>9.1} {p99:>9.1} {visited:>8.0} {scored:>8.0} {rescored:>8.0}{target}",
                 point.recall
             )?;
         }
         out.flush()?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// What is searched with: widths as they are, then those that are calibrated for a recall.
+fn settings(
+    config: &Config,
+    snapshot: &Snapshot,
+    args: &SearchBench,
+) -> anyhow::Result<Vec<(Option<TargetRecall>, SearchParams)>> {
+    let widths = match args.ef_search.is_empty() && args.target_recall.is_empty() {
+        true => WIDTHS,
+        false => &args.ef_search[..],
+    };
+    let of_width = |&ef_search: &usize| {
+        let rescore = args.rescore.unwrap_or(config.search.rescore.min(ef_search)).max(args.top_k);
+        (None, SearchParams { ef_search, rescore, ..Default::default() })
+    };
+    let mut settings: Vec<_> = widths.iter().map(of_width).collect();
+    for &target in &args.target_recall {
+        settings.push((Some(target), snapshot.params_for(target, args.query_kind.as_ref())?));
+    }
+    Ok(settings)
 }
 
 fn measure(
