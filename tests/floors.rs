@@ -183,7 +183,9 @@ fn every_module_uses_only_the_floors_below() {
         modules_after(&code(source), "crate::").contains(module)
     };
     assert!(
-        uses("cache/mod.rs", "blend") && uses("serve/convert.rs", "flow") && uses("models/mod.rs", "types")
+        uses("cache/mod.rs", "blend")
+            && uses("serve/convert/mod.rs", "flow")
+            && uses("models/mod.rs", "types")
     );
 }
 

@@ -9,7 +9,7 @@
 //! |---|---|
 //! | `proto.rs` | the generated messages |
 //! | `door.rs` | who may come in, how long they wait, what is counted |
-//! | `convert.rs` | messages ⇄ domain; every check of a request is there |
+//! | `convert/` | messages ⇄ domain; every check of a request is there |
 //! | `tensor.rs` | tensors ⇄ embeddings |
 //! | `stream.rs` | many requests over one stream, in order |
 //! | `status.rs` | domain error → Status: one exhaustive match |
