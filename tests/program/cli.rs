@@ -164,12 +164,10 @@ fn a_store_and_a_server_over_it_give_equal_answers() {
         let connected = [*question, &["--connect", &server.address]].concat();
         let mut served = lines(&expect(*code, &connected, world.run(&connected)));
         assert_eq!(direct.len(), *count, "one line per query: {question:?}");
-        // A store that is only described needs no model, and none is loaded.
-        direct
-            .iter_mut()
-            .chain(&mut served)
-            .filter_map(Value::as_object_mut)
-            .for_each(|o| ["model_loaded", "model_dtype"].iter().for_each(|key| drop(o.remove(*key))));
+        // A store that is only described needs no models, and none are loaded.
+        direct.iter_mut().chain(&mut served).filter_map(Value::as_object_mut).for_each(|o| {
+            ["model_loaded", "model_dtype", "decoder"].iter().for_each(|key| drop(o.remove(*key)))
+        });
         assert_eq!(direct, served, "{question:?}");
     }
     let checked = world.on_store(0, &["check", "--json"]);
@@ -528,6 +526,17 @@ fn the_search_is_measured() {
         assert!((rate / number("queries_per_second") - 1.0).abs() < 1e-6, "{line}");
     }
 
+    // Widths as calibrated for a recall: wider for more, and alone where none is named.
+    let reached =
+        lines(&bench(0, &["--target-recall", "0.5,0.99", "--query-kind", "image", "--ef-search", "40"]));
+    assert_eq!(reached.len(), 3);
+    assert!(reached[0]["target_recall"].is_null() && reached[0]["ef_search"] == 40, "{reached:?}");
+    for (line, target) in reached[1..].iter().zip([0.5, 0.99]) {
+        assert_eq!((&line["target_recall"], &line["query_kind"]), (&target.into(), &"image".into()));
+        assert!(line["exact"] == true || line["recall"].as_f64() >= Some(target - 0.1), "{line}");
+    }
+    assert_eq!(lines(&bench(0, &["--target-recall", "0.9"])).len(), 1);
+
     // The same truth, told: as wide as wanted and wider.
     let found = world
         .on_store(0, &["search", "--json", "--exact", "--cache", ROWS, "--vectors", "q.npy", "--top-k", "9"]);
@@ -575,6 +584,10 @@ fn the_search_is_measured() {
         (2, "--ef-search", &["--ef-search", "16,,32"]),
         (2, "--ef-search", &["--ef-search", ""]),
         (2, "16384", &["--ef-search", "16385"]),
+        (2, "for all of it, search exactly", &["--target-recall", "1.0"]),
+        (2, "--target-recall", &["--target-recall", "most"]),
+        (2, "--target-recall", &["--query-kind", "text"]),
+        (2, "Text!", &["--target-recall", "0.9", "--query-kind", "Text!"]),
         (2, "--connect", &["--connect", "127.0.0.1:1"]),
     ];
     for (code, says, more) in cases {
