@@ -4,6 +4,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, PoisonError};
 use std::time::Instant;
 
+use rayon::ThreadPoolBuilder;
+
 use super::queue::Taken;
 use super::{Error, Job, Shared};
 use crate::metrics;
@@ -23,12 +25,18 @@ pub(super) fn start(shared: &Arc<Shared>, batch: u64) -> std::io::Result<()> {
     for lane in 0..threads {
         let shared = shared.clone();
         let named = std::thread::Builder::new().name(format!("model-{lane}"));
-        named.spawn(move || work(&shared, lane, most))?;
+        named.spawn(move || work(&shared, most))?;
     }
     Ok(())
 }
 
-fn work(shared: &Shared, lane: usize, most: u64) {
+fn work(shared: &Shared, most: u64) {
+    // candle spreads its work over the pool it is called in: here this thread alone, which then need not wake another.
+    let pool = ThreadPoolBuilder::new().num_threads(1).use_current_thread();
+    let alone = (shared.encoder.lanes() > 0).then(|| pool.build());
+    if let Some(Err(error)) = &alone {
+        tracing::warn!(%error, "the threads of the model share one pool");
+    }
     while let Some(Taken { batch, dropped }) = next(shared, most) {
         for job in dropped {
             metrics::observe_embed_dropped(job.prepared.modality.word());
@@ -45,7 +53,7 @@ fn work(shared: &Shared, lane: usize, most: u64) {
             .into_iter()
             .map(|Job { at, prepared, answer, .. }| (prepared, Answer { at, answer }))
             .unzip();
-        let done = catch_unwind(AssertUnwindSafe(|| shared.encoder.encode_on(lane, &inputs)));
+        let done = catch_unwind(AssertUnwindSafe(|| shared.encoder.encode_here(&inputs)));
         let mut done = done.unwrap_or_default().into_iter();
         for job in jobs {
             let crashed =

@@ -83,8 +83,12 @@ pub fn embed(app: &App, inputs: &[&MediaInput], call: &Call) -> Result<Vec<Resul
     let mut results = Vec::with_capacity(inputs.len());
     for chunk in inputs.chunks(CHUNK) {
         call.check()?;
-        let prepared: Vec<Result<Prepared, Error>> =
-            chunk.par_iter().map(|input| contained(|| prepare(app, encoder, input, call))).collect();
+        let one = |input: &&MediaInput| contained(|| prepare(app, encoder, input, call));
+        let prepared: Vec<Result<Prepared, Error>> = match chunk {
+            // Nobody has to be woken for it.
+            [input] => vec![one(input)],
+            inputs => inputs.par_iter().map(one).collect(),
+        };
         call.check()?;
         let (good, outcomes): (Vec<Prepared>, Vec<Option<Error>>) =
             prepared.into_iter().fold((Vec::new(), Vec::new()), |(mut good, mut outcomes), result| {

@@ -467,13 +467,11 @@ impl Encoder {
         self.lanes.len()
     }
 
-    /// As [`Encoder::encode`], one input after another on one lane; on a card as there.
-    ///
-    /// * `lane`: below [`Encoder::lanes`].
-    pub fn encode_on(&self, lane: usize, inputs: &[Prepared]) -> Vec<Result<Encoded, Error>> {
-        match self.lanes.get(lane) {
-            Some(lane) => lane.install(|| inputs.iter().map(|input| self.encode_one(input)).collect()),
-            None => self.encode_on_device(inputs),
+    /// As [`Encoder::encode`], one input after another on the calling thread and the pool it belongs to; on a card as there.
+    pub fn encode_here(&self, inputs: &[Prepared]) -> Vec<Result<Encoded, Error>> {
+        match self.lanes.is_empty() {
+            true => self.encode_on_device(inputs),
+            false => inputs.iter().map(|input| self.encode_one(input)).collect(),
         }
     }
 
