@@ -7,7 +7,8 @@
 //! ```text
 //! VISCACHE_BENCH_DATA=DIR VISCACHE_BENCH_PYTHON=python cargo bench --profile dev --bench decode
 //! ```
-//! `VISCACHE_BENCH_LAYERS` takes fewer layers than 32, where there is less memory.
+//! `VISCACHE_BENCH_LAYERS` takes fewer layers than 32, where there is less memory; `VISCACHE_BENCH_NUMBERS=q4_k` (or `q6_k`) both
+//! programs in other numbers than `q8_0`.
 
 #![expect(clippy::unwrap_used, reason = "a bench that cannot run has nothing to say")]
 
@@ -22,7 +23,7 @@ use common::{Noise, cores, machine, median, setting, timed, verdict};
 use viscache::models::Placement;
 use viscache::models::llama::{Checkpoint, Decoder, Files, Saved, Sequence};
 use viscache::models::weights::Weights;
-use viscache::types::{Fingerprint, WeightDtype};
+use viscache::types::Fingerprint;
 
 const PROMPT: usize = 32;
 const STEPS: usize = 24;
@@ -43,15 +44,17 @@ fn main() {
         return;
     };
     let layers = setting("VISCACHE_BENCH_LAYERS", 32);
-    let file = folder.join(format!("llama-{layers}.q8.safetensors"));
+    let numbers = std::env::var("VISCACHE_BENCH_NUMBERS").unwrap_or("q8_0".into());
+    let placement = Placement { numbers: numbers.parse().unwrap(), ..Placement::cpu() };
+    let file = folder.join(format!("llama-{layers}.{numbers}.safetensors"));
     if !file.exists() {
-        write(&file, layers);
+        write(&file, layers, &placement);
     }
     let open = || {
         let weights = Weights::open(&file).unwrap();
         let saved = Saved::of(&weights).unwrap().unwrap();
         let checkpoint = Checkpoint::saved(weights, &saved).unwrap();
-        Decoder::load(&checkpoint, &saved.config, VOCABULARY, &placement()).unwrap()
+        Decoder::load(&checkpoint, &saved.config, VOCABULARY, &placement).unwrap()
     };
     drop(open());
     let (decoder, took) = timed(open);
@@ -95,8 +98,9 @@ fn main() {
     }
     if let Some(python) = std::env::var_os("VISCACHE_BENCH_PYTHON") {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/decode_llama.py");
-        let numbers = [layers, cores(), PROMPT, STEPS].map(|n| n.to_string());
-        let output = Command::new(python).arg(script).arg(&folder).args(numbers).output().unwrap();
+        let counts = [layers, cores(), PROMPT, STEPS].map(|n| n.to_string());
+        let output =
+            Command::new(python).arg(script).arg(&folder).args(counts).arg(&numbers).output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         let theirs: f64 = text.lines().last().unwrap().rsplit(' ').next().unwrap().parse().unwrap();
@@ -106,10 +110,6 @@ fn main() {
             verdict(ratio >= OF_PEER)
         );
     }
-}
-
-fn placement() -> Placement {
-    Placement { numbers: WeightDtype::Q8_0, ..Placement::cpu() }
 }
 
 fn step(decoder: &Decoder, sequences: &mut [Sequence], ids: &[u32]) {
@@ -127,7 +127,7 @@ fn peak_memory() -> Option<u64> {
 
 /// A decoder of 7B's shape with random weights: written as f16 (13 GB, removed again), read, rounded and saved. Every matrix
 /// holds the same numbers: nothing here depends on them.
-fn write(path: &Path, layers: usize) {
+fn write(path: &Path, layers: usize, placement: &Placement) {
     let (dim, hidden) = (4096, 11008);
     let folder = path.with_extension("f16");
     std::fs::create_dir_all(&folder).unwrap();
@@ -178,7 +178,7 @@ fn write(path: &Path, layers: usize) {
     file.flush().unwrap();
     let (checkpoint, config) =
         Checkpoint::open(Files { backbone: &whole, adapter: None, clip: None }).unwrap();
-    let (decoder, took) = timed(|| Decoder::load(&checkpoint, &config, VOCABULARY, &placement()).unwrap());
+    let (decoder, took) = timed(|| Decoder::load(&checkpoint, &config, VOCABULARY, placement).unwrap());
     println!("read and rounded in {:.0} s", took.wall);
     decoder.save(path, b"no tokenizer", Fingerprint::of(b"random")).unwrap();
     std::fs::remove_dir_all(&folder).unwrap();

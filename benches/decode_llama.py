@@ -1,7 +1,9 @@
 #!/usr/bin/env python3
-"""A LLaMA of 7B's shape in q8_0 under llama.cpp: tokens a second.
+"""A LLaMA of 7B's shape under llama.cpp: tokens a second.
 
-    python decode_llama.py FOLDER LAYERS THREADS PROMPT STEPS
+    python decode_llama.py FOLDER LAYERS THREADS PROMPT STEPS NUMBERS
+
+NUMBERS is q8_0, q6_k or q4_k.
 
 Needs llama-cpp-python, gguf and numpy. The model (random weights) is written to FOLDER once.
 """
@@ -10,6 +12,7 @@ import sys
 import time
 
 import gguf
+import llama_cpp
 import numpy as np
 from llama_cpp import Llama
 
@@ -55,12 +58,27 @@ def write(path, layers):
     writer.close()
 
 
+def coarser(source, path, numbers):
+    """The same model in blocks of 256, every matrix in the same type."""
+    params = llama_cpp.llama_model_quantize_default_params()
+    params.ftype = {"q6_k": llama_cpp.LLAMA_FTYPE_MOSTLY_Q6_K, "q4_k": llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_K_S}[numbers]
+    params.allow_requantize = params.pure = True
+    failed = llama_cpp.llama_model_quantize(source.encode(), path.encode(), params)
+    if failed:
+        sys.exit(f"llama.cpp could not write {path}")
+
+
 def main():
-    folder, (layers, threads, prompt, steps) = sys.argv[1], map(int, sys.argv[2:6])
+    folder, (layers, threads, prompt, steps), numbers = sys.argv[1], map(int, sys.argv[2:6]), sys.argv[6]
     path = os.path.join(folder, f"llama-{layers}.gguf")
     if not os.path.exists(path):
         write(path + ".part", layers)
         os.rename(path + ".part", path)
+    if numbers != "q8_0":
+        source, path = path, os.path.join(folder, f"llama-{layers}.{numbers}.gguf")
+        if not os.path.exists(path):
+            coarser(source, path + ".part", numbers)
+            os.rename(path + ".part", path)
     model = Llama(path, n_ctx=512, n_threads=threads, n_threads_batch=threads, verbose=False)
     model.eval([3 + i * 97 % 31000 for i in range(prompt)])
     times = []

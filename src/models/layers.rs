@@ -148,8 +148,8 @@ impl Linear {
         bias: Option<Tensor>,
     ) -> Result<Self, Error> {
         if let Some(kind) = k_type(placement.numbers).filter(|_| width > 0 && width.is_multiple_of(K_BLOCK)) {
-            let weight =
-                Tensor::from_vec(weight.clone(), (weight.len() / width, width), &candle_core::Device::Cpu)?;
+            let out = weight.len() / width;
+            let weight = Tensor::from_vec(weight, (out, width), &candle_core::Device::Cpu)?;
             return Ok(Linear { weight: Weight::Blocks(QTensor::quantize(&weight, kind)?.into()), bias });
         }
         if placement.coarse() && width > 0 && width.is_multiple_of(q8::BLOCK) {
