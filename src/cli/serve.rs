@@ -20,16 +20,22 @@ pub async fn run(config: &Config) -> anyhow::Result<ExitCode> {
     }
     let mut app = app::open(config, super::target::ANSWERS)?;
     app.sampler = Sampler::start(config.recall_sampling).context("the thread that measures live recall")?;
-    if app.caches.is_empty() {
-        bail!(
+    match &app.store {
+        None if app.embedder.is_none() && app.generator.is_none() => {
+            bail!("there is neither a store nor a model to serve; name one by --store, --model or --decoder");
+        }
+        None => {}
+        Some(_) if app.caches.is_empty() => bail!(
             "the store at {} has no cache; make one with `index-builder build` or `index-builder import`",
             config.store.display()
-        );
-    }
-    if app.caches.values().all(Result::is_err) {
-        let problems: Vec<&str> =
-            app.caches.values().filter_map(|c| c.as_ref().err().map(String::as_str)).collect();
-        bail!("no cache can be served: {}", problems.join("; "));
+        ),
+        Some(_) => {
+            let problems: Vec<&str> =
+                app.caches.values().filter_map(|c| c.as_ref().err().map(String::as_str)).collect();
+            if problems.len() == app.caches.len() {
+                bail!("no cache can be served: {}", problems.join("; "));
+            }
+        }
     }
     let listener = TcpListener::bind(&config.listen)
         .await

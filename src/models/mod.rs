@@ -84,7 +84,7 @@ pub enum Error {
         received: Vec<usize>,
     },
     /// Sizes that make no network.
-    #[error("the model's sizes are not usable: {0}")]
+    #[error("unusable configuration: {0}")]
     Config(String),
     /// A modality that was not loaded.
     #[error("this model was loaded without {0}; start with that modality to embed it")]

@@ -129,7 +129,7 @@ async fn router(app: Arc<App>) -> Result<(Router, HealthReporter), Error> {
     let answers = app.generator.is_some();
     for (service, serving) in [
         ("", true),
-        (CACHE_SERVICE, true),
+        (CACHE_SERVICE, app.store.is_some()),
         (ADMIN_SERVICE, true),
         (EMBED_SERVICE, embeds),
         (GENERATE_SERVICE, answers),

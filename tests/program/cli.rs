@@ -91,7 +91,12 @@ impl Served {
     fn with(world: &World, arguments: &[&str], settings: &[(&str, &str)]) -> Self {
         let mut command = viscache(world.folder.path());
         command.envs(settings.iter().copied());
-        command.args(["serve", "--listen", "127.0.0.1:0", "--store"]).arg(&world.store).args(arguments);
+        command.arg("--store").arg(&world.store).arg("serve").args(arguments);
+        Served::of(command)
+    }
+
+    fn of(mut command: Command) -> Self {
+        command.args(["--listen", "127.0.0.1:0"]);
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
@@ -494,6 +499,28 @@ fn write_ids(path: &Path, ids: &[u64], width: usize) {
     let body = ids.iter().flat_map(|id| id.to_le_bytes()).collect::<Vec<u8>>();
     let length = (header.len() as u16).to_le_bytes();
     std::fs::write(path, [npy::MAGIC, &[1, 0], &length, header.as_bytes(), &body].concat()).unwrap();
+}
+
+#[test]
+fn models_are_served_without_a_store() {
+    let world = World::new();
+    let mut command = viscache(world.folder.path());
+    command.args(["--store", "none", "--model", "nano", "serve"]);
+    let server = Served::of(command);
+    let asked = |code: i32, question: &[&str]| {
+        let question = [question, &["--connect", &server.address]].concat();
+        expect(code, &question, world.run(&question))
+    };
+    let embedded = lines(&asked(0, &["embed", "--json", "--image", "0.png", "--text", "a disc"]));
+    assert_eq!(embedded, world.on_store(0, &["embed", "--json", "--image", "0.png", "--text", "a disc"]));
+    let answer = asked(0, &["ask", "--json", "--image", "0.png", "Generate caption of this image"]);
+    assert!(String::from_utf8_lossy(&answer.stdout).contains("stop_reason"), "{answer:?}");
+    let refused = asked(1, &["search", "--cache", ROWS, "--vectors", "q.npy"]);
+    assert!(String::from_utf8_lossy(&refused.stderr).contains(ROWS), "{refused:?}");
+    drop(server);
+    let nothing = ["--store", "none", "serve"];
+    let refused = String::from_utf8(expect(1, &nothing, world.run(&nothing)).stderr).unwrap();
+    assert!(refused.contains("neither a store nor a model"), "{refused}");
 }
 
 #[test]
