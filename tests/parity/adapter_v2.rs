@@ -615,6 +615,13 @@ fn blocks_of_256_and_halves_say_nearly_the_same() {
         let rounded = load(numbers);
         let said = logits(&rounded);
         assert!(cosine(&said) > least, "{numbers}: {}", cosine(&said));
+        // What a sequence is told does not depend on who else is there.
+        let mut others = [5usize, 1, 9].map(|len| rounded.begin(None, len).unwrap());
+        let mut own = rounded.begin(None, ids.len()).unwrap();
+        let [a, b, c] = &mut others;
+        let mut batch = [(a, &ids[..5]), (&mut own, &ids[..]), (b, &ids[7..8]), (c, &ids[3..12])];
+        let together = floats(&rounded.forward(&mut batch).unwrap().get(1).unwrap());
+        assert_eq!(together, said[said.len() - words..], "{numbers}");
         let path = place.path().join(format!("{numbers}.saved.safetensors"));
         let saved = rounded.save(&path, b"no tokenizer", Fingerprint::of(b"random"));
         if numbers == WeightDtype::F16 {

@@ -513,7 +513,8 @@ fn models_are_served_without_a_store() {
     };
     let embedded = lines(&asked(0, &["embed", "--json", "--image", "0.png", "--text", "a disc"]));
     assert_eq!(embedded, world.on_store(0, &["embed", "--json", "--image", "0.png", "--text", "a disc"]));
-    let answer = asked(0, &["ask", "--json", "--image", "0.png", "Generate caption of this image"]);
+    let answer =
+        asked(0, &["ask", "--json", "--image", "0.png", "--no-cache", "Generate caption of this image"]);
     assert!(String::from_utf8_lossy(&answer.stdout).contains("stop_reason"), "{answer:?}");
     let refused = asked(1, &["search", "--cache", ROWS, "--vectors", "q.npy"]);
     assert!(String::from_utf8_lossy(&refused.stderr).contains(ROWS), "{refused:?}");
