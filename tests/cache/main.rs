@@ -1,6 +1,6 @@
 //! The cache and its index as a library: against models of themselves, against damage, while they change.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 #[path = "../common/mod.rs"]
 mod common;

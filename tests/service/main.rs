@@ -1,6 +1,6 @@
 //! The service as a client meets it: real gRPC on a loopback port over a real store.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 #[path = "../common/asking.rs"]
 mod asking;

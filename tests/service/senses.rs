@@ -29,6 +29,21 @@ async fn serve(encoder: Encoder) -> (Server, TempDir) {
     (Server::start(app).await, folder)
 }
 
+/// A model of a golden folder, with every sense that its sizes name.
+fn open(weights: PathBuf, sizes: PathBuf) -> Encoder {
+    Encoder::open(&EncoderOptions {
+        weights: Some(weights),
+        sizes: Some(sizes),
+        modalities: None,
+        device: DeviceKind::Cpu,
+        dtype: None,
+        threads: 2,
+        orientation: Orientation::Apply,
+        limits: MediaLimits::default(),
+    })
+    .unwrap()
+}
+
 /// A server with a model whose embeddings no cache here holds.
 async fn serve_alone(encoder: Encoder) -> (Server, TempDir) {
     let folder = TempDir::new().unwrap();
@@ -229,17 +244,7 @@ async fn point_clouds_reach_their_encoder_ready_made_and_as_files() {
     let place = tempfile::tempdir().unwrap();
     std::fs::write(place.path().join("sizes.json"), &config).unwrap();
     let weights = folder.join("point.safetensors");
-    let encoder = Encoder::open(&EncoderOptions {
-        weights: Some(weights.clone()),
-        sizes: Some(place.path().join("sizes.json")),
-        modalities: None,
-        device: DeviceKind::Cpu,
-        dtype: None,
-        threads: 2,
-        orientation: Orientation::Apply,
-        limits: MediaLimits::default(),
-    })
-    .unwrap();
+    let encoder = open(weights.clone(), place.path().join("sizes.json"));
     let (server, _store) = serve_alone(encoder).await;
     let case = common::Tensors::open(&folder.join("case.safetensors"));
     let input = case.get("input");
@@ -286,17 +291,7 @@ fn models() -> Vec<PathBuf> {
 #[tokio::test(flavor = "multi_thread")]
 async fn ready_inputs_reach_every_encoder_as_they_are() {
     for folder in models() {
-        let encoder = Encoder::open(&EncoderOptions {
-            weights: Some(folder.join("tiny.safetensors")),
-            sizes: Some(folder.join("config.json")),
-            modalities: None,
-            device: DeviceKind::Cpu,
-            dtype: None,
-            threads: 2,
-            orientation: Orientation::Apply,
-            limits: MediaLimits::default(),
-        })
-        .unwrap();
+        let encoder = open(folder.join("tiny.safetensors"), folder.join("config.json"));
         let (server, _store) = serve_alone(encoder).await;
         let (inputs, outputs) = (
             common::Tensors::open(&folder.join("inputs.safetensors")),
