@@ -25,18 +25,18 @@ mod batch;
 mod blobs;
 mod keys;
 mod moment;
+mod options;
+mod read;
 mod records;
 mod scan;
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use rocksdb::{
-    BlockBasedOptions, BoundColumnFamily, Cache as BlockCache, ColumnFamilyDescriptor, DB, IteratorMode,
-    Options, ReadOptions, WriteBatch, WriteOptions,
+    BoundColumnFamily, ColumnFamilyDescriptor, DB, IteratorMode, ReadOptions, WriteBatch, WriteOptions,
 };
 
-use crate::types::{CacheName, Fingerprint, ItemId};
+use crate::types::CacheName;
 
 pub use batch::Batch;
 pub use blobs::{BlobKind, BlobWriter, PART_LEN};
@@ -49,6 +49,7 @@ pub use records::{
 pub use scan::ItemScan;
 
 use keys::Key;
+use options::{db_options, family_options, scratch_folder};
 
 /// Version of the store's layout; a newer one is refused. 2 added `changes`: a store of version 1 is read as it is, and
 /// gets the family when it is opened for writing.
@@ -230,28 +231,6 @@ impl Store {
         }
     }
 
-    /// Every cache, by name.
-    ///
-    /// # Errors
-    /// [`Error::Damaged`], [`Error::Rocks`].
-    pub fn caches(&self) -> Result<Vec<CacheRecord>, Error> {
-        self.scan(META, &Key::caches(), |_, value| records::decode("cache record", value))
-    }
-
-    /// One cache's record.
-    ///
-    /// # Errors
-    /// [`Error::NoCache`] naming the caches there are.
-    pub fn cache(&self, name: &CacheName) -> Result<CacheRecord, Error> {
-        match self.get(META, &Key::cache(name))? {
-            Some(value) => records::decode("cache record", &value),
-            None => {
-                let known = self.caches()?.into_iter().map(|record| record.name).collect();
-                Err(Error::NoCache { name: name.clone(), known })
-            }
-        }
-    }
-
     /// Makes an empty cache.
     ///
     /// # Errors
@@ -267,120 +246,6 @@ impl Store {
         batch.put_cache(&record);
         self.commit(batch)?;
         Ok(record)
-    }
-
-    /// The committed generations of a cache, ascending.
-    ///
-    /// # Errors
-    /// [`Error::Damaged`], [`Error::Rocks`].
-    pub fn generations(&self, cache: CacheId) -> Result<Vec<GenerationRecord>, Error> {
-        self.scan(META, &Key::generations(cache), |_, value| records::decode("generation record", value))
-    }
-
-    /// One item's record.
-    ///
-    /// # Errors
-    /// [`Error::Damaged`], [`Error::Rocks`].
-    pub fn item(&self, cache: CacheId, id: ItemId) -> Result<Option<ItemRecord>, Error> {
-        self.get(ITEMS, &Key::item(cache, id))?
-            .map(|value| records::decode("item record", &value))
-            .transpose()
-    }
-
-    /// Several items' records in one batched read, in the order of `ids`.
-    ///
-    /// # Errors
-    /// [`Error::Damaged`], [`Error::Rocks`].
-    pub fn items(&self, cache: CacheId, ids: &[ItemId]) -> Result<Vec<Option<ItemRecord>>, Error> {
-        let decode =
-            |value: Option<Vec<u8>>| value.map(|value| records::decode("item record", &value)).transpose();
-        self.several(ITEMS, cache, ids)?.into_iter().map(decode).collect()
-    }
-
-    /// One item's row, as stored.
-    ///
-    /// # Errors
-    /// [`Error::Rocks`].
-    pub fn row(&self, cache: CacheId, id: ItemId) -> Result<Option<Vec<u8>>, Error> {
-        self.get(VECTORS, &Key::item(cache, id))
-    }
-
-    /// Several items' rows in one batched read, in the order of `ids`.
-    ///
-    /// # Errors
-    /// [`Error::Rocks`].
-    pub fn rows(&self, cache: CacheId, ids: &[ItemId]) -> Result<Vec<Option<Vec<u8>>>, Error> {
-        self.several(VECTORS, cache, ids)
-    }
-
-    fn several(
-        &self,
-        family: &'static str,
-        cache: CacheId,
-        ids: &[ItemId],
-    ) -> Result<Vec<Option<Vec<u8>>>, Error> {
-        let family = self.family(family);
-        let keys: Vec<Vec<u8>> = ids.iter().map(|&id| Key::item(cache, id)).collect();
-        self.db
-            .batched_multi_get_cf(&family, keys.iter(), false)
-            .into_iter()
-            .map(|value| Ok(value.map_err(|e| self.rocks(e))?.map(|pinned| pinned.to_vec())))
-            .collect()
-    }
-
-    /// The changes after a sequence number, in order, without gaps.
-    ///
-    /// # Errors
-    /// [`Error::Damaged`] when one is missing (a follower may meet that when the writer has just published: opened again,
-    /// it begins at the new generation), [`Error::Rocks`].
-    pub fn changes(&self, cache: CacheId, after: u64) -> Result<Vec<(u64, ChangeRecord)>, Error> {
-        let Some(family) = self.db.cf_handle(CHANGES) else { return Ok(Vec::new()) };
-        let mut options = ReadOptions::default();
-        options.set_iterate_upper_bound(Key::after_prefix(&Key::items(cache)));
-        let start = Key::change(cache, after.saturating_add(1));
-        let mode = IteratorMode::From(&start, rocksdb::Direction::Forward);
-        let mut changes = Vec::new();
-        for entry in self.db.iterator_cf_opt(&family, options, mode) {
-            let (key, value) = entry.map_err(|e| self.rocks(e))?;
-            let expected = after + 1 + changes.len() as u64;
-            if keys::number_of(&key) != Some(expected) {
-                let what = format!("change log at change {expected}");
-                return Err(Error::Damaged { what, why: "it is missing".into() });
-            }
-            changes.push((expected, records::decode("change record", &value)?));
-        }
-        Ok(changes)
-    }
-
-    /// What a build did with the unit of this name.
-    ///
-    /// # Errors
-    /// [`Error::Damaged`], [`Error::Rocks`].
-    pub fn ledger_unit(&self, cache: CacheId, uri: &str) -> Result<Option<LedgerRecord>, Error> {
-        self.get(LEDGER, &Key::unit(cache, uri))?
-            .map(|value| records::decode("ledger record", &value))
-            .transpose()
-    }
-
-    /// Visits the whole ledger of a cache, in no useful order.
-    ///
-    /// # Errors
-    /// [`Error::Damaged`], [`Error::Rocks`].
-    pub fn ledger(&self, cache: CacheId) -> Result<Vec<LedgerRecord>, Error> {
-        self.scan(LEDGER, &Key::units(cache), |_, value| records::decode("ledger record", value))
-    }
-
-    /// The item with this content, if there is one.
-    ///
-    /// # Errors
-    /// [`Error::Damaged`], [`Error::Rocks`].
-    pub fn item_of_digest(&self, cache: CacheId, digest: &Fingerprint) -> Result<Option<ItemId>, Error> {
-        let Some(value) = self.get(LEDGER, &Key::digest(cache, digest))? else { return Ok(None) };
-        let bytes = <[u8; 8]>::try_from(&value[..]).map_err(|_| Error::Damaged {
-            what: "digest entry".into(),
-            why: format!("{} bytes instead of 8", value.len()),
-        })?;
-        Ok(Some(ItemId(u64::from_be_bytes(bytes))))
     }
 
     /// An empty batch.
@@ -539,63 +404,10 @@ impl Drop for Store {
     }
 }
 
-fn db_options() -> Options {
-    let mut options = Options::default();
-    options.create_if_missing(true);
-    options.create_missing_column_families(true);
-    // A follower keeps files open that the writer may already have deleted.
-    options.set_max_open_files(-1);
-    options.set_keep_log_file_num(4);
-    options.set_max_total_wal_size(256 << 20);
-    options.set_bytes_per_sync(4 << 20);
-    options.increase_parallelism(2);
-    options
-}
-
-fn family_options(name: &str) -> Options {
-    let mut table = BlockBasedOptions::default();
-    let mut options = Options::default();
-    match name {
-        // Rows and blobs do not compress, and are read in long runs or one whole row at a time.
-        VECTORS | BLOBS => {
-            options.set_compression_type(rocksdb::DBCompressionType::None);
-            options.set_write_buffer_size(64 << 20);
-            options.set_target_file_size_base(256 << 20);
-            options.set_max_bytes_for_level_base(1 << 30);
-            table.set_block_size(32 << 10);
-        }
-        _ => {
-            options.set_compression_type(rocksdb::DBCompressionType::Lz4);
-            options.set_write_buffer_size(16 << 20);
-            table.set_block_size(16 << 10);
-        }
-    }
-    table.set_bloom_filter(10.0, false);
-    table.set_block_cache(&BlockCache::new_lru_cache(64 << 20));
-    options.set_block_based_table_factory(&table);
-    options
-}
-
-/// A follower's folder; those of processes that were killed are swept away on the way.
-fn scratch_folder() -> PathBuf {
-    const PREFIX: &str = "viscache-follower-";
-    for entry in std::fs::read_dir(std::env::temp_dir()).into_iter().flatten().flatten() {
-        let name = entry.file_name().to_string_lossy().into_owned();
-        let process = name.strip_prefix(PREFIX).and_then(|rest| rest.split('-').next()?.parse::<u32>().ok());
-        let gone =
-            |id: u32| Path::new("/proc/self").exists() && !Path::new("/proc").join(id.to_string()).exists();
-        if process.is_some_and(gone) {
-            let _ = std::fs::remove_dir_all(entry.path());
-        }
-    }
-    static COUNT: AtomicU64 = AtomicU64::new(0);
-    let number = COUNT.fetch_add(1, Ordering::Relaxed);
-    std::env::temp_dir().join(format!("{PREFIX}{}-{number}", std::process::id()))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::types::ItemId;
 
     /// A store as the program before the change log left it.
     fn version_1(path: &Path) {

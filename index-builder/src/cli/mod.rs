@@ -2,251 +2,36 @@
 //!
 //! Exit codes: 0 done, 1 failed, 2 the command line is wrong, 3 some items were bad, 130 interrupted (run again to go on).
 
-use std::collections::BTreeSet;
+mod args;
+mod verify;
+
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, bail};
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::Parser;
 use serde_json::json;
-use viscache::cache::{NewCache, QuerySample, RECALL_SAMPLE, Writer};
-use viscache::index::{BuildParams, CodeKind};
+use viscache::cache::{NewCache, QuerySample, Writer};
+use viscache::index::BuildParams;
 use viscache::media::Limits;
-use viscache::models::DeviceKind;
-use viscache::store::{Access, CacheId, GenerationRecord, RowType, Store};
-use viscache::types::{Agreement, CacheName, Origin, WeightDtype};
+use viscache::store::{Access, CacheId, GenerationRecord, Store};
+use viscache::types::{Agreement, CacheName, Origin};
 
+use self::args::{BuildArgs, Cli, Command, Graph, ImportArgs, IndexArgs, Place, Run};
+use self::verify::{curve_line, verify_all};
 use crate::import::Import;
 use crate::ledger::Standing;
-use crate::model::ModelArgs;
 use crate::pipeline::{Options, Outcomes};
 use crate::plan::{Facts, Plan};
 use crate::report::Report;
-use crate::{discover, import, index, ledger, model, pipeline, plan, scenes, verify};
+use crate::{discover, import, index, ledger, model, pipeline, plan, scenes};
 
 /// Exit code of a command that failed.
 pub const FAILED: u8 = 1;
 const SOME_BAD: u8 = 3;
 const INTERRUPTED: u8 = 130;
-
-/// Builds visual caches: pictures or ready embeddings in, an indexed cache out.
-///
-/// A command that was interrupted or killed goes on where it stopped when it is run again.
-///
-/// Exit codes: 0 done, 1 failed, 2 the command line is wrong, 3 some items were bad, 130 interrupted.
-#[derive(Parser)]
-#[command(name = "index-builder", version)]
-struct Cli {
-    #[command(subcommand)]
-    command: Command,
-}
-
-#[derive(Subcommand)]
-enum Command {
-    /// Embed pictures, store them, index the cache.
-    Build(BuildArgs),
-    /// Store embeddings that exist already, index the cache.
-    Import(ImportArgs),
-    /// Build the graph of what is stored anew.
-    Index(IndexArgs),
-    /// Check checksums, alignment, reachability and recall.
-    Verify(VerifyArgs),
-    /// Merge the store's files and give back what was replaced.
-    Compact {
-        /// Folder of the store.
-        #[arg(long, value_name = "DIR")]
-        store: PathBuf,
-    },
-    /// List the inputs that were refused, and why.
-    Ledger {
-        #[command(flatten)]
-        place: Place,
-        /// Print one JSON object a line.
-        #[arg(long)]
-        json: bool,
-    },
-    /// Draw scenes of the nano model's world, with captions.
-    Scenes(scenes::Args),
-}
-
-/// Which cache of which store.
-#[derive(Args)]
-struct Place {
-    /// Folder of the store.
-    #[arg(long, value_name = "DIR")]
-    store: PathBuf,
-    /// Name of the cache.
-    #[arg(long, value_name = "NAME")]
-    cache: CacheName,
-}
-
-/// How a run goes.
-#[derive(Args)]
-struct Run {
-    /// Threads; 0 means one per core.
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    threads: usize,
-    /// Store content that is already stored once more.
-    #[arg(long)]
-    keep_duplicates: bool,
-    /// How new caches store rows.
-    #[arg(long, value_enum, default_value_t = RowTypeArg::F32)]
-    row_type: RowTypeArg,
-    /// Print the plan (memory, disk, time) and stop.
-    #[arg(long)]
-    dry_run: bool,
-    /// Go on although the plan does not fit.
-    #[arg(long)]
-    force: bool,
-    /// Only store; index later with `index-builder index`.
-    #[arg(long)]
-    no_index: bool,
-    /// Where the report goes; without it, `report.json` in the store.
-    #[arg(long, value_name = "FILE")]
-    report: Option<PathBuf>,
-    /// Progress and result as JSON, an object a line.
-    #[arg(long)]
-    json: bool,
-    #[command(flatten)]
-    graph: Graph,
-}
-
-/// How the graph is built.
-#[derive(Args)]
-struct Graph {
-    /// Links per node and upper level; level 0 has twice as many.
-    #[arg(long, value_name = "M", default_value_t = BuildParams::DEFAULT_M)]
-    m: usize,
-    /// Candidates kept while inserting.
-    #[arg(long, value_name = "EF", default_value_t = BuildParams::DEFAULT_EF_CONSTRUCTION)]
-    ef_construction: usize,
-    /// Rounds in which every item looks for better links once all are in: for quick builds with a small ef-construction.
-    #[arg(long, value_name = "N", default_value_t = BuildParams::DEFAULT_REFINE)]
-    refine: usize,
-    /// What the search runs on: f32, f16, u8 or u4.
-    #[arg(long, value_name = "KIND", default_value = BuildParams::DEFAULT_CODES.word())]
-    codes: CodeKind,
-    /// A sample of queries of another modality (numpy file, a row each): nine in ten repair the graph, the others
-    /// measure its recall. Once for every kind of query, each with its name: `--queries text=t.npy --queries audio=a.npy`.
-    #[arg(long, value_name = "[KIND=]FILE")]
-    queries: Vec<index::Sample>,
-    /// Insert in order on one thread: the same items give the same index.
-    #[arg(long)]
-    deterministic: bool,
-    /// Recall@10 below which a new generation is not published.
-    #[arg(long, value_name = "R", default_value_t = 0.9)]
-    min_recall: f64,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum RowTypeArg {
-    /// Four bytes a component.
-    F32,
-    /// Two bytes a component.
-    F16,
-}
-
-#[derive(Args)]
-struct BuildArgs {
-    #[command(flatten)]
-    place: Place,
-    /// Folder, picture or WebDataset `.tar`; repeat for several.
-    #[arg(long, value_name = "PATH", required_unless_present = "lists", num_args = 1..)]
-    images: Vec<PathBuf>,
-    /// File with a path a line; repeat for several.
-    #[arg(long = "list", value_name = "FILE")]
-    lists: Vec<PathBuf>,
-    #[command(flatten)]
-    model: ModelArgs,
-    /// Where the model runs: cpu or cuda.
-    #[arg(long, default_value = "cpu")]
-    device: DeviceKind,
-    /// Numbers of the encoder: f32, bf16 (on a card) or q8_0 (8 bits, on the CPU). Without it, the device's own. What
-    /// coarser ones cost is measured on pictures of the build and kept with the cache.
-    #[arg(long, value_name = "TYPE")]
-    encoder_dtype: Option<WeightDtype>,
-    /// Pictures embedded together.
-    #[arg(long, value_name = "N", default_value_t = 64)]
-    batch: usize,
-    /// Try inputs again that were refused before and have not changed.
-    #[arg(long)]
-    retry_bad: bool,
-    /// Largest picture file, MiB.
-    #[arg(long, value_name = "MIB", default_value_t = Limits::DEFAULT_MAX_BYTES >> 20)]
-    max_image_mib: usize,
-    /// Largest picture, pixels.
-    #[arg(long, value_name = "N", default_value_t = Limits::DEFAULT_MAX_PIXELS)]
-    max_image_pixels: u64,
-    #[command(flatten)]
-    run: Run,
-}
-
-#[derive(Args)]
-struct ImportArgs {
-    #[command(flatten)]
-    place: Place,
-    /// `.npy`, `.parquet` or faiss file, or a folder of them; repeat for several.
-    #[arg(long, value_name = "PATH", required = true, num_args = 1..)]
-    vectors: Vec<PathBuf>,
-    /// Ids, uris and tags, a row each: .jsonl, .tsv or .parquet. Without it, a file of the same name beside the vectors.
-    #[arg(long, value_name = "FILE")]
-    metadata: Option<PathBuf>,
-    /// Column of a parquet file that holds the embeddings.
-    #[arg(long, value_name = "NAME")]
-    embedding_column: Option<String>,
-    /// Column that holds ids.
-    #[arg(long, value_name = "NAME")]
-    id_column: Option<String>,
-    /// Column that holds uris.
-    #[arg(long, value_name = "NAME")]
-    uri_column: Option<String>,
-    /// The embeddings were made by the built-in nano model.
-    #[arg(long, conflicts_with = "weights")]
-    nano: bool,
-    #[command(flatten)]
-    model: ModelArgs,
-    #[command(flatten)]
-    run: Run,
-}
-
-#[derive(Args)]
-struct IndexArgs {
-    #[command(flatten)]
-    place: Place,
-    /// Threads; 0 means one per core.
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    threads: usize,
-    /// Progress and result as JSON.
-    #[arg(long)]
-    json: bool,
-    #[command(flatten)]
-    graph: Graph,
-}
-
-#[derive(Args)]
-struct VerifyArgs {
-    /// Folder of the store.
-    #[arg(long, value_name = "DIR")]
-    store: PathBuf,
-    /// Name of the cache; without it, every cache.
-    #[arg(long, value_name = "NAME")]
-    cache: Option<CacheName>,
-    /// Stored rows that recall is measured by, each moved a little.
-    #[arg(long, value_name = "N", default_value_t = RECALL_SAMPLE)]
-    sample: usize,
-    /// Print recall@10 against exact search as a table: a line for every width of the beam, a column for every kind of query.
-    #[arg(long)]
-    recall: bool,
-    /// Measure recall by these queries as well (numpy file, a row each), once for every kind. Give others than the index was
-    /// repaired by: those are found more easily.
-    #[arg(long, value_name = "[KIND=]FILE", requires_all = ["recall", "cache"])]
-    queries: Vec<index::Sample>,
-    /// Print one JSON object per cache.
-    #[arg(long)]
-    json: bool,
-}
 
 /// Parses the command line and runs the command.
 ///
@@ -261,7 +46,7 @@ pub fn run() -> anyhow::Result<ExitCode> {
         Command::Build(args) => build(args),
         Command::Import(args) => import(args),
         Command::Index(args) => reindex(args),
-        Command::Verify(args) => verify_all(args),
+        Command::Verify(args) => verify_all(&args),
         Command::Compact { store } => {
             Store::open(&existing(&store)?, Access::Write)?.compact()?;
             Ok(ExitCode::SUCCESS)
@@ -489,27 +274,6 @@ fn index_line(index: &viscache::cache::IndexReport) -> String {
     line
 }
 
-fn curve_line(curve: &[(usize, f64)]) -> String {
-    curve.iter().map(|(ef, r)| format!("{r:.4} at {ef}")).collect::<Vec<_>>().join(", ")
-}
-
-/// Recall by width and kind. A kind ends where a wider beam was no longer tried.
-fn recall_table(verdict: &verify::Verdict) -> String {
-    let given = verdict.recall_by.iter().map(|(kind, curve)| (kind.as_str(), curve));
-    let columns: Vec<_> = std::iter::once(("rows", &verdict.recall)).chain(given).collect();
-    let widths: BTreeSet<usize> = columns.iter().flat_map(|(_, curve)| curve.iter().map(|p| p.0)).collect();
-    let mut table = format!("  {:>9}", "ef_search");
-    columns.iter().for_each(|(kind, _)| table += &format!(" {kind:>8}"));
-    for width in widths {
-        table += &format!("\n  {width:>9}");
-        for (kind, curve) in &columns {
-            let recall = curve.iter().find(|p| p.0 == width).map(|p| format!("{:.4}", p.1));
-            table += &format!(" {:>1$}", recall.unwrap_or_default(), kind.len().max(8));
-        }
-    }
-    table + "\n"
-}
-
 fn reindex(args: IndexArgs) -> anyhow::Result<ExitCode> {
     let store = Store::open(&existing(&args.place.store)?, Access::Write)?;
     let mut writer = Writer::existing(&store, &args.place.cache)?;
@@ -521,38 +285,6 @@ fn reindex(args: IndexArgs) -> anyhow::Result<ExitCode> {
         false => println!("{}", index_line(&report)),
     }
     Ok(ExitCode::SUCCESS)
-}
-
-fn verify_all(args: VerifyArgs) -> anyhow::Result<ExitCode> {
-    let store = Arc::new(Store::open(&args.store, Access::Read)?);
-    let records = match &args.cache {
-        Some(name) => vec![store.cache(name)?],
-        None => store.caches()?,
-    };
-    if records.is_empty() {
-        bail!("the store at {} has no cache", args.store.display());
-    }
-    let mut sound = true;
-    for record in records {
-        let verdict = verify::verify(&store, &record, args.sample, &args.queries)?;
-        sound &= verdict.problems.is_empty();
-        if args.json {
-            println!("{}", json!(verdict));
-            continue;
-        }
-        let state = if verdict.problems.is_empty() { "sound" } else { "NOT SOUND" };
-        println!(
-            "{}: {state}; {} items, generations {:?}",
-            verdict.cache, verdict.items, verdict.generations
-        );
-        match args.recall {
-            true => print!("{}", recall_table(&verdict)),
-            false if verdict.recall.is_empty() => {}
-            false => println!("  recall@10 by ef_search: {}", curve_line(&verdict.recall)),
-        }
-        verdict.problems.iter().for_each(|problem| println!("  {problem}"));
-    }
-    Ok(if sound { ExitCode::SUCCESS } else { ExitCode::from(FAILED) })
 }
 
 fn list_bad(place: &Place, json: bool) -> anyhow::Result<ExitCode> {
@@ -669,14 +401,5 @@ fn stop_flag() -> anyhow::Result<Arc<AtomicBool>> {
 fn say(run: &Run, text: impl FnOnce() -> String) {
     if !run.json {
         println!("{}", text());
-    }
-}
-
-impl RowTypeArg {
-    fn row_type(self) -> RowType {
-        match self {
-            RowTypeArg::F32 => RowType::F32,
-            RowTypeArg::F16 => RowType::F16,
-        }
     }
 }

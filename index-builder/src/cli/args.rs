@@ -1,0 +1,240 @@
+//! What the command line may say.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use viscache::cache::RECALL_SAMPLE;
+use viscache::index::{BuildParams, CodeKind};
+use viscache::media::Limits;
+use viscache::models::DeviceKind;
+use viscache::store::RowType;
+use viscache::types::{CacheName, WeightDtype};
+
+use crate::model::ModelArgs;
+use crate::{index, scenes};
+
+/// Builds visual caches: pictures or ready embeddings in, an indexed cache out.
+///
+/// A command that was interrupted or killed goes on where it stopped when it is run again.
+///
+/// Exit codes: 0 done, 1 failed, 2 the command line is wrong, 3 some items were bad, 130 interrupted.
+#[derive(Parser)]
+#[command(name = "index-builder", version)]
+pub(super) struct Cli {
+    #[command(subcommand)]
+    pub(super) command: Command,
+}
+
+#[derive(Subcommand)]
+pub(super) enum Command {
+    /// Embed pictures, store them, index the cache.
+    Build(BuildArgs),
+    /// Store embeddings that exist already, index the cache.
+    Import(ImportArgs),
+    /// Build the graph of what is stored anew.
+    Index(IndexArgs),
+    /// Check checksums, alignment, reachability and recall.
+    Verify(VerifyArgs),
+    /// Merge the store's files and give back what was replaced.
+    Compact {
+        /// Folder of the store.
+        #[arg(long, value_name = "DIR")]
+        store: PathBuf,
+    },
+    /// List the inputs that were refused, and why.
+    Ledger {
+        #[command(flatten)]
+        place: Place,
+        /// Print one JSON object a line.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Draw scenes of the nano model's world, with captions.
+    Scenes(scenes::Args),
+}
+
+/// Which cache of which store.
+#[derive(Args)]
+pub(super) struct Place {
+    /// Folder of the store.
+    #[arg(long, value_name = "DIR")]
+    pub(super) store: PathBuf,
+    /// Name of the cache.
+    #[arg(long, value_name = "NAME")]
+    pub(super) cache: CacheName,
+}
+
+/// How a run goes.
+#[derive(Args)]
+pub(super) struct Run {
+    /// Threads; 0 means one per core.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(super) threads: usize,
+    /// Store content that is already stored once more.
+    #[arg(long)]
+    pub(super) keep_duplicates: bool,
+    /// How new caches store rows.
+    #[arg(long, value_enum, default_value_t = RowTypeArg::F32)]
+    pub(super) row_type: RowTypeArg,
+    /// Print the plan (memory, disk, time) and stop.
+    #[arg(long)]
+    pub(super) dry_run: bool,
+    /// Go on although the plan does not fit.
+    #[arg(long)]
+    pub(super) force: bool,
+    /// Only store; index later with `index-builder index`.
+    #[arg(long)]
+    pub(super) no_index: bool,
+    /// Where the report goes; without it, `report.json` in the store.
+    #[arg(long, value_name = "FILE")]
+    pub(super) report: Option<PathBuf>,
+    /// Progress and result as JSON, an object a line.
+    #[arg(long)]
+    pub(super) json: bool,
+    #[command(flatten)]
+    pub(super) graph: Graph,
+}
+
+/// How the graph is built.
+#[derive(Args)]
+pub(super) struct Graph {
+    /// Links per node and upper level; level 0 has twice as many.
+    #[arg(long, value_name = "M", default_value_t = BuildParams::DEFAULT_M)]
+    pub(super) m: usize,
+    /// Candidates kept while inserting.
+    #[arg(long, value_name = "EF", default_value_t = BuildParams::DEFAULT_EF_CONSTRUCTION)]
+    pub(super) ef_construction: usize,
+    /// Rounds in which every item looks for better links once all are in: for quick builds with a small ef-construction.
+    #[arg(long, value_name = "N", default_value_t = BuildParams::DEFAULT_REFINE)]
+    pub(super) refine: usize,
+    /// What the search runs on: f32, f16, u8 or u4.
+    #[arg(long, value_name = "KIND", default_value = BuildParams::DEFAULT_CODES.word())]
+    pub(super) codes: CodeKind,
+    /// A sample of queries of another modality (numpy file, a row each): nine in ten repair the graph, the others
+    /// measure its recall. Once for every kind of query, each with its name: `--queries text=t.npy --queries audio=a.npy`.
+    #[arg(long, value_name = "[KIND=]FILE")]
+    pub(super) queries: Vec<index::Sample>,
+    /// Insert in order on one thread: the same items give the same index.
+    #[arg(long)]
+    pub(super) deterministic: bool,
+    /// Recall@10 below which a new generation is not published.
+    #[arg(long, value_name = "R", default_value_t = 0.9)]
+    pub(super) min_recall: f64,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub(super) enum RowTypeArg {
+    /// Four bytes a component.
+    F32,
+    /// Two bytes a component.
+    F16,
+}
+
+#[derive(Args)]
+pub(super) struct BuildArgs {
+    #[command(flatten)]
+    pub(super) place: Place,
+    /// Folder, picture or WebDataset `.tar`; repeat for several.
+    #[arg(long, value_name = "PATH", required_unless_present = "lists", num_args = 1..)]
+    pub(super) images: Vec<PathBuf>,
+    /// File with a path a line; repeat for several.
+    #[arg(long = "list", value_name = "FILE")]
+    pub(super) lists: Vec<PathBuf>,
+    #[command(flatten)]
+    pub(super) model: ModelArgs,
+    /// Where the model runs: cpu or cuda.
+    #[arg(long, default_value = "cpu")]
+    pub(super) device: DeviceKind,
+    /// Numbers of the encoder: f32, bf16 (on a card) or q8_0 (8 bits, on the CPU). Without it, the device's own. What
+    /// coarser ones cost is measured on pictures of the build and kept with the cache.
+    #[arg(long, value_name = "TYPE")]
+    pub(super) encoder_dtype: Option<WeightDtype>,
+    /// Pictures embedded together.
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    pub(super) batch: usize,
+    /// Try inputs again that were refused before and have not changed.
+    #[arg(long)]
+    pub(super) retry_bad: bool,
+    /// Largest picture file, MiB.
+    #[arg(long, value_name = "MIB", default_value_t = Limits::DEFAULT_MAX_BYTES >> 20)]
+    pub(super) max_image_mib: usize,
+    /// Largest picture, pixels.
+    #[arg(long, value_name = "N", default_value_t = Limits::DEFAULT_MAX_PIXELS)]
+    pub(super) max_image_pixels: u64,
+    #[command(flatten)]
+    pub(super) run: Run,
+}
+
+#[derive(Args)]
+pub(super) struct ImportArgs {
+    #[command(flatten)]
+    pub(super) place: Place,
+    /// `.npy`, `.parquet` or faiss file, or a folder of them; repeat for several.
+    #[arg(long, value_name = "PATH", required = true, num_args = 1..)]
+    pub(super) vectors: Vec<PathBuf>,
+    /// Ids, uris and tags, a row each: .jsonl, .tsv or .parquet. Without it, a file of the same name beside the vectors.
+    #[arg(long, value_name = "FILE")]
+    pub(super) metadata: Option<PathBuf>,
+    /// Column of a parquet file that holds the embeddings.
+    #[arg(long, value_name = "NAME")]
+    pub(super) embedding_column: Option<String>,
+    /// Column that holds ids.
+    #[arg(long, value_name = "NAME")]
+    pub(super) id_column: Option<String>,
+    /// Column that holds uris.
+    #[arg(long, value_name = "NAME")]
+    pub(super) uri_column: Option<String>,
+    /// The embeddings were made by the built-in nano model.
+    #[arg(long, conflicts_with = "weights")]
+    pub(super) nano: bool,
+    #[command(flatten)]
+    pub(super) model: ModelArgs,
+    #[command(flatten)]
+    pub(super) run: Run,
+}
+
+#[derive(Args)]
+pub(super) struct IndexArgs {
+    #[command(flatten)]
+    pub(super) place: Place,
+    /// Threads; 0 means one per core.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(super) threads: usize,
+    /// Progress and result as JSON.
+    #[arg(long)]
+    pub(super) json: bool,
+    #[command(flatten)]
+    pub(super) graph: Graph,
+}
+
+#[derive(Args)]
+pub(super) struct VerifyArgs {
+    /// Folder of the store.
+    #[arg(long, value_name = "DIR")]
+    pub(super) store: PathBuf,
+    /// Name of the cache; without it, every cache.
+    #[arg(long, value_name = "NAME")]
+    pub(super) cache: Option<CacheName>,
+    /// Stored rows that recall is measured by, each moved a little.
+    #[arg(long, value_name = "N", default_value_t = RECALL_SAMPLE)]
+    pub(super) sample: usize,
+    /// Print recall@10 against exact search as a table: a line for every width of the beam, a column for every kind of query.
+    #[arg(long)]
+    pub(super) recall: bool,
+    /// Measure recall by these queries as well (numpy file, a row each), once for every kind. Give others than the index was
+    /// repaired by: those are found more easily.
+    #[arg(long, value_name = "[KIND=]FILE", requires_all = ["recall", "cache"])]
+    pub(super) queries: Vec<index::Sample>,
+    /// Print one JSON object per cache.
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+impl RowTypeArg {
+    pub(super) fn row_type(self) -> RowType {
+        match self {
+            RowTypeArg::F32 => RowType::F32,
+            RowTypeArg::F16 => RowType::F16,
+        }
+    }
+}

@@ -1,0 +1,64 @@
+//! How RocksDB is set up, and where a follower keeps its own log.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rocksdb::{BlockBasedOptions, Cache as BlockCache, Options};
+
+use super::{BLOBS, VECTORS};
+
+/// Of the whole store.
+pub(super) fn db_options() -> Options {
+    let mut options = Options::default();
+    options.create_if_missing(true);
+    options.create_missing_column_families(true);
+    // A follower keeps files open that the writer may already have deleted.
+    options.set_max_open_files(-1);
+    options.set_keep_log_file_num(4);
+    options.set_max_total_wal_size(256 << 20);
+    options.set_bytes_per_sync(4 << 20);
+    options.increase_parallelism(2);
+    options
+}
+
+/// Of one column family.
+pub(super) fn family_options(name: &str) -> Options {
+    let mut table = BlockBasedOptions::default();
+    let mut options = Options::default();
+    match name {
+        // Rows and blobs do not compress, and are read in long runs or one whole row at a time.
+        VECTORS | BLOBS => {
+            options.set_compression_type(rocksdb::DBCompressionType::None);
+            options.set_write_buffer_size(64 << 20);
+            options.set_target_file_size_base(256 << 20);
+            options.set_max_bytes_for_level_base(1 << 30);
+            table.set_block_size(32 << 10);
+        }
+        _ => {
+            options.set_compression_type(rocksdb::DBCompressionType::Lz4);
+            options.set_write_buffer_size(16 << 20);
+            table.set_block_size(16 << 10);
+        }
+    }
+    table.set_bloom_filter(10.0, false);
+    table.set_block_cache(&BlockCache::new_lru_cache(64 << 20));
+    options.set_block_based_table_factory(&table);
+    options
+}
+
+/// A follower's folder; those of processes that were killed are swept away on the way.
+pub(super) fn scratch_folder() -> PathBuf {
+    const PREFIX: &str = "viscache-follower-";
+    for entry in std::fs::read_dir(std::env::temp_dir()).into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let process = name.strip_prefix(PREFIX).and_then(|rest| rest.split('-').next()?.parse::<u32>().ok());
+        let gone =
+            |id: u32| Path::new("/proc/self").exists() && !Path::new("/proc").join(id.to_string()).exists();
+        if process.is_some_and(gone) {
+            let _ = std::fs::remove_dir_all(entry.path());
+        }
+    }
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let number = COUNT.fetch_add(1, Ordering::Relaxed);
+    std::env::temp_dir().join(format!("{PREFIX}{}-{number}", std::process::id()))
+}
