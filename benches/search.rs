@@ -123,7 +123,7 @@ fn main() {
             let search = SearchParams { ef_search: ef, rescore, ..Default::default() };
             let mut found = Vec::with_capacity(queries.len());
             for batch in queries.chunks(BATCH) {
-                let all = searcher.search_all(&index, batch, rescore, &search).unwrap();
+                let (_, all) = searcher.find_all(&index, batch, rescore, &search).unwrap();
                 let one = |(query, (candidates, cost)): (&&[f32], (Vec<_>, _))| {
                     (rescored(&index, resident, query, &candidates), cost)
                 };

@@ -89,7 +89,7 @@ fn curve(index: &Index, queries: &[&[f32]], truths: &[Vec<Slot>]) -> Result<Reca
     for ef_search in WIDTHS {
         let params = SearchParams::of_beam(ef_search);
         let one = |searcher: &mut Searcher, (query, truth): (&&[f32], &Vec<Slot>)| {
-            let (candidates, _) = searcher.search(index, query, params.rescore.max(RECALL_K), &params)?;
+            let (_, (candidates, _)) = searcher.find(index, query, params.rescore.max(RECALL_K), &params)?;
             let found: Vec<Slot> = candidates.into_iter().map(|candidate| candidate.slot).collect();
             Ok(exact::recall(truth, &found))
         };
@@ -168,7 +168,7 @@ mod tests {
             let params = SearchParams::of_beam(ef);
             let mut sum = 0.0;
             for query in &strangers {
-                let (candidates, _) = searcher.search(&index, query, params.rescore, &params).unwrap();
+                let (_, (candidates, _)) = searcher.find(&index, query, params.rescore, &params).unwrap();
                 let score = |slots: &[u32], out: &mut Vec<f32>| {
                     Kernels::get().score_f32(&rows, slots, query, out);
                 };

@@ -230,10 +230,10 @@ impl Snapshot {
             return queries.iter().map(|query| self.search(searcher, query, top_k, params)).collect();
         }
         let slices: Vec<&[f32]> = queries.iter().map(|query| query.as_slice()).collect();
-        match searcher.search_all(index, &slices, top_k.max(params.rescore), params) {
-            Ok(all) => {
+        match searcher.find_all(index, &slices, top_k.max(params.rescore), params) {
+            Ok((plan, all)) => {
                 let one = |(query, (candidates, cost)): (&&Embedding, _)| {
-                    self.completed(query, top_k, params, Plan::Graph, Some(candidates), None, cost)
+                    self.completed(query, top_k, params, plan, Some(candidates), None, cost)
                 };
                 queries.iter().zip(all).map(one).collect()
             }
@@ -320,9 +320,9 @@ impl Snapshot {
         let (index, masked, query) = (&self.frozen.index, self.delta.masked(), query.as_slice());
         let count = matching.map_or(self.live_slots(), |matching| matching.slots.len());
         if count == index.len() {
-            let (candidates, work) = searcher.search(index, query, wanted, params)?;
+            let (plan, (candidates, work)) = searcher.find(index, query, wanted, params)?;
             *cost += work;
-            return Ok((Plan::Graph, Some(candidates)));
+            return Ok((plan, Some(candidates)));
         }
         let price = ScanPrice::of(count, wanted, self.row_price());
         let (plan, candidates) = match matching {
@@ -331,23 +331,26 @@ impl Snapshot {
                 let among = Among { allowed, count, purse: price.purse(), graph_first: false };
                 searcher.search_among(index, query, wanted, params, &among, cost)?
             }
+            None if index.scan_pays(params.ef_search.max(wanted)) => (Plan::Exact, Vec::new()),
             None => {
                 let allowed = |slot: Slot| !masked.contains(slot.0);
                 let among = Among { allowed, count, purse: price.in_full, graph_first: true };
                 searcher.search_among(index, query, wanted, params, &among, cost)?
             }
         };
-        let candidates = match (plan, matching) {
-            (Plan::Graph | Plan::GraphWithSkip, _) => Some(candidates),
-            (Plan::Exact, Some(matching)) if price.codes_pay() => {
+        let candidates = match plan {
+            Plan::Graph | Plan::GraphWithSkip => Some(candidates),
+            Plan::Exact if price.codes_pay() => {
                 cost.scored_vectors += count as u64;
-                let found = index.scan(query, matching.slots.list(), wanted);
+                let live = || (0..index.len() as u32).filter(|&slot| !masked.contains(slot)).collect();
+                let slots: Cow<[u32]> = matching.map_or_else(live, |matching| matching.slots.list().into());
+                let found = index.scan(query, &slots, wanted);
                 let clock = Clock::of(params);
                 clock.look();
                 clock.in_time()?;
                 Some(found)
             }
-            (Plan::Exact, _) => None,
+            Plan::Exact => None,
         };
         Ok((plan, candidates))
     }

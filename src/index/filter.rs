@@ -20,7 +20,6 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
-use super::exact::{self, Scored};
 use super::pool::{key, score_of, slot_of};
 use super::quant;
 use super::search::{Links, check_deadline};
@@ -55,7 +54,7 @@ pub enum Plan {
     Graph,
     /// By the graph; what may not be found was walked through and took no place.
     GraphWithSkip,
-    /// By scoring every item that may be found.
+    /// By scoring every item that may be found, on its code or in full.
     Exact,
 }
 
@@ -102,12 +101,16 @@ impl ScanPrice {
     }
 }
 
+/// What a walk with a beam of `ef` costs, in rows scored by a scan of codes.
+pub(super) fn walk_price(index: &Index, ef: f64) -> f64 {
+    STEP * FRESH * index.row(0).len() as f64 * ef
+}
+
 impl<F: Fn(Slot) -> bool> Among<F> {
     /// Which way to begin, for a beam of `ef`.
     fn plan(&self, index: &Index, ef: usize) -> Plan {
         let share = self.count as f64 / index.len() as f64;
-        let fresh = FRESH * index.row(0).len() as f64;
-        let walk = STEP * (fresh * ef as f64 / share).min(index.len() as f64);
+        let walk = walk_price(index, ef as f64 / share).min(STEP * index.len() as f64);
         match share {
             _ if self.count == 0 || (self.purse <= walk && !self.graph_first) => Plan::Exact,
             share if share >= NEARLY_ALL => Plan::Graph,
@@ -239,21 +242,6 @@ impl Searcher {
     }
 }
 
-impl Index {
-    /// The `wanted` best of some slots by their score on codes, best first: every one is scored.
-    ///
-    /// * `query`: length D.
-    pub fn scan(&self, query: &[f32], slots: &[u32], wanted: usize) -> Vec<Candidate> {
-        let coded = self.codec().code_query(query);
-        let score = |slots: &[u32], scores: &mut Vec<f32>| {
-            let (kernels, kind) = (Kernels::get(), self.codec().kind());
-            quant::score(kernels, self.coded().codes, slots, &coded, kind, &mut Vec::new(), scores);
-        };
-        let best = exact::scan_slots(slots, wanted, score).into_iter();
-        best.map(|Scored { slot, score }| Candidate { slot, score }).collect()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -359,22 +347,6 @@ mod tests {
             }
             assert!(*plan == Plan::Exact || found_share >= 0.97, "{what}: {found_share}");
         }
-    }
-
-    #[test]
-    fn a_scan_finds_what_sorting_finds() {
-        let all = rows();
-        let (rows, query) = (&all[..NODES * DIM], &all[NODES * DIM..][..DIM]);
-        let index = index(rows);
-        let slots: Vec<u32> = (0..NODES as u32).filter(|slot| slot % 7 == 3).collect();
-        let mut truth: Vec<(f32, u32)> = slots
-            .iter()
-            .map(|&slot| (Kernels::get().dot(query, &rows[slot as usize * DIM..][..DIM]), slot))
-            .collect();
-        truth.sort_by(|a, b| b.0.total_cmp(&a.0));
-        let found: Vec<u32> = index.scan(query, &slots, 20).iter().map(|c| c.slot.0).collect();
-        assert_eq!(found, truth[..20].iter().map(|&(_, slot)| slot).collect::<Vec<_>>());
-        assert_eq!(index.scan(query, &[], 5), []);
     }
 
     proptest! {

@@ -25,6 +25,7 @@
 //! | `search.rs` | the beam, of one query or of several in turn |
 //! | `sketch.rs` | a bit a component: rows passed over without reading their codes |
 //! | `filter.rs` | searching among some of the slots: which way, and the walk that steps over the others |
+//! | `scan.rs` | every code scored, where a beam would cost more |
 //! | `visited.rs` | pooled marks of what a search has seen |
 //! | `exact.rs` | brute force: the truth, and the rescoring of candidates |
 //!
@@ -47,6 +48,7 @@ mod ranks;
 mod repair;
 mod rotate;
 pub mod rows;
+mod scan;
 mod search;
 mod sketch;
 mod space;

@@ -18,6 +18,7 @@ use std::time::Instant;
 use super::filter::Stepper;
 use super::pool::{Pool, key, score_of, slot_of};
 use super::quant::{self, Coded, CodedQuery};
+use super::scan::Scanner;
 use super::sketch::{Aim, Sketch};
 use super::view::Index;
 use super::visited::Visited;
@@ -93,6 +94,7 @@ pub(super) trait Links {
 pub struct Searcher {
     walks: Vec<(Walker, Scratch)>,
     stepper: Stepper,
+    scanner: Scanner,
     integers: Vec<i32>,
 }
 
@@ -199,6 +201,11 @@ impl Searcher {
     pub(super) fn stepper(&mut self) -> (&mut Stepper, &mut Vec<i32>) {
         (&mut self.stepper, &mut self.integers)
     }
+
+    /// The scratch of [`Searcher::find`].
+    pub(super) fn scanner(&mut self) -> &mut Scanner {
+        &mut self.scanner
+    }
 }
 
 /// Looks at the clock once in some nodes: a look costs as much as scoring a row.
@@ -211,7 +218,7 @@ pub(super) fn check_deadline(params: &SearchParams, cost: Cost) -> Result<(), Er
     }
 }
 
-fn check(index: &Index, query: &[f32]) -> Result<(), Error> {
+pub(super) fn check(index: &Index, query: &[f32]) -> Result<(), Error> {
     match query.len() == index.dim() {
         true => Ok(()),
         false => Err(Error::Dimension { expected: index.dim(), received: query.len() }),
