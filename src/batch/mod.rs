@@ -16,6 +16,9 @@
 //! whoever sent them; then an embedding cannot depend on what else was asked for. On a card, a batch is filled with whatever
 //! waits in one line, up to a cost.
 //!
+//! Inputs may come as they were sent. The lane that takes one prepares it first: with more threads than cores that prepare and
+//! encode at the same time, both are slower.
+//!
 //! A caller blocks; the threads that wait cost nothing but their stack.
 
 mod generate;
@@ -31,7 +34,7 @@ pub use generate::{Event, Finish, GenerateOptions, Generator, Seen, StopReason, 
 use queue::Queue;
 
 use crate::models;
-use crate::models::encoder::{Encoded, Encoder, Prepared};
+use crate::models::encoder::{Encoded, Encoder, PrepareError, Prepared};
 use crate::types::Modality;
 
 /// How often a caller who waits for room looks at whether it is still wanted.
@@ -66,9 +69,42 @@ pub enum Error {
     /// The caller has gone, or the model is shut down.
     #[error("the caller has gone")]
     Cancelled,
+    /// The input could not be brought into the model's form.
+    #[error(transparent)]
+    Prepare(#[from] PrepareError),
     /// The model failed.
     #[error(transparent)]
     Model(#[from] models::Error),
+}
+
+/// Brings an input into the model's form.
+pub type Prepare = Box<dyn FnOnce(&Encoder) -> Result<Prepared, PrepareError> + Send>;
+
+/// Something to embed.
+pub enum Input {
+    /// In the model's form.
+    Prepared(Prepared),
+    /// To be prepared by the thread that then encodes it: until then it takes no more memory than what it is made from, and one
+    /// who is gone, late or refused has cost nothing.
+    Raw(Modality, Prepare),
+}
+
+impl Input {
+    fn modality(&self) -> Modality {
+        match self {
+            Input::Prepared(prepared) => prepared.modality,
+            Input::Raw(modality, _) => *modality,
+        }
+    }
+
+    /// What it costs the model. Of a raw one it is not known, and need not be where lanes take one at a time: any cost that is
+    /// not 0 keeps two out of one batch.
+    fn cost(&self, encoder: &Encoder) -> u64 {
+        match self {
+            Input::Prepared(prepared) => encoder.cost(prepared),
+            Input::Raw(..) => 1,
+        }
+    }
 }
 
 /// How long, and whether, a caller waits.
@@ -138,7 +174,7 @@ struct State {
 struct Job {
     /// Its place among those its caller sent.
     at: usize,
-    prepared: Prepared,
+    input: Input,
     wait: Wait,
     since: Instant,
     answer: Sender<(usize, Result<Encoded, Error>)>,
@@ -157,6 +193,11 @@ impl Embedder {
         Ok(embedder)
     }
 
+    /// Whether an input is best left raw: on the CPU, where the threads that encode are all there are. A card would wait for it.
+    pub fn prepares(&self) -> bool {
+        self.shared.encoder.lanes() > 0
+    }
+
     /// The model, for what needs no turn: preparing inputs, saying what it is.
     pub fn encoder(&self) -> &Encoder {
         &self.shared.encoder
@@ -170,7 +211,7 @@ impl Embedder {
     /// [`Error::Full`], and deadline and cancellation while waiting for room; then nothing was begun.
     pub fn encode(
         &self,
-        inputs: Vec<Prepared>,
+        inputs: Vec<Input>,
         wait: &Wait,
         admitted: bool,
     ) -> Result<Vec<Result<Encoded, Error>>, Error> {
@@ -180,7 +221,7 @@ impl Embedder {
             let mut state = self.shared.lock();
             loop {
                 let counts =
-                    Modality::ALL.map(|m| (m, inputs.iter().filter(|input| input.modality == m).count()));
+                    Modality::ALL.map(|m| (m, inputs.iter().filter(|input| input.modality() == m).count()));
                 let full = counts.into_iter().find(|&(m, n)| n > 0 && !state.queue.has_room(m, n));
                 let Some((modality, _)) = full else { break };
                 if !admitted {
@@ -191,9 +232,9 @@ impl Embedder {
                 state = self.shared.room.wait_timeout(state, LOOK).unwrap_or_else(PoisonError::into_inner).0;
             }
             let since = Instant::now();
-            for (at, prepared) in inputs.into_iter().enumerate() {
-                let (modality, cost) = (prepared.modality, self.shared.encoder.cost(&prepared));
-                let job = Job { at, prepared, wait: wait.clone(), since, answer: answer.clone() };
+            for (at, input) in inputs.into_iter().enumerate() {
+                let (modality, cost) = (input.modality(), input.cost(&self.shared.encoder));
+                let job = Job { at, input, wait: wait.clone(), since, answer: answer.clone() };
                 state.queue.push(modality, job, cost, wait.deadline, since);
             }
         }
@@ -224,7 +265,7 @@ impl Shared {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::media::{MediaLimits, Orientation};
+    use crate::media::{self, MediaLimits, Orientation};
     use crate::models::DeviceKind;
     use crate::models::encoder::EncoderOptions;
 
@@ -240,6 +281,10 @@ mod tests {
             limits: MediaLimits::default(),
         };
         Embedder::start(Encoder::open(&encoder).unwrap(), options).unwrap()
+    }
+
+    fn inputs(prepared: &[Prepared]) -> Vec<Input> {
+        prepared.iter().cloned().map(Input::Prepared).collect()
     }
 
     fn texts(embedder: &Embedder, count: usize) -> Vec<Prepared> {
@@ -260,8 +305,16 @@ mod tests {
             for caller in 0..8 {
                 let (embedder, alone) = (&embedder, &alone);
                 scope.spawn(move || {
-                    let inputs = texts(embedder, 24).into_iter().skip(3 * caller).take(3).collect();
-                    let got = embedder.encode(inputs, &Wait::default(), false).unwrap();
+                    let own = &texts(embedder, 24)[3 * caller..][..3];
+                    // Half of them come raw.
+                    let raw = |i: usize| {
+                        let text = format!("a red circle {}", 3 * caller + i);
+                        let prepare =
+                            move |encoder: &Encoder| encoder.prepare(Modality::Text, text.as_bytes());
+                        Input::Raw(Modality::Text, Box::new(prepare))
+                    };
+                    let sent = if caller % 2 == 0 { inputs(own) } else { (0..3).map(raw).collect() };
+                    let got = embedder.encode(sent, &Wait::default(), false).unwrap();
                     for (got, expected) in got.into_iter().zip(&alone[3 * caller..]) {
                         assert_eq!(got.unwrap(), *expected);
                     }
@@ -273,20 +326,20 @@ mod tests {
     #[test]
     fn a_full_line_refuses_strangers_and_the_late_are_not_worked_on() {
         let embedder = embedder(Options { capacity: 4, ..Options::default() }, 1);
-        let inputs = texts(&embedder, 40);
+        let many = texts(&embedder, 40);
         std::thread::scope(|scope| {
-            let busy = scope.spawn(|| embedder.encode(inputs.clone(), &Wait::default(), false));
+            let busy = scope.spawn(|| embedder.encode(inputs(&many), &Wait::default(), false));
             while embedder.shared.lock().queue.len(Modality::Text) == 0 && !busy.is_finished() {
                 std::thread::yield_now();
             }
-            let refused = embedder.encode(inputs.clone(), &Wait::default(), false);
+            let refused = embedder.encode(inputs(&many), &Wait::default(), false);
             if !busy.is_finished() {
                 assert!(matches!(refused, Err(Error::Full { capacity: 4, .. })) || refused.is_ok());
             }
             // Whoever is in waits for room.
             assert!(
                 embedder
-                    .encode(inputs[..2].to_vec(), &Wait::default(), true)
+                    .encode(inputs(&many[..2]), &Wait::default(), true)
                     .unwrap()
                     .iter()
                     .all(Result::is_ok)
@@ -294,10 +347,29 @@ mod tests {
             assert!(busy.join().unwrap().unwrap().iter().all(Result::is_ok));
         });
         let late = Wait { deadline: Some(Instant::now()), ..Wait::default() };
-        let results = embedder.encode(inputs[..2].to_vec(), &late, false).unwrap();
+        let results = embedder.encode(inputs(&many[..2]), &late, false).unwrap();
         assert!(results.iter().all(|result| matches!(result, Err(Error::Deadline))));
         let gone = Wait { cancelled: Arc::new(AtomicBool::new(true)), ..Wait::default() };
-        let results = embedder.encode(inputs[..2].to_vec(), &gone, false).unwrap();
+        let results = embedder.encode(inputs(&many[..2]), &gone, false).unwrap();
         assert!(results.iter().all(|result| matches!(result, Err(Error::Cancelled))));
+    }
+    #[test]
+    fn what_cannot_be_prepared_costs_its_own_answer() {
+        let embedder = embedder(Options::default(), 1);
+        let raw = |prepare: Prepare| Input::Raw(Modality::Text, prepare);
+        let sent = vec![
+            raw(Box::new(|encoder| encoder.prepare(Modality::Text, b"a cat"))),
+            raw(Box::new(|encoder| encoder.prepare(Modality::Text, b"\xff"))),
+            raw(Box::new(|_| panic!("a table of a decoder is too short"))),
+            raw(Box::new(|encoder| encoder.prepare(Modality::Text, b"a dog"))),
+        ];
+        let got = embedder.encode(sent, &Wait::default(), false).unwrap();
+        assert!(matches!(got[1], Err(Error::Prepare(PrepareError::NotUtf8(0)))), "{:?}", got[1]);
+        assert!(matches!(got[2], Err(Error::Prepare(PrepareError::Media(media::Error::Crashed)))));
+        assert!(got[0].is_ok() && got[3].is_ok());
+        // The thread lives on, and nobody who has gone is prepared.
+        let gone = Wait { cancelled: Arc::new(AtomicBool::new(true)), ..Wait::default() };
+        let got = embedder.encode(vec![raw(Box::new(|_| unreachable!()))], &gone, false).unwrap();
+        assert!(matches!(got[0], Err(Error::Cancelled)));
     }
 }

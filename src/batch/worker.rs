@@ -7,10 +7,9 @@ use std::time::Instant;
 use rayon::ThreadPoolBuilder;
 
 use super::queue::Taken;
-use super::{Error, Job, Shared};
-use crate::metrics;
-use crate::models;
-use crate::models::encoder::Prepared;
+use super::{Error, Input, Job, Shared};
+use crate::models::encoder::{Encoder, PrepareError, Prepared};
+use crate::{media, metrics, models};
 
 /// Starts them; each ends when the queue is closed and empty.
 ///
@@ -39,7 +38,7 @@ fn work(shared: &Shared, most: u64) {
     }
     while let Some(Taken { batch, dropped }) = next(shared, most) {
         for job in dropped {
-            metrics::observe_embed_dropped(job.prepared.modality.word());
+            metrics::observe_embed_dropped(job.input.modality().word());
             let error = if job.wait.check().is_err_and(|e| matches!(e, Error::Cancelled)) {
                 Error::Cancelled
             } else {
@@ -48,11 +47,18 @@ fn work(shared: &Shared, most: u64) {
             job.answer(Err(error));
         }
         let Some(first) = batch.first() else { continue };
-        metrics::observe_batch(first.prepared.modality.word(), batch.len(), first.since.elapsed());
-        let (inputs, jobs): (Vec<Prepared>, Vec<Answer>) = batch
-            .into_iter()
-            .map(|Job { at, prepared, answer, .. }| (prepared, Answer { at, answer }))
-            .unzip();
+        metrics::observe_batch(first.input.modality().word(), batch.len(), first.since.elapsed());
+        let (mut inputs, mut jobs) = (Vec::with_capacity(batch.len()), Vec::with_capacity(batch.len()));
+        for Job { at, input, answer, .. } in batch {
+            let answer = Answer { at, answer };
+            match prepared(&shared.encoder, input) {
+                Ok(input) => {
+                    inputs.push(input);
+                    jobs.push(answer);
+                }
+                Err(error) => answer.answer(Err(error.into())),
+            }
+        }
         let done = catch_unwind(AssertUnwindSafe(|| shared.encoder.encode_here(&inputs)));
         let mut done = done.unwrap_or_default().into_iter();
         for job in jobs {
@@ -60,6 +66,15 @@ fn work(shared: &Shared, most: u64) {
                 || Err(models::Error::Input { received: vec![], why: "encoding it crashed".into() });
             job.answer(done.next().unwrap_or_else(crashed).map_err(Error::from));
         }
+    }
+}
+
+/// A decoder that panics on a hostile file costs that file, not the thread.
+fn prepared(encoder: &Encoder, input: Input) -> Result<Prepared, PrepareError> {
+    match input {
+        Input::Prepared(prepared) => Ok(prepared),
+        Input::Raw(_, prepare) => catch_unwind(AssertUnwindSafe(|| prepare(encoder)))
+            .unwrap_or_else(|_| Err(media::Error::Crashed.into())),
     }
 }
 

@@ -6,8 +6,9 @@ use bytes::Bytes;
 use rayon::prelude::*;
 
 use super::{App, Call, Error, film};
+use crate::batch::{Embedder, Input};
 use crate::media::{self, DepthOptions, ImuOptions, PointOptions, Rgb, ThermalOptions, video};
-use crate::models::encoder::{Encoded, Encoder, Media, Prepared};
+use crate::models::encoder::{Encoded, Encoder, Media, PrepareError, Prepared};
 use crate::types::{Fingerprint, Modality};
 
 /// Something to embed, as it came.
@@ -68,7 +69,7 @@ impl MediaInput {
     }
 }
 
-/// Inputs prepared and encoded between two looks at whether the caller still waits.
+/// Inputs taken between two looks at whether the caller still waits.
 const CHUNK: usize = 64;
 
 /// Embeds a batch, each input with a result of its own, in order.
@@ -79,38 +80,28 @@ pub fn embed(app: &App, inputs: &[&MediaInput], call: &Call) -> Result<Vec<Resul
     let Some(first) = inputs.first() else { return Ok(Vec::new()) };
     let embedder =
         app.embedder.as_ref().ok_or_else(|| Error::NoModel { what: first.modality().article() })?;
-    let (encoder, wait) = (embedder.encoder(), call.wait());
+    let wait = call.wait();
     let mut results = Vec::with_capacity(inputs.len());
     for chunk in inputs.chunks(CHUNK) {
         call.check()?;
-        let one = |input: &&MediaInput| contained(|| prepare(app, encoder, input, call));
-        let prepared: Vec<Result<Prepared, Error>> = match chunk {
+        let one = |input: &&MediaInput| contained(|| taken(app, embedder, input, call));
+        let taken: Vec<Result<Input, Error>> = match chunk {
             // Nobody has to be woken for it.
             [input] => vec![one(input)],
             inputs => inputs.par_iter().map(one).collect(),
         };
         call.check()?;
-        let (good, outcomes): (Vec<Prepared>, Vec<Option<Error>>) =
-            prepared.into_iter().fold((Vec::new(), Vec::new()), |(mut good, mut outcomes), result| {
-                outcomes.push(match result {
-                    Ok(input) => {
-                        good.push(input);
-                        None
-                    }
-                    Err(error) => Some(error),
-                });
-                (good, outcomes)
-            });
+        let (mut good, mut outcomes) = (Vec::new(), Vec::new());
+        for result in taken {
+            outcomes.push(result.map(|input| good.push(input)));
+        }
         // A request that has begun waits for room; a new one is refused where there is none.
         let mut encoded = embedder.encode(good, &wait, !results.is_empty())?.into_iter();
         for outcome in outcomes {
-            results.push(match outcome {
-                Some(error) => Err(error),
-                None => match encoded.next() {
-                    Some(result) => result.map_err(Error::from),
-                    None => Err(Error::Cancelled),
-                },
-            });
+            results.push(outcome.and_then(|()| match encoded.next() {
+                Some(result) => Ok(result?),
+                None => Err(Error::Cancelled),
+            }));
         }
     }
     Ok(results)
@@ -121,8 +112,32 @@ pub(super) fn contained<T>(prepare: impl FnOnce() -> Result<T, Error>) -> Result
     catch_unwind(AssertUnwindSafe(prepare)).unwrap_or_else(|_| Err(media::Error::Crashed.into()))
 }
 
-fn prepare(app: &App, encoder: &Encoder, input: &MediaInput, call: &Call) -> Result<Prepared, Error> {
-    let media = match input {
+/// An input as the model's threads take it: raw where they prepare it, but for films, whose decoder is a process to wait for,
+/// and for what is ready.
+fn taken(app: &App, embedder: &Embedder, input: &MediaInput, call: &Call) -> Result<Input, Error> {
+    let encoder = embedder.encoder();
+    encoder.expects(input.modality())?;
+    let prepared = match input {
+        MediaInput::Film(bytes) => {
+            let clips = film::decode(bytes, encoder.images().orientation, &app.limits.video, call)?;
+            clips_of(encoder, &clips.iter().map(|[a, b]| [a, b]).collect::<Vec<_>>())?
+        }
+        MediaInput::Frames(frames, rate) => frames_of(encoder, frames, *rate)?,
+        MediaInput::Ready(modality, shape, values) => {
+            encoder.prepare_media(&Media::Ready(*modality, shape, values))?
+        }
+        file if embedder.prepares() => {
+            let file = file.clone();
+            return Ok(Input::Raw(file.modality(), Box::new(move |encoder| prepare(encoder, &file))));
+        }
+        file => prepare(encoder, file)?,
+    };
+    Ok(Input::Prepared(prepared))
+}
+
+/// Brings a file into the model's form.
+fn prepare(encoder: &Encoder, file: &MediaInput) -> Result<Prepared, PrepareError> {
+    encoder.prepare_media(&match file {
         MediaInput::Image(bytes) => Media::Image(bytes),
         MediaInput::Text(bytes) => Media::Text(bytes),
         MediaInput::Audio(bytes) => Media::Audio(bytes),
@@ -131,17 +146,10 @@ fn prepare(app: &App, encoder: &Encoder, input: &MediaInput, call: &Call) -> Res
         MediaInput::Imu(bytes, options) => Media::Imu(bytes, *options),
         MediaInput::Point(bytes, options) => Media::Point(bytes, *options),
         MediaInput::Ready(modality, shape, values) => Media::Ready(*modality, shape, values),
-        MediaInput::Film(bytes) => {
-            encoder.expects(Modality::Video)?;
-            let clips = film::decode(bytes, encoder.images().orientation, &app.limits.video, call)?;
-            return clips_of(encoder, &clips.iter().map(|[a, b]| [a, b]).collect::<Vec<_>>());
+        MediaInput::Film(_) | MediaInput::Frames(..) => {
+            return Err(media::Error::Film("its frames are not decoded here".into()).into());
         }
-        MediaInput::Frames(frames, rate) => {
-            encoder.expects(Modality::Video)?;
-            return frames_of(encoder, frames, *rate);
-        }
-    };
-    Ok(encoder.prepare_media(&media)?)
+    })
 }
 
 /// Frames that a caller decoded: only those that are looked at are read.

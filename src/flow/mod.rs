@@ -229,6 +229,7 @@ impl From<batch::Error> for Error {
             batch::Error::Full { .. } | batch::Error::Line { .. } => Error::Busy(error.to_string()),
             batch::Error::Deadline => Error::Deadline,
             batch::Error::Cancelled => Error::Cancelled,
+            batch::Error::Prepare(error) => Error::Prepare(error),
             batch::Error::Model(error) => Error::Model(error),
         }
     }
