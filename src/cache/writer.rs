@@ -410,6 +410,7 @@ pub(super) fn write_generation(
     let mut blob = store.write_blob(cache, generation, BlobKind::Queries);
     std::io::Write::write_all(&mut blob, &built.queries).map_err(index::Error::Write)?;
     let queries_bytes = Some(blob.finish()?).filter(|&len| len > 0);
+    store.flush_blobs()?;
     let (recall, recall_by) = built.recall.clone();
     Ok(GenerationRecord {
         generation,

@@ -57,6 +57,15 @@ impl Store {
         BlobWriter { store: self, cache, generation, kind, buffer, parts: 0, len: 0 }
     }
 
+    /// Moves written parts out of memory and the log into table files. Whoever opens the store would otherwise read the last 64 MiB of
+    /// them out of the log, and keep them in its own memory.
+    ///
+    /// # Errors
+    /// [`Error::Rocks`].
+    pub fn flush_blobs(&self) -> Result<(), Error> {
+        self.db.flush_cf(&self.family(BLOBS)).map_err(|e| self.rocks(e))
+    }
+
     /// Reads a blob into `into`, whose length must be the blob's; parts are read and checked by several threads.
     ///
     /// # Errors
