@@ -7,8 +7,8 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
-use figment::Figment;
 use figment::providers::{Env, Format, Serialized, Toml};
+use figment::{Figment, Metadata};
 use serde::{Deserialize, Serialize};
 use viscache::batch::{self, GenerateOptions};
 use viscache::blend::BlendParams;
@@ -265,7 +265,7 @@ impl Config {
         let figment = figment
             .merge(Env::prefixed(ENV_PREFIX).ignore(&NOT_SETTINGS).split("__"))
             .merge(Serialized::globals(flags));
-        let config: Config = figment.extract().context("the settings cannot be used")?;
+        let config: Config = figment.extract().map_err(told)?;
         config.validate()?;
         Ok((config, figment))
     }
@@ -427,22 +427,38 @@ pub fn print(config: &Config, figment: &Figment) -> anyhow::Result<String> {
 }
 
 fn line(path: &str, name: &str, value: &serde_json::Value, figment: &Figment) -> String {
-    let origin = match figment.find_metadata(path) {
+    let origin = origin(path, figment.find_metadata(path));
+    match value {
+        serde_json::Value::Null => format!("# {name} is not set\n"),
+        value => format!("{:<40} # {origin}\n", format!("{name} = {value}")),
+    }
+}
+
+/// Where a setting was made, as whoever made it knows the place.
+fn origin(path: &str, metadata: Option<&Metadata>) -> String {
+    match metadata {
         Some(metadata) if metadata.name.contains("TOML") => match &metadata.source {
             Some(source) => source.to_string(),
             None => "file".into(),
         },
+        Some(metadata) if metadata.name.contains("environment") && path.is_empty() => "environment".into(),
         Some(metadata) if metadata.name.contains("environment") => {
             format!("{ENV_PREFIX}{}", path.replace('.', "__").to_uppercase())
         }
         Some(metadata) if metadata.name == std::any::type_name::<Config>() => "default".into(),
         Some(_) => "flag".into(),
         None => "default".into(),
-    };
-    match value {
-        serde_json::Value::Null => format!("# {name} is not set\n"),
-        value => format!("{:<40} # {origin}\n", format!("{name} = {value}")),
     }
+}
+
+/// What is wrong with which setting, and where it was made.
+fn told(errors: figment::Error) -> anyhow::Error {
+    let one = |error: figment::Error| match error.path.join(".") {
+        path if path.is_empty() => format!("{} ({})", error.kind, origin("", error.metadata.as_ref())),
+        path => format!("`{path}` ({}): {}", origin(&path, error.metadata.as_ref()), error.kind),
+    };
+    let all: Vec<String> = errors.into_iter().map(one).collect();
+    anyhow::anyhow!("the settings cannot be used: {}", all.join("; "))
 }
 
 #[cfg(test)]
@@ -457,6 +473,18 @@ mod tests {
         let read: Config = Figment::new().merge(Toml::string(&text)).extract().unwrap();
         assert_eq!(read, config);
         assert!(text.contains("threads = 3"), "{text}");
+    }
+
+    #[test]
+    fn a_refusal_names_the_setting_and_where_it_was_made() {
+        let said = |flags| Config::read(None, flags).unwrap_err().to_string();
+        let wrong = said(serde_json::json!({"threads": "many"}));
+        assert!(wrong.contains("`threads` (flag)") && !wrong.contains(".rs"), "{wrong}");
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("settings.toml");
+        std::fs::write(&file, "[search]\nef_serach = 5\n").unwrap();
+        let wrong = Config::read(Some(&file), serde_json::json!({})).unwrap_err().to_string();
+        assert!(wrong.contains("ef_serach") && wrong.contains("settings.toml"), "{wrong}");
     }
 
     #[test]
