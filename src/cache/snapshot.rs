@@ -331,7 +331,7 @@ impl Snapshot {
                 let among = Among { allowed, count, purse: price.purse(), graph_first: false };
                 searcher.search_among(index, query, wanted, params, &among, cost)?
             }
-            None if index.scan_pays(params.ef_search.max(wanted)) => (Plan::Exact, Vec::new()),
+            None if index.scan_pays(params.ef_search.max(wanted)) => (Plan::Scan, Vec::new()),
             None => {
                 let allowed = |slot: Slot| !masked.contains(slot.0);
                 let among = Among { allowed, count, purse: price.in_full, graph_first: true };
@@ -340,7 +340,7 @@ impl Snapshot {
         };
         let candidates = match plan {
             Plan::Graph | Plan::GraphWithSkip => Some(candidates),
-            Plan::Exact if price.codes_pay() => {
+            Plan::Exact | Plan::Scan if price.codes_pay() => {
                 cost.scored_vectors += count as u64;
                 let live = || (0..index.len() as u32).filter(|&slot| !masked.contains(slot)).collect();
                 let slots: Cow<[u32]> = matching.map_or_else(live, |matching| matching.slots.list().into());
@@ -350,7 +350,7 @@ impl Snapshot {
                 clock.in_time()?;
                 Some(found)
             }
-            Plan::Exact => None,
+            Plan::Exact | Plan::Scan => None,
         };
         Ok((plan, candidates))
     }

@@ -387,5 +387,6 @@ fn plan(plan: proto::Plan) -> &'static str {
         proto::Plan::Graph => "graph",
         proto::Plan::GraphWithSkip => "graph with skip",
         proto::Plan::Exact => "exact",
+        proto::Plan::Scan => "scan",
     }
 }

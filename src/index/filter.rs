@@ -54,8 +54,10 @@ pub enum Plan {
     Graph,
     /// By the graph; what may not be found was walked through and took no place.
     GraphWithSkip,
-    /// By scoring every item that may be found, on its code or in full.
+    /// By scoring every item that may be found.
     Exact,
+    /// By scoring every code, because a beam as wide would cost more.
+    Scan,
 }
 
 /// The slots that a search may find.
@@ -153,7 +155,7 @@ impl Searcher {
         let mut spent = Cost::default();
         let plan = among.plan(index, ef);
         let mut found = match plan {
-            Plan::Exact => return Ok((Plan::Exact, Vec::new())),
+            Plan::Exact | Plan::Scan => return Ok((Plan::Exact, Vec::new())),
             Plan::GraphWithSkip => None,
             Plan::Graph => {
                 // Where all of a beam is wanted back, chance must not leave too few.

@@ -46,7 +46,7 @@ impl Searcher {
         }
         params.validate()?;
         check(index, query)?;
-        Ok((Plan::Exact, self.scanner().scan(index, &index.codec().code_query(query), wanted, params)?))
+        Ok((Plan::Scan, self.scanner().scan(index, &index.codec().code_query(query), wanted, params)?))
     }
 
     /// As [`Searcher::find`], for many queries; they are all searched in the same way.
@@ -64,7 +64,7 @@ impl Searcher {
             return Ok((Plan::Graph, self.search_all(index, queries, wanted, params)?));
         }
         let each = queries.iter().map(|query| Ok(self.find(index, query, wanted, params)?.1));
-        Ok((Plan::Exact, each.collect::<Result<_, Error>>()?))
+        Ok((Plan::Scan, each.collect::<Result<_, Error>>()?))
     }
 }
 
@@ -170,7 +170,7 @@ mod tests {
             let (all, index) = indexed(kind);
             let queries: Vec<&[f32]> = all[ROWS * DIM..].chunks_exact(DIM).collect();
             let (every, mut searcher) = ((0..ROWS as u32).collect::<Vec<_>>(), Searcher::default());
-            for (ef_search, plan) in [(32, Plan::Graph), (400, Plan::Exact)] {
+            for (ef_search, plan) in [(32, Plan::Graph), (400, Plan::Scan)] {
                 let params = SearchParams { ef_search, ..Default::default() };
                 let (together, all) = searcher.find_all(&index, &queries, 15, &params).unwrap();
                 assert_eq!(together, plan, "{kind:?}");

@@ -325,6 +325,7 @@ fn cost(cost: Cost, plan: Plan, matching: usize, params: &SearchParams) -> proto
         Plan::Graph => proto::Plan::Graph,
         Plan::GraphWithSkip => proto::Plan::GraphWithSkip,
         Plan::Exact => proto::Plan::Exact,
+        Plan::Scan => proto::Plan::Scan,
     };
     let Cost { visited_nodes, scored_vectors, rescored_vectors } = cost;
     let ef_search = if params.exact { 0 } else { params.ef_search as u32 };

@@ -15,7 +15,7 @@ use proptest::test_runner::RngSeed;
 use viscache::cache::{
     Cache, LoadOptions, NewCache, NewItem, RowsMode, Snapshot, Writer, decode_row, encode_row,
 };
-use viscache::index::{BuildParams, CodeKind, SearchParams, Searcher};
+use viscache::index::{BuildParams, CodeKind, Plan, SearchParams, Searcher};
 use viscache::kernels::Kernels;
 use viscache::store::{Access, ItemRecord, RowType, Store};
 use viscache::types::{CacheName, Embedding, Filter, Fingerprint, Hit, ItemId, Origin};
@@ -194,9 +194,16 @@ proptest! {
             let narrow = search(&snapshot, query, top_k, asked(ef_search, rescore, false));
             holds(&live, query, top_k, &narrow)?;
         }
+        // Caches this small are scanned. Their graph reaches every row all the same.
+        let (index, mut searcher) = (snapshot.index(), Searcher::default());
+        let (walked, cost) = searcher.search(index, &world.queries[0], index.len(), &asked(64, 64, false)).unwrap();
+        let reached: BTreeSet<u32> = walked.iter().map(|candidate| candidate.slot.0).collect();
+        prop_assert_eq!((walked.len(), reached.len()), (index.len(), index.len()));
+        prop_assert!(cost.visited_nodes > 0);
+
         let queries: Vec<Embedding> = world.queries.iter().map(|q| Embedding::new(q.clone()).unwrap()).collect();
         let params = asked(ef_search, rescore, false);
-        let (all, mut searcher) = (queries.iter().collect::<Vec<_>>(), Searcher::default());
+        let all: Vec<&Embedding> = queries.iter().collect();
         let together = snapshot.search_all(&mut searcher, &all, top_k, &params);
         for (found, query) in together.into_iter().zip(&queries) {
             let alone = snapshot.search(&mut searcher, query, top_k, &params).unwrap();
@@ -213,6 +220,53 @@ proptest! {
         }
         for &id in live.keys() {
             prop_assert!(store.item(snapshot.record().id, ItemId(id)).unwrap().is_some());
+        }
+    }
+}
+
+/// Which items stay, and how a narrow search among them goes.
+type Kept = (fn(u64) -> bool, Plan);
+
+#[test]
+fn what_was_deleted_is_gone_around_on_every_way() {
+    const ROWS: u64 = 3000;
+    let row = |id: u64| -> Vec<f32> {
+        let mut state = id;
+        let mut next = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 40) as f32 / (1u64 << 24) as f32 - 0.5
+        };
+        (0..64).map(|_| next()).collect()
+    };
+    let mut world = World {
+        rows: RowType::F32,
+        mode: RowsMode::Ram,
+        codes: CodeKind::U4,
+        indexed: (0..ROWS).map(|id| (id, row(id))).collect(),
+        changes: Vec::new(),
+        queries: vec![row(ROWS), row(ROWS + 1)],
+    };
+    let deleted =
+        |keep: fn(u64) -> bool| vec![(0..ROWS).filter(|&id| !keep(id)).map(|id| (id, None)).collect()];
+    let kept: [Kept; 3] =
+        [(|_| true, Plan::Graph), (|id| id % 10 != 0, Plan::Graph), (|id| id % 5 < 2, Plan::GraphWithSkip)];
+    for (keep, plan) in kept {
+        world.changes = deleted(keep);
+        let folder = tempfile::tempdir().unwrap();
+        let store = Arc::new(Store::open(folder.path(), Access::Write).unwrap());
+        let (cache, live) = world.make(&store);
+        let snapshot = cache.snapshot();
+        for query in &world.queries {
+            let embedding = Embedding::new(query.clone()).unwrap();
+            let ask = |params| snapshot.search(&mut Searcher::default(), &embedding, 10, &params).unwrap();
+            let narrow = ask(asked(24, 24, false));
+            assert_eq!(narrow.plan, plan);
+            holds(&live, query, 10, &narrow.hits).unwrap();
+            // As wide as this, it is a scan of what is left, and misses nothing.
+            let wide = ask(asked(600, 600, false));
+            assert_eq!((wide.plan, wide.cost.visited_nodes), (Plan::Scan, 0));
+            assert_eq!(wide.cost.scored_vectors, live.len() as u64);
+            assert_eq!(pairs(&wide.hits), truth(&live, query, 10));
         }
     }
 }

@@ -305,7 +305,13 @@ async fn a_reply_holds_what_was_asked_for() {
     let total: f32 = more.results[0].neighbors.iter().map(|n| n.weight).sum();
     assert!((total - 1.0).abs() < 1e-5, "{total}");
     let fast = world.enhance(EnhanceRequest { search: None, ..to_rows(&queries) }).await;
-    assert!(fast.results.iter().all(|r| r.cost.unwrap().visited_nodes > 0));
+    let scanned = |cost: proto::Cost| cost.plan() == proto::Plan::Scan && cost.scored_vectors == 300;
+    assert!(fast.results.iter().all(|r| scanned(r.cost.unwrap())), "a small cache is scanned on its codes");
+    let search = Some(SearchParams { ef_search: Some(2), rescore: Some(2), ..SearchParams::default() });
+    let narrow = EnhanceRequest { search, blend: blend(2, 20.0, 0.5), ..to_rows(&queries) };
+    let narrow = world.enhance(narrow).await;
+    assert!(narrow.results.iter().all(|r| r.cost.unwrap().plan() == proto::Plan::Graph));
+    assert!(narrow.results.iter().all(|r| r.cost.unwrap().visited_nodes > 0));
     assert!(fast.results.iter().all(|r| r.cost.unwrap().rescored_vectors > 0));
     assert!(plain.results.iter().all(|r| r.cost.unwrap().scored_vectors == 300));
     assert!(plain.results.iter().all(|r| r.cost.unwrap().rescored_vectors == 0));
