@@ -122,6 +122,9 @@ impl Scanner {
 
 #[cfg(test)]
 mod tests {
+    use rand::{RngExt, SeedableRng};
+    use rand_pcg::Pcg64;
+
     use super::*;
     use crate::index::{AlignedBytes, BuildParams, CodeKind, Codec, Parts, build};
     use crate::types::ItemId;
@@ -131,14 +134,8 @@ mod tests {
 
     /// Rows with their index; the last rows are queries.
     fn indexed(kind: CodeKind) -> (Vec<f32>, Index) {
-        let mut state = 0x9E37_79B9u32;
-        let mut next = || {
-            state ^= state << 13;
-            state ^= state >> 17;
-            state ^= state << 5;
-            state as f32 / u32::MAX as f32 - 0.5
-        };
-        let all: Vec<f32> = (0..(ROWS + 20) * DIM).map(|_| next()).collect();
+        let mut random = Pcg64::seed_from_u64(1);
+        let all: Vec<f32> = (0..(ROWS + 20) * DIM).map(|_| random.random_range(-0.5f32..0.5)).collect();
         let rows = &all[..ROWS * DIM];
         let codec = Codec::train(kind, rows, DIM);
         let params = BuildParams { m: 8, ef_construction: 40, threads: 1, ..Default::default() };
