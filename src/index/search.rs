@@ -514,7 +514,7 @@ mod tests {
         let rows: Vec<f32> = (0..3000).flat_map(|_| row(1.0)).collect();
         let queries = (0..100).map(|_| row(1.5)).collect();
         let codec = Codec::train(kind, &rows, DIM);
-        let params = BuildParams { m: 8, ef_construction: 40, threads: 2, ..Default::default() };
+        let params = BuildParams { m: 8, ef_construction: 40, threads: 1, ..Default::default() };
         let graph = build(&params, &codec, &rows, &[], |_, _| ()).unwrap();
         let ids: Vec<ItemId> = (0..3000).map(ItemId).collect();
         let mut bytes = Vec::new();
