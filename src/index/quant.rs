@@ -61,10 +61,9 @@ pub(super) enum CodedQuery {
         values: Vec<i8>,
         offset: f32,
         scale: f32,
-        /// The query's score on the mean, what 1 of `values` is worth, and the query's length.
+        /// The query's score on the mean, and what 1 of `values` is worth.
         mean: f32,
         unit: f32,
-        length: f32,
     },
 }
 
@@ -222,8 +221,7 @@ impl Codec {
         let sum: i32 = values.iter().map(|&v| i32::from(v)).sum();
         let unit = if scale > 0.0 { 1.0 / scale } else { 0.0 };
         let scale = self.step * self.unshrink() * unit;
-        let length = Kernels::get().dot(query, query).sqrt();
-        CodedQuery::Integer { values, offset: mean - zero * sum as f32 * scale, scale, mean, unit, length }
+        CodedQuery::Integer { values, offset: mean - zero * sum as f32 * scale, scale, mean, unit }
     }
 }
 

@@ -269,9 +269,8 @@ impl<'a> OnCodes<'a> {
 
     /// Turns to another query.
     fn turn(&mut self, query: CodedQuery) {
-        if let (CodedQuery::Integer { values, mean, unit, length, .. }, Some(sketch)) = (&query, self.sketch)
-        {
-            sketch.aim(values, *unit, *mean, *length, &mut self.scratch.aim);
+        if let (CodedQuery::Integer { values, mean, unit, .. }, Some(sketch)) = (&query, self.sketch) {
+            sketch.aim(values, *unit, *mean, &mut self.scratch.aim);
         }
         self.query = query;
     }

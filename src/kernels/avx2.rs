@@ -158,10 +158,10 @@ fn score_nibbles(rows: &[u8], slots: &[u32], query: &[i8], out: &mut Vec<i32>) {
 pub(super) fn score_signs(rows: &[u8], slots: &[u32], planes: &[u64], out: &mut Vec<i32>) {
     let words = planes.len() / PLANES;
     if !words.is_multiple_of(WORDS) || words > WORDS * SIGN_LINES {
-        return score_rows(rows, slots, words * 8, out, |row| scalar::sum_signs(row, planes));
+        return score_rows(rows, slots, words * 8, out, |row| scalar::sign_distance(row, planes));
     }
-    // Bits are counted by looking up half a byte at a time. A plane's table says what its bits are worth, twice 2ᵖ each; the
-    // row's own, -15 each. All five together are from -120 to 120, so they are added up within a byte, whatever wraps on the way.
+    // Bits are counted by looking up half a byte at a time, in a table for each plane. A byte of a line comes to 24 at most, of
+    // all lines to 192.
     let mask = _mm256_set1_epi8(15);
     let halves = |x: __m256i| [_mm256_and_si256(x, mask), _mm256_and_si256(_mm256_srli_epi16::<4>(x), mask)];
     let mut query = [[[_mm256_setzero_si256(); 2]; PLANES]; SIGN_LINES];
@@ -173,28 +173,19 @@ pub(super) fn score_signs(rows: &[u8], slots: &[u32], planes: &[u64], out: &mut 
         }
     }
     let bits = _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4));
-    let twice = |x: __m256i| _mm256_add_epi8(x, x);
-    let one = twice(bits);
-    let worth = [one, twice(one), twice(twice(one)), twice(twice(twice(one)))];
-    let own = _mm256_sub_epi8(bits, twice(worth[2])); // 1 - 16
-    let sign = _mm256_set1_epi8(i8::MIN);
+    let worth = [bits, _mm256_add_epi8(bits, bits)];
     score_rows(rows, slots, words * 8, out, |row| {
         let mut sums = _mm256_setzero_si256();
         for (line, query) in row.chunks_exact(8 * WORDS).zip(&query) {
             // SAFETY: `line` holds 32 bytes.
             let row = halves(unsafe { _mm256_loadu_si256(line.as_ptr().cast()) });
-            let [mut low, mut high] = row.map(|half| _mm256_shuffle_epi8(own, half));
             for (plane, &worth) in query.iter().zip(&worth) {
-                let found =
-                    |half: usize| _mm256_shuffle_epi8(worth, _mm256_and_si256(row[half], plane[half]));
-                low = _mm256_add_epi8(low, found(0));
-                high = _mm256_add_epi8(high, found(1));
+                let differ =
+                    |half: usize| _mm256_shuffle_epi8(worth, _mm256_xor_si256(row[half], plane[half]));
+                sums = _mm256_add_epi8(sums, _mm256_add_epi8(differ(0), differ(1)));
             }
-            // From 8 to 248 with 128 more, which unsigned sums can take.
-            let bytes = _mm256_xor_si256(_mm256_add_epi8(low, high), sign);
-            sums = _mm256_add_epi64(sums, _mm256_sad_epu8(bytes, _mm256_setzero_si256()));
         }
-        sum_i32(sums) - 128 * row.len() as i32
+        sum_i32(_mm256_sad_epu8(sums, _mm256_setzero_si256()))
     });
 }
 

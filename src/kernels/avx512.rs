@@ -270,7 +270,7 @@ fn score_nibbles_vnni(rows: &[u8], slots: &[u32], query: &[i8], out: &mut Vec<i3
 fn score_signs_popcount(rows: &[u8], slots: &[u32], planes: &[u64], out: &mut Vec<i32>) {
     let words = planes.len() / PLANES;
     if words * 64 != RESIDENT {
-        return score_rows(rows, slots, words * 8, out, |row| scalar::sum_signs(row, planes));
+        return score_rows(rows, slots, words * 8, out, |row| scalar::sign_distance(row, planes));
     }
     let mut lines = [[_mm512_setzero_si512(); 2]; PLANES];
     for (line, words) in lines.as_flattened_mut().iter_mut().zip(planes.chunks_exact(8)) {
@@ -284,16 +284,10 @@ fn score_signs_popcount(rows: &[u8], slots: &[u32], planes: &[u64], out: &mut Ve
             (_mm512_loadu_si512(row.as_ptr().cast()), _mm512_loadu_si512(row.as_ptr().add(64).cast()))
         };
         let count = |p: usize| {
-            let (a, b) = (_mm512_and_si512(a, lines[p][0]), _mm512_and_si512(b, lines[p][1]));
+            let (a, b) = (_mm512_xor_si512(a, lines[p][0]), _mm512_xor_si512(b, lines[p][1]));
             _mm512_add_epi64(_mm512_popcnt_epi64(a), _mm512_popcnt_epi64(b))
         };
-        let twice = |x: __m512i| _mm512_add_epi64(x, x);
-        let high = _mm512_add_epi64(count(2), twice(count(3)));
-        let low = _mm512_add_epi64(count(0), twice(count(1)));
-        let levels = _mm512_add_epi64(low, twice(twice(high)));
-        let set = _mm512_add_epi64(_mm512_popcnt_epi64(a), _mm512_popcnt_epi64(b));
-        let fifteen = _mm512_sub_epi64(_mm512_slli_epi64::<4>(set), set);
-        _mm512_reduce_add_epi64(_mm512_sub_epi64(twice(levels), fifteen)) as i32
+        _mm512_reduce_add_epi64(_mm512_add_epi64(count(0), _mm512_slli_epi64::<1>(count(1)))) as i32
     });
 }
 

@@ -58,7 +58,7 @@ use half::f16;
 const ROWS_AHEAD: usize = 8;
 
 /// Bits of a level in [`Kernels::score_signs`].
-pub const PLANES: usize = 4;
+pub const PLANES: usize = 2;
 
 /// One instruction set's kernels. A value other than [`Kernels::Scalar`] proves that this processor has it.
 #[derive(Debug, Clone, Copy)]
@@ -246,11 +246,11 @@ impl Kernels {
         dispatch!(self, score_nibbles(rows, slots, query, out));
     }
 
-    /// For each of the rows `slots` of one bit a component, Σ (2·level − 15) over the components whose bit is set. `out` is
-    /// cleared first.
+    /// For each of the rows `slots` of one bit a component, how far it is from levels of two bits: the bits in which it
+    /// differs from their lower ones, and twice those in which it differs from their upper ones. `out` is cleared first.
     ///
-    /// * `planes`: the levels of the components, 0 to 15: their lowest bits, then their second ones, and so on, each time in
-    ///   as many words as a row has; the first bit is the lowest of the first word.
+    /// * `planes`: the lower bits of the levels, then the upper ones, each in as many words as a row has; the first bit is the
+    ///   lowest of the first word.
     pub fn score_signs(self, rows: &[u8], slots: &[u32], planes: &[u64], out: &mut Vec<i32>) {
         assert_eq!(planes.len() % PLANES, 0, "planes have one length");
         dispatch!(self, score_signs(rows, slots, planes, out));
@@ -432,7 +432,7 @@ mod tests {
         }
 
         #[test]
-        fn sums_of_signs_are_exact(
+        fn distances_of_signs_are_exact(
             words in prop_oneof![1usize..20, Just(16)], slots in prop::collection::vec(0u32..20, 0..40), seed in any::<u64>()
         ) {
             let mut state = seed | 1;
@@ -440,13 +440,14 @@ mod tests {
             let rows: Vec<u8> = (0..20 * words).flat_map(|_| next().to_le_bytes()).collect();
             let planes: Vec<u64> = (0..PLANES * words).map(|_| next()).collect();
             let bit = |words: &[u64], at: usize| (words[at / 64] >> (at % 64) & 1) as i32;
-            let level = |at: usize| (0..PLANES).map(|p| bit(&planes[p * words..], at) << p).sum::<i32>();
-            let sum = |&slot: &u32| -> i32 {
+            let distance = |&slot: &u32| -> i32 {
                 let row = &rows[slot as usize * words * 8..][..words * 8];
-                let set = (0..words * 64).filter(|at| row[at / 8] >> (at % 8) & 1 == 1);
-                set.map(|at| 2 * level(at) - 15).sum()
+                let differs = |at: usize, plane: usize| {
+                    i32::from(row[at / 8] >> (at % 8) & 1) ^ bit(&planes[plane * words..], at)
+                };
+                (0..words * 64).map(|at| differs(at, 0) + 2 * differs(at, 1)).sum()
             };
-            let expected: Vec<i32> = slots.iter().map(sum).collect();
+            let expected: Vec<i32> = slots.iter().map(distance).collect();
             for kernels in Kernels::available() {
                 let mut out = vec![7; 3];
                 kernels.score_signs(&rows, &slots, &planes, &mut out);

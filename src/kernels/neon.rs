@@ -249,15 +249,15 @@ fn score_nibbles(rows: &[u8], slots: &[u32], query: &[i8], out: &mut Vec<i32>) {
 
 #[target_feature(enable = "neon")]
 fn score_signs(rows: &[u8], slots: &[u32], planes: &[u64], out: &mut Vec<i32>) {
-    score_rows(rows, slots, planes.len() / PLANES * 8, out, |row| sum_signs(row, planes));
+    score_rows(rows, slots, planes.len() / PLANES * 8, out, |row| sign_distance(row, planes));
 }
 
 /// Two words of the row at a time: bits are counted by the byte, and no byte's count leaves a byte.
 #[target_feature(enable = "neon")]
 #[inline]
-fn sum_signs(row: &[u8], planes: &[u64]) -> i32 {
+fn sign_distance(row: &[u8], planes: &[u64]) -> i32 {
     let words = planes.len() / PLANES;
-    let (mut levels, mut set) = (vdupq_n_u32(0), vdupq_n_u32(0));
+    let mut sums = vdupq_n_u32(0);
     let pairs = row.chunks_exact(16);
     let rest = pairs.remainder();
     for (i, pair) in pairs.enumerate() {
@@ -266,18 +266,19 @@ fn sum_signs(row: &[u8], planes: &[u64]) -> i32 {
         let count = |p: usize| {
             let plane = &planes[p * words + 2 * i..][..2];
             // SAFETY: `plane` holds 16 bytes.
-            vcntq_u8(vandq_u8(bits, unsafe { vld1q_u8(plane.as_ptr().cast()) }))
+            vcntq_u8(veorq_u8(bits, unsafe { vld1q_u8(plane.as_ptr().cast()) }))
         };
-        let low = vaddq_u8(count(0), vshlq_n_u8::<1>(count(1)));
-        let high = vaddq_u8(count(2), vshlq_n_u8::<1>(count(3)));
-        levels = vpadalq_u16(levels, vpaddlq_u8(vaddq_u8(low, vshlq_n_u8::<2>(high))));
-        set = vpadalq_u16(set, vpaddlq_u8(vcntq_u8(bits)));
+        let bytes = vaddq_u8(count(0), vshlq_n_u8::<1>(count(1)));
+        sums = vpadalq_u16(sums, vpaddlq_u8(bytes));
     }
-    let sum = 2 * vaddvq_u32(levels) as i32 - 15 * vaddvq_u32(set) as i32;
+    let sum = vaddvq_u32(sums) as i32;
     if rest.is_empty() {
         return sum;
     }
-    sum + scalar::sum_signs(rest, &std::array::from_fn::<u64, PLANES, _>(|p| planes[p * words + words - 1]))
+    sum + scalar::sign_distance(
+        rest,
+        &std::array::from_fn::<u64, PLANES, _>(|p| planes[p * words + words - 1]),
+    )
 }
 
 #[target_feature(enable = "neon")]

@@ -45,18 +45,17 @@ pub(super) fn score_nibbles(rows: &[u8], slots: &[u32], query: &[i8], out: &mut 
 
 /// Inlined, so that counting bits is one instruction where the caller is compiled for it: by hand it costs ten times as much.
 #[inline(always)]
-pub(super) fn sum_signs(row: &[u8], planes: &[u64]) -> i32 {
+pub(super) fn sign_distance(row: &[u8], planes: &[u64]) -> i32 {
     let words = row.chunks_exact(8).map(|w| u64::from_le_bytes(w.try_into().unwrap_or_default()));
     let len = planes.len() / super::PLANES;
-    let word = |(at, word): (usize, u64)| -> i32 {
-        let levels: u32 = (0..super::PLANES).map(|p| (word & planes[p * len + at]).count_ones() << p).sum();
-        2 * levels as i32 - 15 * word.count_ones() as i32
+    let word = |(at, word): (usize, u64)| -> u32 {
+        (0..super::PLANES).map(|p| (word ^ planes[p * len + at]).count_ones() << p).sum()
     };
-    words.enumerate().map(word).sum()
+    words.enumerate().map(word).sum::<u32>() as i32
 }
 
 pub(super) fn score_signs(rows: &[u8], slots: &[u32], planes: &[u64], out: &mut Vec<i32>) {
-    super::score_rows(rows, slots, planes.len() / super::PLANES * 8, out, |row| sum_signs(row, planes));
+    super::score_rows(rows, slots, planes.len() / super::PLANES * 8, out, |row| sign_distance(row, planes));
 }
 
 pub(super) fn product_nibbles(a: &[u8], b: &[u8]) -> u32 {
