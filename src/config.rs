@@ -332,7 +332,7 @@ impl Config {
     /// Defaults of the search, the target aside.
     pub fn search_params(&self) -> SearchParams {
         let Search { ef_search, rescore, exact, .. } = self.search;
-        SearchParams { ef_search, rescore, exact, deadline: None }
+        SearchParams { ef_search, rescore, exact, ..SearchParams::default() }
     }
 
     /// Where numbers can be read, if anywhere.

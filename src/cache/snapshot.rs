@@ -263,7 +263,7 @@ impl Snapshot {
             true => (Plan::Exact, None),
             false => {
                 let wanted = top_k.max(params.rescore);
-                self.candidates(searcher, query, wanted, params, matching, &mut cost)?
+                self.candidates(searcher, query, wanted, &params.for_hits(top_k), matching, &mut cost)?
             }
         };
         self.completed(query, top_k, params, plan, candidates, matching, cost)

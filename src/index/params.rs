@@ -130,6 +130,11 @@ pub struct SearchParams {
     /// Most candidates rescored on the stored rows, at least `top_k`; raised to that. With rows in memory, rescoring ends
     /// sooner when no further candidate can matter. More costs row reads, not hops.
     pub rescore: usize,
+    /// How far below the tenth best a row may score for the beam to go on from it; none: as far as the beam is wide. With it
+    /// the beam may grow to [`SearchParams::WIDER`] times `ef_search` where a query's neighbours lie dense, and ends sooner
+    /// where they do not. Made for the ten best. What it does to recall depends on the data: see `cache::calibrate`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub margin: Option<f32>,
     /// Scan every row instead: the truth, in time proportional to the cache.
     pub exact: bool,
     /// When an answer is no longer wanted; a search then ends with [`Error::Deadline`].
@@ -144,11 +149,20 @@ impl SearchParams {
     pub const DEFAULT_RESCORE: usize = 40;
     /// Largest accepted [`SearchParams::ef_search`].
     pub const MAX_EF_SEARCH: usize = 16_384;
+    /// Of the hits, the one that [`SearchParams::margin`] is measured from.
+    pub const MARGIN_RANK: usize = 10;
+    /// What a beam with a margin may grow to, in `ef_search`.
+    pub const WIDER: usize = 2;
 
     /// A beam and the rescoring that goes with it: not more than the beam holds, so that a narrow one is as cheap as it
     /// looks. Recall is measured with these, and what is promised is searched with these.
     pub fn of_beam(ef_search: usize) -> Self {
         SearchParams { ef_search, rescore: Self::DEFAULT_RESCORE.min(ef_search), ..SearchParams::default() }
+    }
+
+    /// What to search by for so many hits: a margin that was measured from the tenth says nothing of those beyond.
+    pub fn for_hits(self, top_k: usize) -> Self {
+        SearchParams { margin: self.margin.filter(|_| top_k <= Self::MARGIN_RANK), ..self }
     }
 
     /// Checks every field.
@@ -157,7 +171,14 @@ impl SearchParams {
     /// [`Error::Parameter`].
     pub fn validate(&self) -> Result<(), Error> {
         in_range("ef_search", self.ef_search, 1, Self::MAX_EF_SEARCH)?;
-        in_range("rescore", self.rescore, 1, Self::MAX_EF_SEARCH)
+        in_range("rescore", self.rescore, 1, Self::MAX_EF_SEARCH)?;
+        match self.margin {
+            Some(margin) if !(margin > 0.0 && margin.is_finite()) => {
+                let allowed = "a number above 0".to_owned();
+                Err(Error::Parameter { name: "margin", value: margin.to_string(), allowed })
+            }
+            _ => Ok(()),
+        }
     }
 }
 
@@ -166,6 +187,7 @@ impl Default for SearchParams {
         SearchParams {
             ef_search: Self::DEFAULT_EF_SEARCH,
             rescore: Self::DEFAULT_RESCORE,
+            margin: None,
             exact: false,
             deadline: None,
         }

@@ -81,10 +81,13 @@ impl Pool {
         self.keys.get(self.next).map(|&key| slot_of(key))
     }
 
-    /// As [`Pool::peek_next`], and marks it expanded.
+    /// As [`Pool::peek_next`], and marks it expanded; nothing when it scores less than `least`.
     #[inline]
-    pub(super) fn expand_next(&mut self) -> Option<u32> {
+    pub(super) fn expand_next(&mut self, least: f32) -> Option<u32> {
         let slot = self.peek_next()?;
+        if score_of(self.keys[self.next]) < least {
+            return None;
+        }
         self.keys[self.next] |= EXPANDED;
         Some(slot)
     }
@@ -111,7 +114,7 @@ mod tests {
             for (i, &score) in scores.iter().enumerate() {
                 pool.insert(key(score, i as u32));
                 if i % 3 == 0 {
-                    pool.expand_next();
+                    pool.expand_next(f32::NEG_INFINITY);
                 }
             }
             let kept: Vec<f32> = pool.keys.iter().map(|&k| score_of(k)).collect();

@@ -22,7 +22,7 @@ use rayon::prelude::*;
 
 use super::freeze::{Graph, Pruning, diverse, mirror_and_prune};
 use super::quant::{Coded, CodedQuery, RowQueries};
-use super::search::{Links, Searcher};
+use super::search::{Beam, Links, Searcher};
 use super::sketch::Sketch;
 use super::space::Space;
 use super::{Codec, Error};
@@ -201,7 +201,7 @@ impl<'a> Repair<'a> {
             graph,
             (self.narrow, self.sketch.as_ref()),
             queries,
-            ef,
+            Beam::wide(ef),
             |_| Ok(()),
             |at, walker| {
                 found[at] = walker.found().take(wanted).map(|c| c.slot.0).collect();

@@ -89,6 +89,26 @@ pub(super) trait Links {
     }
 }
 
+/// How wide a walk is on level 0.
+#[derive(Debug, Default, Clone, Copy)]
+pub(super) struct Beam {
+    ef: usize,
+    /// [`SearchParams::margin`].
+    margin: Option<f32>,
+}
+
+impl Beam {
+    /// As wide as `ef`, whatever is found.
+    pub(super) fn wide(ef: usize) -> Self {
+        Beam { ef, margin: None }
+    }
+
+    fn of(params: &SearchParams, wanted: usize) -> Self {
+        let wider = if params.margin.is_some() { SearchParams::WIDER } else { 1 };
+        Beam { ef: (params.ef_search * wider).max(wanted), margin: params.margin }
+    }
+}
+
 /// One thread's scratch for searching any index; reuse it.
 #[derive(Debug, Default)]
 pub struct Searcher {
@@ -124,7 +144,7 @@ impl Searcher {
         let (walker, scratch) = &mut self.walks[0];
         let query = index.codec().code_query(query);
         let mut judge = OnCodes::new(index.coded(), index.sketch(), query, scratch);
-        walker.begin(index, params.ef_search.max(wanted), &mut judge);
+        walker.begin(index, Beam::of(params, wanted), &mut judge);
         while !walker.step(index, &mut judge) {
             check_deadline(params, walker.cost)?;
         }
@@ -150,7 +170,7 @@ impl Searcher {
             index,
             (index.coded(), index.sketch()),
             queries.iter().map(|query| index.codec().code_query(query)),
-            params.ef_search.max(wanted),
+            Beam::of(params, wanted),
             |cost| check_deadline(params, cost),
             |at, walker| answers[at] = (walker.found().take(wanted).collect(), walker.cost),
         )?;
@@ -165,7 +185,7 @@ impl Searcher {
         graph: &impl Links,
         (coded, sketch): (Coded<'_>, Option<&Sketch>),
         queries: impl ExactSizeIterator<Item = CodedQuery>,
-        ef: usize,
+        beam: Beam,
         check: impl Fn(Cost) -> Result<(), Error>,
         mut finish: impl FnMut(usize, &Walker),
     ) -> Result<(), Error> {
@@ -176,7 +196,7 @@ impl Searcher {
         for (walker, scratch) in &mut self.walks[..width] {
             if let Some((at, query)) = waiting.next() {
                 let mut judge = OnCodes::new(coded, sketch, query, scratch);
-                walker.begin(graph, ef, &mut judge);
+                walker.begin(graph, beam, &mut judge);
                 flights.push((at, walker, judge));
             }
         }
@@ -190,7 +210,7 @@ impl Searcher {
                 let Some((next, query)) = waiting.next() else { return false };
                 *at = next;
                 judge.turn(query);
-                walker.begin(graph, ef, judge);
+                walker.begin(graph, beam, judge);
                 true
             });
         }
@@ -326,7 +346,7 @@ pub(super) struct Walker {
     pool: Pool,
     phase: Phase,
     level: usize,
-    ef: usize,
+    beam: Beam,
     /// What is expanded, and what probably comes next.
     now: Step,
     next: Step,
@@ -410,8 +430,8 @@ impl Walker {
 
     /// Begins a walk, which comes down to level 0 and collects the best `ef` nodes it meets there; [`Walker::advance`] goes on
     /// with it.
-    fn begin(&mut self, graph: &impl Links, ef: usize, judge: &mut impl Judge) {
-        self.ef = ef;
+    fn begin(&mut self, graph: &impl Links, beam: Beam, judge: &mut impl Judge) {
+        self.beam = beam;
         judge.score(&[graph.entry()], &mut self.scores);
         self.cost = Cost { scored_vectors: 1, ..Cost::default() };
         self.pool.begin();
@@ -424,14 +444,28 @@ impl Walker {
     fn land(&mut self, graph: &impl Links, level: usize) {
         self.level = level;
         self.pool.reopen(match level.checked_sub(1) {
-            None => self.ef,
-            Some(upper) => width(graph.upper_len(upper), graph.len(), self.ef),
+            None => self.beam.ef,
+            Some(upper) => width(graph.upper_len(upper), graph.len(), self.beam.ef),
         });
         self.visited.begin(graph.len());
         for &key in self.pool.keys() {
             self.visited.insert(slot_of(key));
         }
         self.next.slot = None;
+    }
+
+    /// The least score that the walk goes on from on level 0, by the margin.
+    fn least(&self) -> Option<f32> {
+        let margin = self.beam.margin.filter(|_| self.level == 0)?;
+        self.pool.keys().get(SearchParams::MARGIN_RANK - 1).map(|&tenth| score_of(tenth) - margin)
+    }
+
+    /// The score that a row must beat to be of use.
+    fn floor(&self) -> Option<f32> {
+        match (self.pool.floor(), self.least()) {
+            (Some(full), Some(least)) => Some(full.max(least)),
+            (full, least) => full.or(least),
+        }
     }
 
     /// Does what can be done without waiting for memory. True when the walk has ended.
@@ -449,7 +483,7 @@ impl Walker {
                 self.phase = Phase::Sift;
             }
             Phase::Sift => {
-                judge.sift(&self.now.unseen, self.pool.floor(), &mut self.now.kept);
+                judge.sift(&self.now.unseen, self.floor(), &mut self.now.kept);
                 self.phase = Phase::Score;
             }
             Phase::Score => {
@@ -471,10 +505,10 @@ impl Walker {
     /// Takes the best node that is not expanded, on the next level where this one has none, and fetches its links and those
     /// of the one after it.
     fn choose(&mut self, graph: &impl Links) {
-        let mut next = self.pool.expand_next();
+        let mut next = self.pool.expand_next(self.least().unwrap_or(f32::NEG_INFINITY));
         while next.is_none() && self.level > 0 {
             self.land(graph, self.level - 1);
-            next = self.pool.expand_next();
+            next = self.pool.expand_next(f32::NEG_INFINITY);
         }
         self.phase = match next {
             Some(slot) => {
@@ -558,6 +592,39 @@ mod tests {
         }
         assert!(recall[0] > recall[1] - 0.02, "{recall:?}");
         assert!(10 * scored[0] < 9 * scored[1], "{scored:?}");
+    }
+
+    #[test]
+    fn a_margin_ends_a_beam_and_a_wide_one_only_widens_it() {
+        for kind in [CodeKind::U4, CodeKind::U8] {
+            let (_, queries, index) = clustered(kind);
+            let all: Vec<&[f32]> = queries.iter().map(Vec::as_slice).collect();
+            let mut searcher = Searcher::default();
+            let mut search = |ef_search, margin| {
+                let params = SearchParams { ef_search, margin, ..Default::default() };
+                let together = searcher.search_all(&index, &all, 15, &params).unwrap();
+                for (query, found) in all.iter().zip(&together) {
+                    assert_eq!(searcher.search(&index, query, 15, &params).unwrap(), *found, "{kind:?}");
+                }
+                together
+            };
+            assert_eq!(search(24, Some(10.0)), search(48, None));
+            let work = |found: &[Candidates]| found.iter().map(|(_, cost)| cost.visited_nodes).sum::<u64>();
+            let (wide, near) = (search(48, None), search(24, Some(0.01)));
+            assert!(work(&near) < work(&wide), "{kind:?}: {} of {}", work(&near), work(&wide));
+            // Without signs, whose errors may lead elsewhere, it is the beginning of the wide walk.
+            for ((near, cost), (wide, all)) in near.iter().zip(&wide).filter(|_| kind == CodeKind::U8) {
+                assert!(cost.visited_nodes <= all.visited_nodes && cost.scored_vectors <= all.scored_vectors);
+                assert!(near.iter().zip(wide).all(|(near, wide)| near.score <= wide.score));
+            }
+            let params = SearchParams { margin: Some(0.01), ..Default::default() };
+            assert_eq!([10, 11].map(|top_k| params.for_hits(top_k).margin), [Some(0.01), None]);
+            let params = SearchParams { margin: Some(0.0), ..params };
+            assert!(matches!(
+                searcher.search(&index, all[0], 10, &params),
+                Err(Error::Parameter { name: "margin", .. })
+            ));
+        }
     }
 
     #[test]
