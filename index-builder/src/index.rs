@@ -174,7 +174,7 @@ pub fn run(
         |step| stages.step(step),
         |index, rows| {
             let recalls = calibrate(index, rows, RECALL_SAMPLE, &queries.held_out)?;
-            let widest = recalls.0.last().map_or(0.0, |&(_, recall)| recall);
+            let widest = recalls.rows.last().map_or(0.0, |&(_, recall)| recall);
             if widest < floor {
                 lowest = Some(widest);
                 let what = format!(

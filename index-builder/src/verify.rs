@@ -85,7 +85,7 @@ pub fn verify(
                 && problems.none()
             {
                 match calibrate(snapshot.index(), &snapshot, sample, &queries) {
-                    Ok(recalls) => (verdict.recall, verdict.recall_by) = recalls,
+                    Ok(recalls) => (verdict.recall, verdict.recall_by) = (recalls.rows, recalls.by_kind),
                     Err(e) => problems.add("row", format!("{:#}", anyhow::Error::from(e))),
                 }
             }

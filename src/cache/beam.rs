@@ -16,12 +16,11 @@
 //! a higher one.
 
 use std::collections::BTreeMap;
-use std::iter::once;
 
 use super::calibrate::{ENOUGH, RECALL_K, RECALL_SAMPLE};
 use super::{Error, Snapshot};
 use crate::index::{SearchParams, TargetRecall};
-use crate::store::RecallCurve;
+use crate::store::{MarginCurve, MarginPoint, RecallCurve};
 use crate::types::{Modality, QueryKind};
 
 /// What a perfect measurement may have missed: one neighbour of the sample. Without it, a line towards ln 0 would promise
@@ -44,31 +43,53 @@ impl Snapshot {
     /// [`Error::NotCalibrated`] for a generation whose recall was never measured.
     pub fn params_for(&self, target: TargetRecall, kind: Option<&QueryKind>) -> Result<SearchParams, Error> {
         let record = self.generation_record();
-        match beam(&record.recall, &record.recall_by, target, kind) {
-            Some(Beam::Width(ef_search)) => Ok(SearchParams::of_beam(ef_search)),
-            Some(Beam::Scan) => Ok(SearchParams { exact: true, ..SearchParams::default() }),
+        match beam(&record.recall, &record.recall_by, &record.margins, target, kind) {
+            Some((Beam::Width(ef_search), margin)) => {
+                Ok(SearchParams { margin, ..SearchParams::of_beam(ef_search) })
+            }
+            Some((Beam::Scan, _)) => Ok(SearchParams { exact: true, ..SearchParams::default() }),
             None => Err(Error::NotCalibrated(self.record().name.clone())),
         }
     }
 }
 
 /// * `recall`: for queries like the stored rows, which are images. `by_kind`: for others. A sample of real queries that was
-///   named `image` counts for more than moved rows.
+///   named `image` counts for more than moved rows. `margins`: by kind, the rows' under `image`.
 fn beam(
     recall: &RecallCurve,
     by_kind: &BTreeMap<String, RecallCurve>,
+    margins: &BTreeMap<String, MarginCurve>,
     target: TargetRecall,
     kind: Option<&QueryKind>,
-) -> Option<Beam> {
-    let measured = |curve: &&RecallCurve| !curve.is_empty();
-    let of_kind = |kind: &QueryKind| {
-        let rows = (kind.as_str() == Modality::Image.word()).then_some(recall);
-        by_kind.get(kind.as_str()).filter(measured).or(rows.filter(measured))
+) -> Option<(Beam, Option<f32>)> {
+    let image = Modality::Image.word();
+    let rows = Some((image, recall)).filter(|_| by_kind.get(image).is_none_or(Vec::is_empty));
+    let named = by_kind.iter().map(|(kind, curve)| (kind.as_str(), curve));
+    let measured = || rows.into_iter().chain(named.clone()).filter(|(_, curve)| !curve.is_empty());
+    let reached = |(kind, curve): (&str, &RecallCurve)| {
+        let plain = reach(curve, target);
+        let with_margin = margins.get(kind).and_then(|points| reach_by_margin(points, target));
+        match with_margin {
+            Some((width, margin)) if Beam::Width(width) < plain => (Beam::Width(width), Some(margin)),
+            _ => (plain, None),
+        }
     };
-    match kind.and_then(of_kind) {
-        Some(curve) => Some(reach(curve, target)),
-        None => once(recall).chain(by_kind.values()).filter(measured).map(|c| reach(c, target)).max(),
+    match measured().find(|(word, _)| kind.is_some_and(|kind| kind.as_str() == *word)) {
+        Some(curve) => Some(reached(curve)),
+        None => measured().map(reached).max_by_key(|&(beam, _)| beam),
     }
+}
+
+/// The narrowest beam that reaches a target by its margin, and the margin.
+fn reach_by_margin(points: &MarginCurve, target: TargetRecall) -> Option<(usize, f32)> {
+    let curve: RecallCurve = points.iter().map(|point| (point.ef_search, point.recall)).collect();
+    let Beam::Width(width) = reach(&curve, target) else { return None };
+    let at = points.iter().position(|point| point.ef_search >= width)?;
+    let MarginPoint { ef_search: wide, margin, .. } = points[at];
+    let Some(before) = at.checked_sub(1).map(|before| points[before]) else { return Some((width, margin)) };
+    // Straight in the logarithm of the width.
+    let share = (width as f32 / before.ef_search as f32).ln() / (wide as f32 / before.ef_search as f32).ln();
+    Some((width, before.margin + share * (margin - before.margin)))
 }
 
 /// The narrowest beam of a curve that reaches a target.
@@ -139,8 +160,9 @@ mod tests {
         let recall = vec![(16, 0.99)];
         let by_kind =
             BTreeMap::from([("text".to_owned(), vec![(16, 0.8), (64, 0.95)]), ("audio".to_owned(), vec![])]);
+        let none = BTreeMap::new();
         let find = |recall: &RecallCurve, kind: Option<QueryKind>, wished: f64| {
-            beam(recall, &by_kind, target(wished), kind.as_ref())
+            beam(recall, &by_kind, &none, target(wished), kind.as_ref()).map(|(beam, _)| beam)
         };
         assert_eq!(find(&recall, kind("image"), 0.9), Some(Beam::Width(16)));
         assert_eq!(find(&recall, kind("text"), 0.95), Some(Beam::Width(64)));
@@ -151,9 +173,34 @@ mod tests {
         assert_eq!(find(&recall, kind("image"), 0.96), Some(Beam::Width(16)));
         // Without a curve of the rows, images are as unknown as the rest.
         assert_eq!(find(&vec![], kind("image"), 0.95), Some(Beam::Width(64)));
-        assert_eq!(beam(&vec![], &BTreeMap::new(), target(0.9), None), None);
+        assert_eq!(beam(&vec![], &BTreeMap::new(), &none, target(0.9), None), None);
         let named = BTreeMap::from([("image".to_owned(), vec![(48, 0.9)])]);
-        assert_eq!(beam(&recall, &named, target(0.9), kind("image").as_ref()), Some(Beam::Width(48)));
+        let image = beam(&recall, &named, &none, target(0.9), kind("image").as_ref());
+        assert_eq!(image, Some((Beam::Width(48), None)));
+    }
+
+    #[test]
+    fn a_margin_is_used_where_it_reaches_a_target_with_less() {
+        let by_kind = BTreeMap::from([("text".to_owned(), vec![(16, 0.8), (64, 0.95), (256, 0.98)])]);
+        let point = |ef_search, margin, recall| MarginPoint { ef_search, margin, recall };
+        let margins = BTreeMap::from([
+            ("image".to_owned(), vec![point(16, 0.2, 0.97)]),
+            ("text".to_owned(), vec![point(16, 0.01, 0.7), point(64, 0.03, 0.975), point(256, 0.05, 0.99)]),
+        ]);
+        let find = |word: &str, wished: f64| {
+            beam(&vec![(16, 0.98)], &by_kind, &margins, target(wished), kind(word).as_ref()).unwrap()
+        };
+        assert_eq!(find("text", 0.975), (Beam::Width(64), Some(0.03)));
+        assert_eq!(find("text", 0.99), (Beam::Width(256), Some(0.05)));
+        let (Beam::Width(width), Some(margin)) = find("text", 0.985) else { panic!() };
+        let expected = 0.03 + 0.02 * (width as f32 / 64.0).log(4.0);
+        assert!((65..256).contains(&width) && (margin - expected).abs() < 1e-6, "{width} {margin}");
+        // Where it gains nothing, there is none.
+        assert_eq!(find("text", 0.8), (Beam::Width(16), None));
+        assert_eq!(find("image", 0.97), (Beam::Width(16), None));
+        assert_eq!(find("text", 0.995), (Beam::Scan, None));
+        // The dearest of all, with the margin of its own kind.
+        assert_eq!(find("audio", 0.975), (Beam::Width(64), Some(0.03)));
     }
 
     proptest! {

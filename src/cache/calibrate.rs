@@ -5,6 +5,14 @@
 //! held-out queries, by kind ──┴─► beams, narrow to wide ─► candidates ─► share of the ten among them ─► curves
 //! ```
 //!
+//! Every width is measured twice: as it is, and ended by a margin. Fixed widths spend alike on every query; a margin spends more
+//! where rows lie dense below the tenth best and less where they do not. The one that belongs to a width is how far a beam of it
+//! reaches below the tenth best, in the mean of the queries, so that both cost about the same; recall is then higher with it
+//! (100k, cross-modal: 0.99 with a quarter fewer nodes and a third fewer rows).
+//!
+//! Source: Al-Jazzazi et al., *Distance Adaptive Beam Search for Provably Accurate Graph-Based Nearest Neighbor Search* (2025),
+//! with a difference of scores, which queries far from all rows need, in place of a ratio of distances.
+//!
 //! A search scores its candidates again on the stored rows. A measurement need not: a true neighbour that is among the
 //! candidates is among the ten best of them, whatever the others are. So rows are read once, in order, and may lie anywhere.
 //!
@@ -21,8 +29,8 @@ use super::Error;
 use super::scan::{RowAccess, offer};
 use crate::index::exact::{self, TopK};
 use crate::index::{self, Index, SearchParams, Searcher};
-use crate::store::{RecallCurve, Recalls};
-use crate::types::Slot;
+use crate::store::{MarginCurve, MarginPoint, RecallCurve, Recalls};
+use crate::types::{Modality, Slot};
 
 /// Neighbours that recall is counted over.
 pub const RECALL_K: usize = 10;
@@ -61,11 +69,20 @@ pub fn calibrate(
     let mut next = |count: usize| {
         let group = from..from + count;
         from = group.end;
-        curve(index, &all[group.clone()], &truths[group])
+        curves(index, &all[group.clone()], &truths[group])
     };
-    let recall = next(near.len())?;
-    let by_kind = queries.iter().map(|(kind, queries)| Ok((kind.clone(), next(queries.len())?)));
-    Ok((recall, by_kind.collect::<Result<_, Error>>()?))
+    let (rows, of_rows) = next(near.len())?;
+    let mut margins = BTreeMap::from([(Modality::Image.word().to_owned(), of_rows)]);
+    let mut by_kind = BTreeMap::new();
+    for (kind, queries) in queries {
+        let (curve, of_kind) = next(queries.len())?;
+        if !curve.is_empty() {
+            margins.insert(kind.clone(), of_kind);
+        }
+        by_kind.insert(kind.clone(), curve);
+    }
+    margins.retain(|_, points| !points.is_empty());
+    Ok(Recalls { rows, by_kind, margins })
 }
 
 /// The true ten of every query: one pass over the rows, all queries on each block.
@@ -80,28 +97,55 @@ fn truths(rows: &impl RowAccess, queries: &[&[f32]]) -> Result<Vec<Vec<Slot>>, E
     Ok(best.into_iter().map(slots).collect())
 }
 
-/// Recall of some queries by width of the beam; nothing without queries.
-fn curve(index: &Index, queries: &[&[f32]], truths: &[Vec<Slot>]) -> Result<RecallCurve, Error> {
-    let mut curve = RecallCurve::new();
+/// Recall of some queries by width of the beam, and the same with margins; nothing without queries.
+fn curves(
+    index: &Index,
+    queries: &[&[f32]],
+    truths: &[Vec<Slot>],
+) -> Result<(RecallCurve, MarginCurve), Error> {
+    let (mut curve, mut margins) = (RecallCurve::new(), MarginCurve::new());
     if queries.is_empty() {
-        return Ok(curve);
+        return Ok((curve, margins));
     }
     for ef_search in WIDTHS {
         let params = SearchParams::of_beam(ef_search);
-        let one = |searcher: &mut Searcher, (query, truth): (&&[f32], &Vec<Slot>)| {
-            let (_, (candidates, _)) = searcher.find(index, query, params.rescore.max(RECALL_K), &params)?;
-            let found: Vec<Slot> = candidates.into_iter().map(|candidate| candidate.slot).collect();
-            Ok(exact::recall(truth, &found))
-        };
-        let sum: Result<f64, index::Error> =
-            queries.par_iter().zip(truths).map_init(Searcher::default, one).sum();
-        let recall = sum? / queries.len() as f64;
+        let (recall, depth) = measured(index, queries, truths, &params)?;
         curve.push((ef_search, recall));
+        // A scan has no beam to end.
+        let params = SearchParams { margin: Some(depth), ..params };
+        if !index.scan_pays(ef_search) && params.validate().is_ok() {
+            let (recall, _) = measured(index, queries, truths, &params)?;
+            margins.push(MarginPoint { ef_search, margin: depth, recall });
+        }
         if recall >= ENOUGH {
             break;
         }
     }
-    Ok(curve)
+    Ok((curve, margins))
+}
+
+/// Recall of some queries, and how far their candidates reach below the tenth of them, in the mean.
+fn measured(
+    index: &Index,
+    queries: &[&[f32]],
+    truths: &[Vec<Slot>],
+    params: &SearchParams,
+) -> Result<(f64, f32), Error> {
+    let one = |searcher: &mut Searcher, (query, truth): (&&[f32], &Vec<Slot>)| {
+        let (_, (candidates, _)) = searcher.find(index, query, params.ef_search, params)?;
+        let depth = match (candidates.get(SearchParams::MARGIN_RANK - 1), candidates.last()) {
+            (Some(tenth), Some(last)) => tenth.score - last.score,
+            _ => 0.0,
+        };
+        let rescored = params.rescore.max(RECALL_K);
+        let found: Vec<Slot> = candidates.iter().take(rescored).map(|candidate| candidate.slot).collect();
+        Ok((exact::recall(truth, &found), f64::from(depth)))
+    };
+    let both = queries.par_iter().zip(truths).map_init(Searcher::default, one);
+    let none = || (0.0, 0.0);
+    let sum = both.try_reduce(none, |a, b| Ok::<_, index::Error>((a.0 + b.0, a.1 + b.1)))?;
+    let count = queries.len() as f64;
+    Ok((sum.0 / count, (sum.1 / count) as f32))
 }
 
 /// Queries like the rows: some of them, moved.
@@ -158,14 +202,19 @@ mod tests {
         let (index, matrix) = (index(&rows), RowMatrix { rows: &rows, dim: DIM });
         let strangers: Vec<Vec<f32>> = random_rows(40, 2).chunks_exact(DIM).map(<[f32]>::to_vec).collect();
         let kinds = BTreeMap::from([("none".to_owned(), vec![]), ("text".to_owned(), strangers.clone())]);
-        let (recall, by_kind) = calibrate(&index, &matrix, 50, &kinds).unwrap();
+        let Recalls { rows: recall, by_kind, margins } = calibrate(&index, &matrix, 50, &kinds).unwrap();
         assert!(recall.len() > 1 && recall[0].0 == 16, "{recall:?}");
         assert_eq!(by_kind["none"], []);
 
         // The slow way: every query searched, its candidates rescored, and held against a scan of its own.
         let mut searcher = Searcher::default();
-        for &(ef, measured) in &by_kind["text"] {
-            let params = SearchParams::of_beam(ef);
+        let plain = by_kind["text"].iter().map(|&(ef, recall)| (SearchParams::of_beam(ef), recall));
+        assert!(!margins["text"].is_empty() && !margins.contains_key("none"), "{margins:?}");
+        let ended = margins["text"].iter().map(|point| {
+            let params = SearchParams::of_beam(point.ef_search);
+            (SearchParams { margin: Some(point.margin), ..params }, point.recall)
+        });
+        for (params, measured) in plain.chain(ended) {
             let mut sum = 0.0;
             for query in &strangers {
                 let (_, (candidates, _)) = searcher.find(&index, query, params.rescore, &params).unwrap();
@@ -176,16 +225,16 @@ mod tests {
                 let slots = |scored: Vec<Scored>| scored.into_iter().map(|s| s.slot).collect::<Vec<_>>();
                 sum += exact::recall(&slots(exact::search(&rows, query, RECALL_K)), &slots(best));
             }
-            assert!((measured - sum / 40.0).abs() < 1e-12, "{ef}: {measured} and {}", sum / 40.0);
+            assert!((measured - sum / 40.0).abs() < 1e-12, "{params:?}: {measured} and {}", sum / 40.0);
         }
     }
 
     #[test]
     fn measuring_ends_where_a_beam_is_enough() {
         let rows = random_rows(12, 3);
-        let (recall, _) =
-            calibrate(&index(&rows), &RowMatrix { rows: &rows, dim: DIM }, 5, &BTreeMap::new()).unwrap();
-        assert_eq!(recall, [(16, 1.0)]);
+        let matrix = RowMatrix { rows: &rows, dim: DIM };
+        let recalls = calibrate(&index(&rows), &matrix, 5, &BTreeMap::new()).unwrap();
+        assert_eq!((recalls.rows, recalls.margins), (vec![(16, 1.0)], BTreeMap::new()));
         let wrong = BTreeMap::from([("text".to_owned(), vec![vec![1.0; 3]])]);
         let refused = calibrate(&index(&rows), &RowMatrix { rows: &rows, dim: DIM }, 5, &wrong);
         assert!(matches!(refused, Err(Error::Index(index::Error::Dimension { expected: DIM, received: 3 }))));

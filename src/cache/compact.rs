@@ -24,7 +24,7 @@ use super::overlay::Overlay;
 use super::writer::{self, Measure, flip, write_generation};
 use super::{Cache, Error, Snapshot, publish_existing};
 use crate::index::{self, BuildParams};
-use crate::store::{CacheRecord, GenerationRecord};
+use crate::store::{CacheRecord, GenerationRecord, Recalls};
 use crate::types::Generation;
 
 #[cfg(doc)]
@@ -228,7 +228,8 @@ impl Cache {
                 Snapshot::open(&self.store, record.clone(), generation.clone(), self.options)?;
             // On the generation as it will be served, and before anybody reads it: its record is still ours alone.
             let recalls = calibrate(loaded.index(), &loaded, RECALL_SAMPLE, &queries.held_out)?;
-            let generation = GenerationRecord { recall: recalls.0, recall_by: recalls.1, ..generation };
+            let Recalls { rows: recall, by_kind: recall_by, margins } = recalls;
+            let generation = GenerationRecord { recall, recall_by, margins, ..generation };
             if let Some(frozen) = Arc::get_mut(&mut loaded.frozen) {
                 frozen.generation.clone_from(&generation);
             }

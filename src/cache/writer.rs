@@ -213,8 +213,9 @@ impl<'a> Writer<'a> {
         let generation = write_generation(self.store, self.record.id, &built)?;
         let (number, index_bytes) = (generation.generation, generation.index_bytes);
         self.record = flip(self.store, &self.record, generation)?;
-        let Built { items, reach, recall: (recall, recall_by), seconds: [read, build, measured], .. } = built;
+        let Built { items, reach, recall: recalls, seconds: [read, build, measured], .. } = built;
         let seconds = [read, build, measured, clock.elapsed().as_secs_f64()];
+        let Recalls { rows: recall, by_kind: recall_by, .. } = recalls;
         Ok(IndexReport { generation: number, items, index_bytes, reach, recall, recall_by, seconds })
     }
 }
@@ -411,7 +412,7 @@ pub(super) fn write_generation(
     std::io::Write::write_all(&mut blob, &built.queries).map_err(index::Error::Write)?;
     let queries_bytes = Some(blob.finish()?).filter(|&len| len > 0);
     store.flush_blobs()?;
-    let (recall, recall_by) = built.recall.clone();
+    let Recalls { rows: recall, by_kind: recall_by, margins } = built.recall.clone();
     Ok(GenerationRecord {
         generation,
         items: built.items,
@@ -421,6 +422,7 @@ pub(super) fn write_generation(
         build: built.build.clone(),
         recall,
         recall_by,
+        margins,
         sequence: built.sequence,
         created_ms: now_ms(),
     })

@@ -185,7 +185,9 @@ pub fn described(reply: &proto::DescribeResponse, json: bool) -> anyhow::Result<
         let point = |r: &proto::Recall| json!({ "ef_search": r.ef_search, "recall_at_10": r.recall_at_10 });
         points.iter().map(point).collect()
     };
-    let curve = |c: &proto::RecallCurve| json!({ "kind": c.kind, "points": points(&c.points) });
+    let margin = |m: &proto::MarginRecall| json!({ "ef_search": m.ef_search, "margin": m.margin, "recall_at_10": m.recall_at_10 });
+    let margins = |c: &proto::RecallCurve| c.margins.iter().map(margin).collect::<Vec<_>>();
+    let curve = |c: &proto::RecallCurve| json!({ "kind": c.kind, "points": points(&c.points), "margins": margins(c) });
     let live = |l: &proto::LiveRecall| {
         json!({
             "kind": l.kind,
@@ -271,9 +273,15 @@ pub fn described(reply: &proto::DescribeResponse, json: bool) -> anyhow::Result<
             writeln!(out, "the last compaction failed: {}", delta.compaction_problem)?;
         }
     }
-    for proto::RecallCurve { kind, points } in &reply.recall_curves {
+    for proto::RecallCurve { kind, points, margins } in &reply.recall_curves {
         for r in points {
             writeln!(out, "recall@10 {:.4} at ef_search {} for {kind} queries", r.recall_at_10, r.ef_search)?;
+        }
+        for proto::MarginRecall { ef_search, margin, recall_at_10 } in margins {
+            writeln!(
+                out,
+                "recall@10 {recall_at_10:.4} at ef_search {ef_search} within {margin:.4} of the tenth for {kind} queries"
+            )?;
         }
     }
     for l in &reply.live_recall {

@@ -43,8 +43,8 @@ pub use blobs::{BlobKind, BlobWriter, PART_LEN};
 pub use keys::CacheId;
 pub use moment::Moment;
 pub use records::{
-    CacheRecord, ChangeKind, ChangeRecord, GenerationRecord, ItemRecord, LedgerRecord, ModelSource, Outcome,
-    RecallCurve, Recalls, RowType, Stamp,
+    CacheRecord, ChangeKind, ChangeRecord, GenerationRecord, ItemRecord, LedgerRecord, MarginCurve,
+    MarginPoint, ModelSource, Outcome, RecallCurve, Recalls, RowType, Stamp,
 };
 pub use scan::ItemScan;
 

@@ -87,8 +87,30 @@ pub struct ModelSource {
 /// Recall by `ef_search`, ascending.
 pub type RecallCurve = Vec<(usize, f64)>;
 
-/// What was measured of an index: for queries like the stored rows, and for other kinds of queries by their names.
-pub type Recalls = (RecallCurve, BTreeMap<String, RecallCurve>);
+/// Recall of a beam that ends by its margin.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct MarginPoint {
+    /// The beam's `ef_search`.
+    pub ef_search: usize,
+    /// How far below the tenth best it goes on: as far as a beam of this width reaches, in the mean of the measured queries.
+    pub margin: f32,
+    /// Recall@10 against exact.
+    pub recall: f64,
+}
+
+/// Recall by `ef_search`, ascending, of beams that end by their margins.
+pub type MarginCurve = Vec<MarginPoint>;
+
+/// What was measured of an index.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Recalls {
+    /// For queries like the stored rows.
+    pub rows: RecallCurve,
+    /// For other kinds of queries, by their names.
+    pub by_kind: BTreeMap<String, RecallCurve>,
+    /// For all of them, with margins, by their names. The rows are of the kind `image`, unless other queries are.
+    pub margins: BTreeMap<String, MarginCurve>,
+}
 
 /// A committed generation.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -112,6 +134,9 @@ pub struct GenerationRecord {
     /// The same for held-out queries of other kinds, by the kind's name (`text`, `audio`, …); empty without a sample of them.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub recall_by: BTreeMap<String, RecallCurve>,
+    /// What [`Recalls::margins`] were; empty in a generation that was measured before there were any.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub margins: BTreeMap<String, MarginCurve>,
     /// Watermark: every change up to this one is in it. Later ones may be; replaying them again does no harm.
     #[serde(default)]
     pub sequence: u64,

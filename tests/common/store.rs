@@ -121,7 +121,7 @@ pub fn add(
     modality: Option<Modality>,
 ) -> Vec<Item> {
     let items = put(path, cache, new, rows, modality);
-    publish(path, cache, (vec![(96, 1.0)], BTreeMap::new()));
+    publish(path, cache, Recalls { rows: vec![(96, 1.0)], ..Recalls::default() });
     items
 }
 

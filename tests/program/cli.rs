@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use tempfile::TempDir;
 use viscache::media::npy;
+use viscache::store::Recalls;
 
 use crate::store::{self, ROWS, ROWS_DIM, SCENE_COUNT, SCENES};
 
@@ -754,7 +755,8 @@ fn page(address: &str, path: &str) -> Option<String> {
 fn a_target_is_asked_for_and_what_was_found_is_counted() {
     let world = World::new();
     let kinds = [("text".to_owned(), vec![(16, 0.8), (64, 0.95)])].into();
-    store::publish(&world.store, ROWS, (vec![(16, 0.9), (64, 0.99)], kinds));
+    let rows = vec![(16, 0.9), (64, 0.99)];
+    store::publish(&world.store, ROWS, Recalls { rows, by_kind: kinds, ..Recalls::default() });
     // A port that was free a moment ago.
     let metrics = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
     let settings = [

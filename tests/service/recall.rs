@@ -15,7 +15,7 @@ use viscache::serve::proto::{
     self, CompactRequest, Cost, DeleteRequest, DescribeRequest, EnhanceRequest, Query, SearchParams,
     SearchRequest, UpsertRequest,
 };
-use viscache::store::{Access, Recalls, Store};
+use viscache::store::{Access, MarginPoint, Recalls, Store};
 use viscache::types::Embedding;
 
 use crate::server::{
@@ -26,7 +26,8 @@ use crate::store::{self, ROWS, ROWS_DIM, SCENES, scene};
 /// What the caches are said to find: images easily, texts less.
 fn said() -> Recalls {
     let text = vec![(16, 0.8), (64, 0.95), (256, 0.9875)];
-    (vec![(16, 0.9), (64, 0.99)], BTreeMap::from([("text".to_owned(), text)]))
+    let by_kind = BTreeMap::from([("text".to_owned(), text)]);
+    Recalls { rows: vec![(16, 0.9), (64, 0.99)], by_kind, ..Recalls::default() }
 }
 
 /// Every search is sampled, as far as there is room.
@@ -187,13 +188,31 @@ async fn what_cannot_be_aimed_at_is_refused_by_name() {
     }
     server.stop().await;
 
-    let unmeasured = make((vec![], BTreeMap::new()));
+    let unmeasured = make(Recalls::default());
     let server = Server::start(app(unmeasured.path(), RowsMode::Ram)).await;
     let refused = server.cache().search(ask(wish(0.9, "text"))).await.unwrap_err();
     assert_eq!(whole(&refused), refusal(Code::FailedPrecondition, "NOT_CALIBRATED", ""));
     assert!(refused.message().contains("index-builder index --cache rows"), "{}", refused.message());
     assert!(server.cache().search(ask(SearchParams::default())).await.is_ok());
     assert_eq!(describe(&server, ROWS).await.recall_curves, []);
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_margin_that_reaches_a_target_with_less_is_taken_and_described() {
+    let point = MarginPoint { ef_search: 64, margin: 0.03, recall: 0.9875 };
+    let margins = BTreeMap::from([("text".to_owned(), vec![point])]);
+    let folder = make(Recalls { margins, ..said() });
+    let server = Server::start(app(folder.path(), RowsMode::Ram)).await;
+    for (target, kind, expected) in [(0.975, "text", 64), (0.8, "text", 16), (0.9, "image", 16)] {
+        let found = server.cache().search(ask(wish(target, kind))).await.unwrap().into_inner();
+        assert_eq!(used(&found.results[0].cost), (expected, false), "{target} {kind}");
+    }
+    let curves = describe(&server, ROWS).await.recall_curves;
+    let [images, texts] = &curves[..] else { panic!("{curves:?}") };
+    assert_eq!((images.kind.as_str(), images.margins.len()), ("image", 0));
+    let expected = proto::MarginRecall { ef_search: 64, margin: 0.03, recall_at_10: 0.9875 };
+    assert_eq!((texts.kind.as_str(), &texts.margins[..]), ("text", &[expected][..]));
     server.stop().await;
 }
 

@@ -100,6 +100,7 @@ pub fn run(config: &Config, args: SearchBench) -> anyhow::Result<ExitCode> {
                 "query_kind": target.and(args.query_kind.as_ref()).map(QueryKind::as_str),
                 "exact": params.exact,
                 "ef_search": params.ef_search,
+                "margin": params.margin,
                 "rescore": params.rescore,
                 "truth": if args.truth.is_some() { "file" } else { "exact" },
                 "recall": point.recall,

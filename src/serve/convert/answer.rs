@@ -7,7 +7,7 @@ use crate::index::SearchParams;
 use crate::models::encoder::Encoder;
 use crate::serve::proto::{self, Dtype};
 use crate::serve::tensor::encode_tensor;
-use crate::store::{GenerationRecord, RecallCurve};
+use crate::store::{GenerationRecord, MarginPoint, RecallCurve};
 use crate::types::{Agreement, Filter, Hit, Modality, Origin};
 
 /// A modality as a message says it.
@@ -67,7 +67,16 @@ pub(in crate::serve) fn recall_curves(generation: &GenerationRecord) -> Vec<prot
     let rows = Some(rows).filter(|(kind, _)| !generation.recall_by.contains_key(*kind));
     let given = generation.recall_by.iter().map(|(kind, curve)| (kind.as_str(), curve));
     let measured = rows.into_iter().chain(given).filter(|(_, curve)| !curve.is_empty());
-    measured.map(|(kind, curve)| proto::RecallCurve { kind: kind.into(), points: recall(curve) }).collect()
+    let with_margins = |(kind, curve): (&str, &RecallCurve)| {
+        let margins = generation.margins.get(kind).into_iter().flatten();
+        let margins = margins.map(|&MarginPoint { ef_search, margin, recall }| proto::MarginRecall {
+            ef_search: ef_search as u32,
+            margin,
+            recall_at_10: recall,
+        });
+        proto::RecallCurve { kind: kind.into(), points: recall(curve), margins: margins.collect() }
+    };
+    measured.map(with_margins).collect()
 }
 
 /// Recall of live searches.
