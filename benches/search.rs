@@ -8,7 +8,8 @@
 //! python synthbind.py --out DIR -n 100000 --nq 2000 --ntrain 50000 --no-gt
 //! VISCACHE_BENCH_DATA=DIR cargo bench --profile dev --bench search
 //! ```
-//! `VISCACHE_BENCH_REPAIR=50000` repairs our graph with so many training queries (`xtrain.fbin`).
+//! `VISCACHE_BENCH_REPAIR=50000` repairs our graph with so many training queries (`xtrain.fbin`). Where there are more of them,
+//! some of the others calibrate margins, and ours is swept with those as well, as a request with `target_recall` is searched.
 //! `VISCACHE_BENCH_OWN=1` leaves `hnsw_rs` out, `_REUSE=1` takes our index from an earlier run; `VISCACHE_BENCH_M`, `_EFC`,
 //! `_REFINE`, `_CODES`, `_RESCORE`, `_THREADS` (of the build) change our side, `VISCACHE_BENCH_PEER_M` and `_PEER_EFC` theirs.
 
@@ -16,12 +17,14 @@
 
 mod common;
 
+use std::collections::BTreeMap;
 use std::hint::black_box;
 use std::path::Path;
 
 use common::{Noise, fbin, machine, median, setting, timed, verdict};
 use hnsw_rs::prelude::{Distance, Hnsw};
 use rayon::prelude::*;
+use viscache::cache::{RECALL_SAMPLE, RowMatrix, calibrate};
 use viscache::index::exact;
 use viscache::index::{AlignedBytes, BuildParams, Codec, Cost, Index, Parts, SearchParams, Searcher, build};
 use viscache::kernels::Kernels;
@@ -87,9 +90,10 @@ fn main() {
     };
     let train = match setting("VISCACHE_BENCH_REPAIR", 0) {
         0 => Vec::new(),
-        n => fbin(&folder.join("xtrain.fbin")).0[..n * dim].to_vec(),
+        _ => fbin(&folder.join("xtrain.fbin")).0,
     };
-    let (index, took) = timed(|| ours(&params, &rows, dim, &train, &folder));
+    let (train, held_out) = train.split_at(setting("VISCACHE_BENCH_REPAIR", 0) * dim);
+    let (index, took) = timed(|| ours(&params, &rows, dim, train, &folder));
     let summary = index.summary();
     println!(
         "ours: M {} efConstruction {} codes {}; built in {:.1} s on {} threads, {:.1} links a node, {} MiB",
@@ -112,15 +116,21 @@ fn main() {
     let resident = AlignedBytes::copy_of(bytemuck::cast_slice(&rows)).unwrap();
     let resident: &[f32] = bytemuck::cast_slice(resident.as_slice());
     let rescore = setting("VISCACHE_BENCH_RESCORE", SearchParams::DEFAULT_RESCORE);
-    let (mut our_curves, mut peer_curves) = (Vec::new(), Vec::new());
+    let held_out = held_out.chunks_exact(dim).take(RECALL_SAMPLE).map(<[f32]>::to_vec).collect::<Vec<_>>();
+    let margins = (!held_out.is_empty()).then(|| {
+        let matrix = RowMatrix { rows: &rows, dim };
+        let kinds = BTreeMap::from([("xq".to_owned(), held_out)]);
+        calibrate(&index, &matrix, RECALL_SAMPLE, &kinds).unwrap().margins
+    });
+    let (mut our_curves, mut margin_curves, mut peer_curves) = (Vec::new(), Vec::new(), Vec::new());
     for set in &sets {
         println!("\n{}: {} queries, one thread, median of {ROUNDS} rounds", set.name, set.rows.len());
         println!("        ef   recall@10   queries/s   visited   scored");
         let mut searcher = Searcher::default();
-        let curve = sweep(set, |queries, ef| {
+        let mut search = |queries: &[&[f32]], (ef, margin): Beam| {
             // Rescoring more than ef would widen the beam beyond it.
             let rescore = rescore.min(ef);
-            let search = SearchParams { ef_search: ef, rescore, ..Default::default() };
+            let search = SearchParams { ef_search: ef, rescore, margin, ..Default::default() };
             let mut found = Vec::with_capacity(queries.len());
             for batch in queries.chunks(BATCH) {
                 let (_, all) = searcher.find_all(&index, batch, rescore, &search).unwrap();
@@ -130,11 +140,21 @@ fn main() {
                 found.extend(batch.iter().zip(all).map(one));
             }
             found
-        });
+        };
+        let plain = EFS.map(|ef| (ef, None));
+        let curve = sweep(set, &plain, &mut search);
         print_curve("ours", &curve);
         our_curves.push(curve);
+        if let Some(margins) = &margins {
+            let kind = if set.name == "inq" { "image" } else { set.name };
+            let beams: Vec<Beam> =
+                margins[kind].iter().map(|point| (point.ef_search, Some(point.margin))).collect();
+            let curve = sweep(set, &beams, &mut search);
+            print_curve("margin", &curve);
+            margin_curves.push(curve);
+        }
         if let Some(peer) = &peer {
-            let curve = sweep(set, |queries, ef| {
+            let curve = sweep(set, &plain, |queries, (ef, _)| {
                 let one = |query: &&[f32]| {
                     let found = peer.search(query, TOP_K, ef);
                     (found.iter().map(|n| n.d_id as u32).collect(), Cost::default())
@@ -152,6 +172,11 @@ fn main() {
             println!("{name} at recall {recall}: not reached by ours");
             continue;
         };
+        if let Some((ours, scored)) = margin_curves.get(at).and_then(|curve| speed_at(curve, recall)) {
+            println!(
+                "{name} at recall {recall}: ours by margins {ours:.0} queries/s, {scored:.0} rows scored"
+            );
+        }
         let Some(peer) = peer_curves.get(at) else {
             println!("{name} at recall {recall}: ours {ours:.0} queries/s, {scored:.0} rows scored");
             continue;
@@ -217,17 +242,24 @@ fn queries(name: &'static str, folder: &Path, rows: &[f32], dim: usize) -> Queri
     Queries { name, rows: queries, truth }
 }
 
-fn sweep(set: &Queries, mut search: impl FnMut(&[&[f32]], usize) -> Vec<(Vec<u32>, Cost)>) -> Vec<Point> {
+/// Width and margin.
+type Beam = (usize, Option<f32>);
+
+fn sweep(
+    set: &Queries,
+    beams: &[Beam],
+    mut search: impl FnMut(&[&[f32]], Beam) -> Vec<(Vec<u32>, Cost)>,
+) -> Vec<Point> {
     let mut curve = Vec::new();
     let queries: Vec<&[f32]> = set.rows.iter().map(Vec::as_slice).collect();
-    for ef in EFS {
+    for &beam in beams {
         let (mut recall, mut cost) = (0.0, Cost::default());
-        for ((found, work), truth) in search(&queries, ef).into_iter().zip(&set.truth) {
+        for ((found, work), truth) in search(&queries, beam).into_iter().zip(&set.truth) {
             recall += exact::recall(truth, &found) / set.rows.len() as f64;
             cost += work;
         }
         let mut round = |repeats: usize| {
-            let (_, time) = timed(|| (0..repeats).for_each(|_| drop(black_box(search(&queries, ef)))));
+            let (_, time) = timed(|| (0..repeats).for_each(|_| drop(black_box(search(&queries, beam)))));
             ((repeats * set.rows.len()) as f64, time)
         };
         // Long enough for the processor clock, whose ticks are a few milliseconds.
@@ -238,7 +270,7 @@ fn sweep(set: &Queries, mut search: impl FnMut(&[&[f32]], usize) -> Vec<(Vec<u32
             searches / time.cpu
         };
         let per_second = median((0..ROUNDS).map(|_| round()).collect());
-        curve.push(Point { ef, recall, per_second, cost });
+        curve.push(Point { ef: beam.0, recall, per_second, cost });
         if recall > 0.995 {
             break;
         }
