@@ -251,23 +251,28 @@ struct Levels {
 impl Levels {
     /// * `values`: whole words, padding included. `dim`: how many are none.
     fn set(&mut self, values: &[i8], dim: usize) {
-        let square = |v: &i8| i32::from(*v) * i32::from(*v);
-        let squares = values.iter().map(|v| i64::from(square(v))).sum::<i64>() as f32;
+        let (chunks, _) = values.as_chunks::<64>();
+        let squares =
+            chunks.iter().map(|chunk| sum(chunk.map(|v| i32::from(v) * i32::from(v))) as f32).sum::<f32>();
         let middle = (MIDDLE * (squares / dim as f32).sqrt()) as u8;
-        let words = values.len() / 64;
+        let words = chunks.len();
         self.planes.clear();
         self.planes.resize(PLANES * words, 0);
         let (lower, upper) = self.planes.split_at_mut(words);
-        for ((values, lower), upper) in values[..dim].chunks(64).zip(lower).zip(upper) {
-            for (i, &v) in values.iter().enumerate() {
-                let (plus, outer) = (v >= 0, v.unsigned_abs() > middle);
-                *lower |= u64::from(plus == outer) << i;
-                *upper |= u64::from(plus) << i;
-            }
+        let (mut along, mut outer) = (0, 0);
+        for (at, ((values, lower), upper)) in chunks.iter().zip(lower).zip(upper).enumerate() {
+            let padding = (64 * (at + 1)).saturating_sub(dim) as u32;
+            let inside = u64::MAX.checked_shr(padding).unwrap_or(0);
+            let plus = gathered(values.map(|v| u8::from(v >= 0)));
+            let far = values.map(|v| u8::from(v.unsigned_abs() > middle));
+            let magnitudes = values.map(|v| i32::from(v.unsigned_abs()));
+            let of_far = std::array::from_fn(|i| magnitudes[i] & -i32::from(far[i]));
+            along += sum(magnitudes) + 2 * sum(of_far);
+            let far = gathered(far);
+            outer += far.count_ones() as i32;
+            *lower = !(plus ^ far) & inside;
+            *upper = plus & inside;
         }
-        let outer = |v: &i8| i32::from(v.unsigned_abs() > middle);
-        let along: i32 = values.iter().map(|v| i32::from(v.unsigned_abs()) * (1 + 2 * outer(v))).sum();
-        let outer: i32 = values.iter().map(outer).sum();
         let unit = if along > 0 { squares / along as f32 } else { 0.0 };
         let square = unit * unit * (dim as i32 + 8 * outer) as f32; // |l|²
         self.nearest = FACTOR * unit * 3.0 * dim as f32;
@@ -285,6 +290,16 @@ fn sketch(line: &[u8], bits: &mut [u8]) {
     }
 }
 
+/// The sum of what cannot overflow: where overflow is looked for, nothing is added side by side.
+fn sum(values: [i32; 64]) -> i32 {
+    values.iter().fold(0, |sum, &v| sum.wrapping_add(v))
+}
+
+/// The lowest bits of 64 bytes.
+fn gathered(bytes: [u8; 64]) -> u64 {
+    u64::from_le_bytes(std::array::from_fn(|at| lowest_bits(word(&bytes[8 * at..][..8]))))
+}
+
 fn word(bytes: &[u8]) -> u64 {
     u64::from_le_bytes(bytes.try_into().unwrap_or_default())
 }
@@ -297,6 +312,35 @@ fn lowest_bits(bytes: u64) -> u8 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn levels_are_those_of_the_values(values in prop::collection::vec(-127i8..=127, 1..300)) {
+            let dim = values.len();
+            let mut padded = values.clone();
+            padded.resize(dim.next_multiple_of(128), 0);
+            let mut levels = Levels::default();
+            levels.set(&padded, dim);
+            let squares: f32 = values.iter().map(|&v| f32::from(v).powi(2)).sum();
+            let middle = (MIDDLE * (squares / dim as f32).sqrt()).floor();
+            let words = padded.len() / 64;
+            let bit = |plane: usize, at: usize| levels.planes[plane * words + at / 64] >> (at % 64) & 1;
+            let level = |&v: &i8| {
+                let size = if f32::from(v).abs() > middle { 3 } else { 1 };
+                if v < 0 { -size } else { size }
+            };
+            for (at, v) in values.iter().enumerate() {
+                prop_assert_eq!(4 * bit(1, at) as i32 + 2 * bit(0, at) as i32 - 3, level(v), "{} at {}", v, at);
+            }
+            prop_assert!((dim..padded.len()).all(|at| bit(0, at) == 0 && bit(1, at) == 0));
+            // Scaled so that the query itself scores what it should.
+            let along: f32 = values.iter().map(|v| f32::from(*v) * level(v) as f32).sum();
+            let unit = levels.step / (2.0 * FACTOR);
+            prop_assert!((unit * along - squares).abs() <= 1e-4 * squares);
+            prop_assert!((levels.nearest - FACTOR * unit * 3.0 * dim as f32).abs() <= 1e-4 * levels.nearest);
+        }
+    }
 
     /// Scores by signs against true ones: the deviation is what is said of it, and none lies outside the bound.
     #[test]
