@@ -324,6 +324,8 @@ impl Snapshot {
             *cost += work;
             return Ok((plan, Some(candidates)));
         }
+        // Among the rows that count, the tenth best may be any: no margin is known for it.
+        let params = &params.without_margin();
         let price = ScanPrice::of(count, wanted, self.row_price());
         let (plan, candidates) = match matching {
             Some(Matching { slots, .. }) => {

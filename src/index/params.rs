@@ -162,7 +162,18 @@ impl SearchParams {
 
     /// What to search by for so many hits: a margin that was measured from the tenth says nothing of those beyond.
     pub fn for_hits(self, top_k: usize) -> Self {
-        SearchParams { margin: self.margin.filter(|_| top_k <= Self::MARGIN_RANK), ..self }
+        if top_k <= Self::MARGIN_RANK { self } else { self.without_margin() }
+    }
+
+    /// A beam without a margin that finds no less: as wide as this one may grow.
+    pub fn without_margin(self) -> Self {
+        match self.margin {
+            Some(_) => {
+                let ef_search = (self.ef_search * Self::WIDER).min(Self::MAX_EF_SEARCH);
+                SearchParams { ef_search, margin: None, ..self }
+            }
+            None => self,
+        }
     }
 
     /// Checks every field.

@@ -617,8 +617,13 @@ mod tests {
                 assert!(cost.visited_nodes <= all.visited_nodes && cost.scored_vectors <= all.scored_vectors);
                 assert!(near.iter().zip(wide).all(|(near, wide)| near.score <= wide.score));
             }
-            let params = SearchParams { margin: Some(0.01), ..Default::default() };
-            assert_eq!([10, 11].map(|top_k| params.for_hits(top_k).margin), [Some(0.01), None]);
+            let params = SearchParams { ef_search: 24, margin: Some(0.01), ..Default::default() };
+            let for_hits = [10, 11].map(|top_k| params.for_hits(top_k));
+            assert_eq!(
+                for_hits.map(|params| (params.ef_search, params.margin)),
+                [(24, Some(0.01)), (48, None)]
+            );
+            assert_eq!(for_hits[1].without_margin(), for_hits[1]);
             let params = SearchParams { margin: Some(0.0), ..params };
             assert!(matches!(
                 searcher.search(&index, all[0], 10, &params),
