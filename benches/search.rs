@@ -147,8 +147,9 @@ fn main() {
         our_curves.push(curve);
         if let Some(margins) = &margins {
             let kind = if set.name == "inq" { "image" } else { set.name };
-            let beams: Vec<Beam> =
-                margins[kind].iter().map(|point| (point.ef_search, Some(point.margin))).collect();
+            // None where a scan is always cheaper.
+            let points = margins.get(kind).into_iter().flatten();
+            let beams: Vec<Beam> = points.map(|point| (point.ef_search, Some(point.margin))).collect();
             let curve = sweep(set, &beams, &mut search);
             print_curve("margin", &curve);
             margin_curves.push(curve);
