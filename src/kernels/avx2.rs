@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use half::f16;
 
-use super::q8::{self, BLOCK, GROUP, LINES, Rows, TILE, Tiles, WIDE_ROWS};
+use super::q8::{self, BLOCK, GROUP, LINES, Reach, Rows, TILE, Tiles, WIDE_ROWS};
 use super::{PLANES, scalar, score_rows, tail};
 
 /// Words of signs in a register, and the most registers of a row: 2048 components.
@@ -261,22 +261,155 @@ const AHEAD: usize = 8192;
 
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) fn matmul_q8(rows: &Rows, weights: &Tiles, tiles: Range<usize>, out: &mut [f32]) {
-    // Without VNNI products of bytes saturate when they are summed in pairs, so both sides are widened to 16 bits: the
-    // activations when they are rounded, the weights as they come. A tile stays in the second cache for all rows.
+    // A tile stays in the second cache for all rows.
     for tile in tiles.clone() {
         let at = (tile, tile - tiles.start);
         for row in (0..rows.count).step_by(WIDE_ROWS) {
-            match rows.count - row {
-                1 => products::<1>(rows, row, weights, at, out),
-                2 => products::<2>(rows, row, weights, at, out),
+            match (weights.reach, rows.count - row) {
+                (Reach::Full, 1) => products::<1>(rows, row, weights, at, out),
+                (Reach::Full, 2) => products::<2>(rows, row, weights, at, out),
                 // Of three rows the fourth is of zeros and is not kept.
-                _ => products::<WIDE_ROWS>(rows, row, weights, at, out),
+                (Reach::Full, _) => products::<WIDE_ROWS>(rows, row, weights, at, out),
+                (Reach::Short, 1) => short_products::<1>(rows, row, weights, at, out),
+                (Reach::Short, 2) => short_products::<2>(rows, row, weights, at, out),
+                (Reach::Short, 3) => short_products::<3>(rows, row, weights, at, out),
+                (Reach::Short, _) => short_products::<WIDE_ROWS>(rows, row, weights, at, out),
             }
         }
     }
 }
 
-/// The products of `R` rows, or the last ones, and a tile.
+/// The products of `R` rows and a tile, of codes of short reach: four products are summed up in 16 bits.
+///
+/// * `place`: the tile's place among those that `out` has columns of.
+#[target_feature(enable = "avx2,fma,f16c")]
+fn short_products<const R: usize>(
+    rows: &Rows,
+    row: usize,
+    weights: &Tiles,
+    (tile, place): (usize, usize),
+    out: &mut [f32],
+) {
+    let blocks = rows.blocks;
+    let lines = weights.lines()[tile * blocks * LINES..][..blocks * LINES].chunks_exact(LINES);
+    let scales = weights.scales()[tile * blocks * TILE..][..blocks * TILE].chunks_exact(TILE);
+    let codes: [&[i8]; R] =
+        std::array::from_fn(|r| &rows.codes[(row + r) * blocks * BLOCK..][..blocks * BLOCK]);
+    let of_rows: [(&[f32], &[i32]); R] = std::array::from_fn(|r| {
+        let start = (row + r) * blocks;
+        (&rows.scales[start..][..blocks], &rows.corrections[start..][..blocks])
+    });
+    let mut sums = [[_mm256_setzero_ps(); 2]; R];
+    for (block, (lines, scales)) in lines.zip(scales).enumerate() {
+        if row == 0 {
+            lines.iter().for_each(|line| fetch(line.0.as_ptr().wrapping_add(AHEAD)));
+        }
+        let mut exact = of_rows.map(|(_, corrections)| [_mm256_set1_epi32(corrections[block]); 2]);
+        for (i, two) in lines.chunks_exact(2).enumerate() {
+            // SAFETY: a line holds 64 bytes, of eight rows of weights in each half.
+            let halves: [[__m256i; 2]; 2] = std::array::from_fn(|l| unsafe {
+                let line = two[l].0.as_ptr().cast::<__m256i>();
+                [_mm256_load_si256(line), _mm256_load_si256(line.add(1))]
+            });
+            for (exact, codes) in exact.iter_mut().zip(&codes) {
+                // SAFETY: both lines' eight codes lie in the row.
+                *exact = unsafe {
+                    add_products(*exact, halves, codes.as_ptr().add(block * BLOCK + 2 * i * GROUP))
+                };
+            }
+        }
+        // SAFETY: there are 16 scales of 16 bits.
+        let scales = unsafe {
+            let halves = scales.as_ptr().cast::<__m128i>();
+            [_mm256_cvtph_ps(_mm_loadu_si128(halves)), _mm256_cvtph_ps(_mm_loadu_si128(halves.add(1)))]
+        };
+        for ((sums, exact), (of_row, _)) in sums.iter_mut().zip(exact).zip(&of_rows) {
+            *sums = add_scaled(*sums, exact, of_row[block], scales);
+        }
+    }
+    let width = out.len() / rows.count;
+    for (r, sums) in sums.into_iter().enumerate() {
+        keep(sums, &mut out[(row + r) * width..][..width], place);
+    }
+}
+
+/// `exact + Σ weights·codes` over two lines of weights and eight codes.
+///
+/// In the compiler's own order the halves of a block's lines do not all fit in the registers: half of the speed goes to
+/// moving them.
+///
+/// # Safety
+/// Eight bytes can be read at `codes`.
+#[target_feature(enable = "avx2")]
+#[inline]
+unsafe fn add_products(
+    [mut low, mut high]: [__m256i; 2],
+    [first, second]: [[__m256i; 2]; 2],
+    codes: *const i8,
+) -> [__m256i; 2] {
+    #[repr(align(32))]
+    struct Ones([i16; 16]);
+    static ONES: Ones = Ones([1; 16]);
+    // SAFETY: the caller's; the ones are 32 bytes at a multiple of 32.
+    unsafe {
+        std::arch::asm!(
+            "vpbroadcastd {a}, [{codes}]",
+            "vpbroadcastd {b}, [{codes} + 4]",
+            "vpmaddubsw {c}, {first_low}, {a}",
+            "vpmaddubsw {d}, {second_low}, {b}",
+            "vpmaddubsw {a}, {first_high}, {a}",
+            "vpmaddubsw {b}, {second_high}, {b}",
+            "vpaddw {c}, {c}, {d}",
+            "vpaddw {a}, {a}, {b}",
+            "vpmaddwd {c}, {c}, [{ones}]",
+            "vpmaddwd {a}, {a}, [{ones}]",
+            "vpaddd {low}, {low}, {c}",
+            "vpaddd {high}, {high}, {a}",
+            codes = in(reg) codes,
+            ones = in(reg) ONES.0.as_ptr(),
+            first_low = in(ymm_reg) first[0],
+            first_high = in(ymm_reg) first[1],
+            second_low = in(ymm_reg) second[0],
+            second_high = in(ymm_reg) second[1],
+            a = out(ymm_reg) _,
+            b = out(ymm_reg) _,
+            c = out(ymm_reg) _,
+            d = out(ymm_reg) _,
+            low = inout(ymm_reg) low,
+            high = inout(ymm_reg) high,
+            options(readonly, nostack, preserves_flags),
+        );
+    }
+    [low, high]
+}
+
+/// `sums + exact · of_row · scales`, in 16 columns.
+#[target_feature(enable = "avx2,fma")]
+#[inline]
+fn add_scaled(sums: [__m256; 2], exact: [__m256i; 2], of_row: f32, scales: [__m256; 2]) -> [__m256; 2] {
+    let of_row = _mm256_set1_ps(of_row);
+    let one =
+        |h: usize| _mm256_fmadd_ps(_mm256_cvtepi32_ps(exact[h]), _mm256_mul_ps(of_row, scales[h]), sums[h]);
+    [one(0), one(1)]
+}
+
+/// Writes a tile's sums into its columns of a row.
+#[target_feature(enable = "avx2")]
+#[inline]
+fn keep(sums: [__m256; 2], row: &mut [f32], place: usize) {
+    let mut done = [0.0f32; TILE];
+    // SAFETY: `done` holds 16 floats.
+    unsafe {
+        _mm256_storeu_ps(done.as_mut_ptr(), sums[0]);
+        _mm256_storeu_ps(done.as_mut_ptr().add(8), sums[1]);
+    }
+    let columns = TILE.min(row.len() - place * TILE);
+    row[place * TILE..][..columns].copy_from_slice(&done[..columns]);
+}
+
+/// The products of `R` rows, or the last ones, and a tile, of codes of full reach: products of bytes would saturate when
+/// they are summed in pairs, so both sides are widened to 16 bits, the activations when they are rounded, the weights as
+/// they come.
 ///
 /// * `row`: a multiple of [`WIDE_ROWS`]. `place`: the tile's place among those that `out` has columns of.
 #[target_feature(enable = "avx2,fma,f16c")]
@@ -333,23 +466,12 @@ fn products<const R: usize>(
             [_mm256_cvtph_ps(_mm_loadu_si128(halves)), _mm256_cvtph_ps(_mm_loadu_si128(halves.add(1)))]
         };
         for ((sums, exact), at) in sums.iter_mut().zip(exact).zip(at) {
-            let of_row = _mm256_set1_ps(rows.scales[at]);
-            for ((sum, exact), scale) in sums.iter_mut().zip(exact).zip(scales) {
-                let product = _mm256_mul_ps(_mm256_cvtepi32_ps(exact), _mm256_mul_ps(of_row, scale));
-                *sum = _mm256_add_ps(*sum, product);
-            }
+            *sums = add_scaled(*sums, exact, rows.scales[at], scales);
         }
     }
     let width = out.len() / rows.count;
-    let columns = TILE.min(width - place * TILE);
     for (r, sums) in sums.into_iter().enumerate().take(here) {
-        let mut done = [0.0f32; TILE];
-        // SAFETY: `done` holds 16 floats.
-        unsafe {
-            _mm256_storeu_ps(done.as_mut_ptr(), sums[0]);
-            _mm256_storeu_ps(done.as_mut_ptr().add(8), sums[1]);
-        }
-        out[(row + r) * width + place * TILE..][..columns].copy_from_slice(&done[..columns]);
+        keep(sums, &mut out[(row + r) * width..][..width], place);
     }
 }
 

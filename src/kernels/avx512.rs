@@ -434,7 +434,7 @@ fn products_vnni<const R: usize>(
         let scales = _mm512_cvtph_ps(unsafe { _mm256_loadu_si256(scales.as_ptr().cast()) });
         for ((sum, exact), at) in sums.iter_mut().zip(exact).zip(at) {
             let scale = _mm512_mul_ps(_mm512_set1_ps(rows.scales[at]), scales);
-            *sum = _mm512_add_ps(*sum, _mm512_mul_ps(_mm512_cvtepi32_ps(exact), scale));
+            *sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(exact), scale, *sum);
         }
     }
     let width = out.len() / rows.count;

@@ -188,10 +188,12 @@ impl Kernels {
     }
 
     /// Rounds activations `[m, width]` to 8 bits for [`Kernels::matmul_q8`].
-    pub fn quantize_rows(self, values: &[f32], width: usize, rows: &mut q8::Rows) {
+    ///
+    /// * `reach`: that of the weights which they will be multiplied with.
+    pub fn quantize_rows(self, values: &[f32], width: usize, reach: q8::Reach, rows: &mut q8::Rows) {
         assert!(width > 0 && width.is_multiple_of(q8::BLOCK), "rows are whole blocks");
         assert_eq!(values.len() % width, 0, "activations are whole rows");
-        rows.reset(values.len() / width, width / q8::BLOCK);
+        rows.reset(values.len() / width, width / q8::BLOCK, reach);
         dispatch!(self, quantize_rows(values, rows));
     }
 
@@ -205,6 +207,7 @@ impl Kernels {
         out: &mut [f32],
     ) {
         assert_eq!(rows.blocks, weights.blocks, "an input is as long as a row of weights");
+        assert_eq!(rows.reach, weights.reach, "both sides of a product reach equally far");
         let columns = weights.columns(&tiles);
         assert_eq!(out.len(), rows.count * columns, "there is a result for every row and output");
         dispatch!(self, matmul_q8(rows, weights, tiles, out));

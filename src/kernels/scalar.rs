@@ -198,7 +198,7 @@ fn q8_product(rows: &Rows, row: usize, weights: &Tiles, column: usize) -> f32 {
         });
         let exact = products.sum::<i32>() + rows.corrections[at];
         let scale = rows.scales[at] * weights.scales()[(tile + block) * TILE + lane].to_f32();
-        sum += exact as f32 * scale;
+        sum = (exact as f32).mul_add(scale, sum);
     }
     sum
 }

@@ -2,7 +2,7 @@
 //!
 //! A [`Case`] is one set of inputs, a check one kernel on all paths. A new kernel gets a line in [`CHECKS`] and a function
 //! below it. Property tests make cases with proptest; where that cannot run, as under an emulator of another processor
-//! (`scripts/arm`), [`Case::random`] does. So this file names nothing but [`Kernels`] and `half`.
+//! (`scripts/emulated`), [`Case::random`] does. So this file names nothing but [`Kernels`] and `half`.
 
 use half::f16;
 
@@ -199,10 +199,11 @@ fn matmul_q8(path: Kernels, case: &Case) -> Result<(), String> {
     let turned = |values: &[f32], count: usize| -> Vec<f32> {
         (0..count).flat_map(|i| values.iter().copied().cycle().skip(i).take(width)).collect()
     };
-    let weights = q8::Tiles::new(&turned(&case.b, ROWS + count), width);
+    let reach = if case.slots.len() % 2 == 0 { q8::Reach::Full } else { q8::Reach::Short };
+    let weights = q8::Tiles::new(&turned(&case.b, ROWS + count), width, reach);
     let run = |path: Kernels| {
         let (mut rows, mut out) = (q8::Rows::default(), vec![1.0f32; count * weights.out()]);
-        path.quantize_rows(&turned(&case.a, count), width, &mut rows);
+        path.quantize_rows(&turned(&case.a, count), width, reach, &mut rows);
         path.matmul_q8(&rows, &weights, 0..weights.tiles(), &mut out);
         // A share of the tiles gives the same numbers.
         let share = 1..weights.tiles();

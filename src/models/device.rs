@@ -16,6 +16,7 @@ use candle_core::{CpuStorage, Storage};
 use candle_core::{DType, Device, Tensor};
 
 use super::Error;
+use crate::kernels::q8::Reach;
 use crate::types::WeightDtype;
 
 /// Tells candle how many threads there are, in the one way it remembers: without `RAYON_NUM_THREADS` it asks before every
@@ -63,12 +64,18 @@ pub struct Placement {
     pub device: Device,
     /// What weights are held in. With [`WeightDtype::Q8_0`] everything but the layers of transformer blocks is f32.
     pub numbers: WeightDtype,
+    /// How far 8-bit codes reach.
+    pub reach: Reach,
 }
 
 impl Placement {
+    fn of(device: Device, numbers: WeightDtype) -> Self {
+        Placement { device, numbers, reach: Reach::Full }
+    }
+
     /// f32 on the CPU.
     pub fn cpu() -> Self {
-        Placement { device: Device::Cpu, numbers: WeightDtype::F32 }
+        Placement::of(Device::Cpu, WeightDtype::F32)
     }
 
     /// Opens a device.
@@ -83,9 +90,7 @@ impl Placement {
             (DeviceKind::Cpu, Some(WeightDtype::Bf16)) => {
                 refuse("cpu", "bf16 is slower than f32 there; use f32 or q8_0")
             }
-            (DeviceKind::Cpu, numbers) => {
-                Ok(Placement { device: Device::Cpu, numbers: numbers.unwrap_or(WeightDtype::F32) })
-            }
+            (DeviceKind::Cpu, numbers) => Ok(Placement::of(Device::Cpu, numbers.unwrap_or(WeightDtype::F32))),
             (
                 DeviceKind::Cuda,
                 Some(numbers @ (WeightDtype::Q8_0 | WeightDtype::F16 | WeightDtype::Q4K | WeightDtype::Q6K)),
@@ -96,7 +101,7 @@ impl Placement {
             (DeviceKind::Cuda, numbers) => {
                 let device = Device::new_cuda(0)
                     .map_err(|e| Error::Device { asked: "cuda".into(), why: e.to_string() })?;
-                Ok(Placement { device, numbers: numbers.unwrap_or(WeightDtype::Bf16) })
+                Ok(Placement::of(device, numbers.unwrap_or(WeightDtype::Bf16)))
             }
         }
     }

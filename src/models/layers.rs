@@ -153,7 +153,10 @@ impl Linear {
             return Ok(Linear { weight: Weight::Blocks(QTensor::quantize(&weight, kind)?.into()), bias });
         }
         if placement.coarse() && width > 0 && width.is_multiple_of(q8::BLOCK) {
-            return Ok(Linear { weight: Weight::Eight(q8::Tiles::new(&weight, width).into()), bias });
+            return Ok(Linear {
+                weight: Weight::Eight(q8::Tiles::new(&weight, width, placement.reach).into()),
+                bias,
+            });
         }
         let out = weight.len() / width.max(1);
         let weight = Tensor::from_vec(weight, (out, width), &candle_core::Device::Cpu)?;
@@ -289,6 +292,7 @@ fn in_8_bits(matrices: &[&q8::Tiles], x: &Tensor) -> TensorResult<Vec<Tensor>> {
     }
     let x = x.contiguous()?;
     let width = x.dim(D::Minus1)?;
+    let reach = matrices.first().map(|matrix| matrix.reach()).unwrap_or_default();
     if let Some(other) = matrices.iter().find(|matrix| matrix.width() != width) {
         bail!("activations of shape {:?} do not fit weights of {} columns", x.dims(), other.width());
     }
@@ -301,7 +305,7 @@ fn in_8_bits(matrices: &[&q8::Tiles], x: &Tensor) -> TensorResult<Vec<Tensor>> {
         else {
             bail!("a product of 8 bits needs f32 activations on the processor");
         };
-        Kernels::get().quantize_rows(&values[start..end], width, &mut rows);
+        Kernels::get().quantize_rows(&values[start..end], width, reach, &mut rows);
     }
     let products = multiply(&rows, matrices);
     ROWS.set(rows);

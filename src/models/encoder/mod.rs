@@ -20,6 +20,7 @@ pub use self::prepare::{Media, PrepareError, Prepared, Values};
 use super::imagebind::{self, Config, ImageBind, ignore};
 use super::weights::Weights;
 use super::{DeviceKind, Error, Placement, nano};
+use crate::kernels::q8::Reach;
 use crate::media::audio::AudioFront;
 use crate::media::{ImageOptions, MediaLimits, Orientation};
 use crate::text::ClipTokenizer;
@@ -106,7 +107,9 @@ impl Encoder {
             let why = format!("encoders are not held in {numbers}; use f32, q8_0 or, on a card, bf16");
             return Err(Error::Config(why));
         }
-        let placement = Placement::open(options.device, options.dtype)?;
+        // An encoder multiplies hundreds of rows at once, so that the product's speed is what counts; a decoder multiplies
+        // one, waits for memory, and keeps all of a byte.
+        let placement = Placement { reach: Reach::Short, ..Placement::open(options.device, options.dtype)? };
         let modalities = match &options.modalities {
             Some(modalities) => modalities.clone(),
             None => sizes.modalities().into_iter().filter(|m| imagebind::holds(&weights, *m)).collect(),
