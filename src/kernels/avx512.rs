@@ -39,6 +39,7 @@ impl Avx512 {
         score_nibbles = score_nibbles(rows: &[u8], slots: &[u32], query: &[i8], out: &mut Vec<i32>);
         score_signs = avx2::score_signs(rows: &[u8], slots: &[u32], planes: &[u64], out: &mut Vec<i32>);
         bias_gelu = bias_gelu(x: &mut [f32], bias: &[f32]);
+        softmax = softmax(x: &mut [f32]);
         hadamard = hadamard(values: &mut [f32]);
         scale_query = scale_query(query: &[f32], out: &mut [i8]) -> f32;
         quantize_rows = avx2::quantize_rows(values: &[f32], rows: &mut Rows);
@@ -62,6 +63,7 @@ impl Avx512Vnni {
         score_codes = score_codes_vnni(rows: &[u8], slots: &[u32], query: &[i8], out: &mut Vec<i32>);
         score_nibbles = score_nibbles_vnni(rows: &[u8], slots: &[u32], query: &[i8], out: &mut Vec<i32>);
         bias_gelu = bias_gelu(x: &mut [f32], bias: &[f32]);
+        softmax = softmax(x: &mut [f32]);
         hadamard = hadamard(values: &mut [f32]);
         scale_query = scale_query(query: &[f32], out: &mut [i8]) -> f32;
         quantize_rows = avx2::quantize_rows(values: &[f32], rows: &mut Rows);
@@ -374,6 +376,11 @@ fn distance_codes(a: &[u8], b: &[u8]) -> u32 {
 #[target_feature(enable = "avx512f")]
 fn bias_gelu(x: &mut [f32], bias: &[f32]) {
     scalar::bias_gelu(x, bias);
+}
+
+#[target_feature(enable = "avx512f")]
+fn softmax(x: &mut [f32]) {
+    scalar::softmax(x);
 }
 
 #[target_feature(enable = "avx512f,avx512bw")]

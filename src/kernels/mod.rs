@@ -187,6 +187,12 @@ impl Kernels {
         dispatch!(self, bias_gelu(x, bias))
     }
 
+    /// `xᵢ ← e^xᵢ / Σ e^xⱼ`, to within f32's own rounding of the exponents; −∞ becomes 0. Where one of them is no number, or none is finite,
+    /// they all become none.
+    pub fn softmax(self, x: &mut [f32]) {
+        dispatch!(self, softmax(x))
+    }
+
     /// Rounds activations `[m, width]` to 8 bits for [`Kernels::matmul_q8`].
     ///
     /// * `reach`: that of the weights which they will be multiplied with.
@@ -362,6 +368,42 @@ mod tests {
                 let error = (f64::from(y) - truth).abs();
                 assert!(error <= 5e-7 * x.abs().max(1.0), "{} gelu({x}) = {y}, not {truth}", kernels.name());
             }
+        }
+    }
+
+    #[test]
+    fn softmax_is_the_exact_one() {
+        for kernels in Kernels::available() {
+            for len in [1usize, 7, 16, 257, 1000] {
+                let inputs: Vec<f32> = (0..len).map(|i| (i * 7919 % 2000) as f32 / 17.0 - 60.0).collect();
+                let largest = f64::from(inputs.iter().fold(f32::NEG_INFINITY, |max, &v| max.max(v)));
+                let powers: Vec<f64> = inputs.iter().map(|&x| (f64::from(x) - largest).exp()).collect();
+                let sum: f64 = powers.iter().sum();
+                let mut found = inputs.clone();
+                kernels.softmax(&mut found);
+                for (power, found) in powers.into_iter().zip(found) {
+                    let (truth, found) = (power / sum, f64::from(found));
+                    assert!(
+                        (found - truth).abs()
+                            <= 1e-6 * truth + 1e-7 * truth * (power.ln().abs() + 1.0) + 1e-37,
+                        "{}: {found}, not {truth}",
+                        kernels.name()
+                    );
+                }
+            }
+            let mut masked = [0.5, f32::NEG_INFINITY, 0.5, f32::NEG_INFINITY];
+            kernels.softmax(&mut masked);
+            assert_eq!(masked, [0.5, 0.0, 0.5, 0.0], "{}", kernels.name());
+            for nothing in [vec![f32::NAN; 20], vec![f32::NEG_INFINITY; 20], {
+                let mut one = vec![0.0; 20];
+                one[3] = f32::NAN;
+                one
+            }] {
+                let mut found = nothing.clone();
+                kernels.softmax(&mut found);
+                assert!(found.iter().all(|v| v.is_nan()), "{}: {nothing:?} became {found:?}", kernels.name());
+            }
+            kernels.softmax(&mut []);
         }
     }
 

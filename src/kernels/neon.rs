@@ -40,6 +40,7 @@ impl Neon {
         score_nibbles = score_nibbles(rows: &[u8], slots: &[u32], query: &[i8], out: &mut Vec<i32>);
         score_signs = score_signs(rows: &[u8], slots: &[u32], planes: &[u64], out: &mut Vec<i32>);
         bias_gelu = bias_gelu(x: &mut [f32], bias: &[f32]);
+        softmax = softmax(x: &mut [f32]);
         hadamard = hadamard(values: &mut [f32]);
         scale_query = scale_query(query: &[f32], out: &mut [i8]) -> f32;
         quantize_rows = quantize_rows(values: &[f32], rows: &mut Rows);
@@ -64,6 +65,7 @@ impl NeonDotprod {
         score_nibbles = score_nibbles_dotprod(rows: &[u8], slots: &[u32], query: &[i8], out: &mut Vec<i32>);
         score_signs = score_signs(rows: &[u8], slots: &[u32], planes: &[u64], out: &mut Vec<i32>);
         bias_gelu = bias_gelu(x: &mut [f32], bias: &[f32]);
+        softmax = softmax(x: &mut [f32]);
         hadamard = hadamard(values: &mut [f32]);
         scale_query = scale_query(query: &[f32], out: &mut [i8]) -> f32;
         quantize_rows = quantize_rows(values: &[f32], rows: &mut Rows);
@@ -284,6 +286,11 @@ fn sign_distance(row: &[u8], planes: &[u64]) -> i32 {
 #[target_feature(enable = "neon")]
 fn bias_gelu(x: &mut [f32], bias: &[f32]) {
     scalar::bias_gelu(x, bias);
+}
+
+#[target_feature(enable = "neon")]
+fn softmax(x: &mut [f32]) {
+    scalar::softmax(x);
 }
 
 #[target_feature(enable = "neon")]

@@ -77,6 +77,25 @@ pub(super) fn bias_gelu(x: &mut [f32], bias: &[f32]) {
     }
 }
 
+/// As [`bias_gelu`]: one body, no branches.
+#[inline(always)]
+pub(super) fn softmax(x: &mut [f32]) {
+    let (chunks, rest) = x.as_chunks::<LANES>();
+    let mut maxima = [f32::NEG_INFINITY; LANES];
+    for chunk in chunks {
+        maxima.iter_mut().zip(chunk).for_each(|(max, &v)| *max = if v > *max { v } else { *max });
+    }
+    let largest = maxima.iter().chain(rest).fold(f32::NEG_INFINITY, |max, &v| if v > max { v } else { max });
+    x.iter_mut().for_each(|v| *v = exp(*v - largest));
+    let (chunks, rest) = x.as_chunks::<LANES>();
+    let mut sums = [0.0f32; LANES];
+    for chunk in chunks {
+        sums.iter_mut().zip(chunk).for_each(|(sum, v)| *sum += v);
+    }
+    let sum = sums.iter().sum::<f32>() + rest.iter().sum::<f32>();
+    x.iter_mut().for_each(|v| *v /= sum);
+}
+
 /// As [`bias_gelu`]: one body for every instruction set. Additions keep their order in all of them.
 #[inline(always)]
 pub(super) fn hadamard(values: &mut [f32]) {
@@ -133,6 +152,27 @@ pub(super) fn scale_query(query: &[f32], out: &mut [i8]) -> f32 {
         *out = (v * scale + ROUND).to_bits() as i8;
     }
     scale
+}
+
+/// eˣ for x ≤ 0, as 2ⁿ·eʳ with |r| ≤ ½·ln 2; 0 below the smallest normal number, and nothing for what is no number.
+///
+/// Source of the polynomial and of ln 2 in two parts: Cephes (`expf`).
+#[inline(always)]
+fn exp(x: f32) -> f32 {
+    // 1.5·2²³: added to a small number, it leaves the rounded number in the low bits of the sum.
+    const ROUND: f32 = 12_582_912.0;
+    const SMALLEST: f32 = -87.336_54;
+    const P: [f32; 6] =
+        [1.987_569_1e-4, 1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 5.000_000_1e-1];
+    // Not `max`, which would take −87 for what is no number.
+    let within = if x < SMALLEST { SMALLEST } else { x };
+    let shifted = within * std::f32::consts::LOG2_E + ROUND;
+    let n = shifted - ROUND;
+    let r = within - n * 0.693_359_4 + n * 2.121_944_4e-4;
+    let p = P.iter().fold(0.0, |sum, c| sum * r + c);
+    let power = f32::from_bits((shifted.to_bits() << 23).wrapping_add(1.0f32.to_bits()));
+    let value = (p * r * r + r + 1.0) * power;
+    if x < SMALLEST { 0.0 } else { value }
 }
 
 /// erf as x·P(x²)/Q(x²) on [-4, 4], beyond which f32 knows only ±1.

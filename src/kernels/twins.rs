@@ -38,6 +38,7 @@ const CHECKS: &[(&str, Check)] = &[
     ("product_nibbles", |path, case| both(path, |path| path.product_nibbles(&case.code, &case.other))),
     ("distance_codes", |path, case| both(path, |path| path.distance_codes(&case.code, &case.other))),
     ("bias_gelu", bias_gelu),
+    ("softmax", softmax),
     ("scale_query", |path, case| {
         both(path, |path| {
             let mut out = vec![7; case.a.len()];
@@ -187,6 +188,15 @@ fn bias_gelu(path: Kernels, case: &Case) -> Result<(), String> {
     SCALAR.bias_gelu(&mut expected, &case.b);
     let mut pairs = found.into_iter().zip(expected);
     pairs.try_for_each(|(found, expected)| near(found, expected, 1e-6 * expected.abs().max(1.0)))
+}
+
+fn softmax(path: Kernels, case: &Case) -> Result<(), String> {
+    let scaled: Vec<f32> = case.a.iter().map(|v| v / 16.0).collect();
+    let (mut found, mut expected) = (scaled.clone(), scaled);
+    path.softmax(&mut found);
+    SCALAR.softmax(&mut expected);
+    let mut pairs = found.into_iter().zip(expected);
+    pairs.try_for_each(|(found, expected)| near(found, expected, 2e-6 * expected.abs() + 1e-37))
 }
 
 /// A product whose sizes are no multiples of what the kernels take at a time.

@@ -10,7 +10,9 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::quantized::{GgmlDType, QMatMul, QStorage, QTensor};
-use candle_core::{CpuStorage, D, DType, InplaceOp2, Layout, Result as TensorResult, Storage, Tensor, bail};
+use candle_core::{
+    CpuStorage, D, DType, InplaceOp1, InplaceOp2, Layout, Result as TensorResult, Storage, Tensor, bail,
+};
 use candle_nn::Module;
 use rayon::prelude::*;
 
@@ -383,7 +385,7 @@ pub(super) fn attend(
         Some(mask) => scores.broadcast_add(mask)?,
         None => scores,
     };
-    let mixed = candle_nn::ops::softmax_last_dim(&scores)?.matmul(&part(2, extra.map(|e| e.1))?)?; // [B, heads, L, head]
+    let mixed = softmax(scores)?.matmul(&part(2, extra.map(|e| e.1))?)?; // [B, heads, L, head]
     mixed.transpose(1, 2)?.reshape((batch, length, width))
 }
 
@@ -395,6 +397,16 @@ pub(super) fn add_to(x: Tensor, term: &Tensor) -> TensorResult<Tensor> {
         Ok(x)
     } else {
         x.broadcast_add(term)
+    }
+}
+
+/// The softmax over the last axis, in the memory of `x` on the processor. Nothing else may hold `x`.
+pub(super) fn softmax(x: Tensor) -> TensorResult<Tensor> {
+    if x.device().is_cpu() && x.dtype() == DType::F32 {
+        x.inplace_op1(&Softmax { width: x.dim(D::Minus1)? })?;
+        Ok(x)
+    } else {
+        candle_nn::ops::softmax_last_dim(&x)
     }
 }
 
@@ -451,6 +463,26 @@ impl InplaceOp2 for Add {
 
     #[cfg(feature = "cuda")]
     on_a_card!(Add);
+}
+
+/// `x ← softmax(x)`, row by row.
+struct Softmax {
+    width: usize,
+}
+
+impl InplaceOp1 for Softmax {
+    fn name(&self) -> &'static str {
+        "softmax-in-place"
+    }
+
+    fn cpu_fwd(&self, x: &mut CpuStorage, layout: &Layout) -> TensorResult<()> {
+        let (Some((start, end)), CpuStorage::F32(x)) = (layout.contiguous_offsets(), x) else {
+            bail!("work in place needs contiguous f32 tensors");
+        };
+        let kernels = Kernels::get();
+        x[start..end].chunks_exact_mut(self.width.max(1)).for_each(|row| kernels.softmax(row));
+        Ok(())
+    }
 }
 
 /// `x ← gelu(x + bias)`, row by row.

@@ -6,6 +6,7 @@
 use candle_core::{D, Tensor};
 
 use super::checkpoint::place;
+use crate::models::layers::softmax;
 use crate::models::{Error, Placement};
 
 /// The rotary tables.
@@ -112,7 +113,7 @@ impl KvCache {
             let mask = Tensor::from_vec(mask, (count, seen), q.device())?.to_dtype(q.dtype())?;
             scores = scores.broadcast_add(&mask)?;
         }
-        let weights = candle_nn::ops::softmax_last_dim(&scores)?;
+        let weights = softmax(scores)?;
         debug_assert_eq!(weights.dim(D::Minus1)?, seen);
         Ok(weights.matmul(&values)?.transpose(0, 1)?.reshape((count, heads * head))?)
     }
