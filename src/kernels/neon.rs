@@ -13,7 +13,7 @@ use std::ops::Range;
 
 use half::f16;
 
-use super::q8::{Rows, Tiles};
+use super::q8::{BLOCK, GROUP, LINES, Rows, TILE, Tiles};
 use super::{PLANES, scalar, score_rows, tail};
 
 /// Proof of NEON.
@@ -69,7 +69,7 @@ impl NeonDotprod {
         hadamard = hadamard(values: &mut [f32]);
         scale_query = scale_query(query: &[f32], out: &mut [i8]) -> f32;
         quantize_rows = quantize_rows(values: &[f32], rows: &mut Rows);
-        matmul_q8 = matmul_q8(rows: &Rows, weights: &Tiles, tiles: Range<usize>, out: &mut [f32]);
+        matmul_q8 = matmul_q8_dotprod(rows: &Rows, weights: &Tiles, tiles: Range<usize>, out: &mut [f32]);
     }
 }
 
@@ -311,6 +311,80 @@ fn quantize_rows(values: &[f32], rows: &mut Rows) {
 #[target_feature(enable = "neon")]
 fn matmul_q8(rows: &Rows, weights: &Tiles, tiles: Range<usize>, out: &mut [f32]) {
     scalar::matmul_q8(rows, weights, tiles, out);
+}
+
+#[target_feature(enable = "neon,dotprod")]
+fn matmul_q8_dotprod(rows: &Rows, weights: &Tiles, tiles: Range<usize>, out: &mut [f32]) {
+    for tile in tiles.clone() {
+        let at = (tile, tile - tiles.start);
+        let mut row = 0;
+        while row + 4 <= rows.count {
+            products::<4>(rows, row, weights, at, out);
+            row += 4;
+        }
+        while row < rows.count {
+            products::<1>(rows, row, weights, at, out);
+            row += 1;
+        }
+    }
+}
+
+/// The products of `R` rows and a tile.
+///
+/// * `place`: the tile's place among those that `out` has columns of.
+#[target_feature(enable = "neon,dotprod")]
+fn products<const R: usize>(
+    rows: &Rows,
+    row: usize,
+    weights: &Tiles,
+    (tile, place): (usize, usize),
+    out: &mut [f32],
+) {
+    const QUARTERS: usize = 4;
+    let blocks = rows.blocks;
+    let lines = weights.lines()[tile * blocks * LINES..][..blocks * LINES].chunks_exact(LINES);
+    let scales = weights.scales()[tile * blocks * TILE..][..blocks * TILE].chunks_exact(TILE);
+    // Both factors are signed here: what was added to the weights is taken off them, and nothing is left to correct.
+    let added = vdupq_n_u8(weights.reach.offset() as u8);
+    let mut sums = [[vdupq_n_f32(0.0); QUARTERS]; R];
+    for (block, (lines, scales)) in lines.zip(scales).enumerate() {
+        let at: [usize; R] = std::array::from_fn(|r| (row + r) * blocks + block);
+        let codes: [&[[i8; GROUP]]; R] =
+            at.map(|at| bytemuck::cast_slice(&rows.codes[at * BLOCK..][..BLOCK]));
+        let mut exact = [[vdupq_n_s32(0); QUARTERS]; R];
+        for (i, line) in lines.iter().enumerate() {
+            let weights: [int8x16_t; QUARTERS] = std::array::from_fn(|q| {
+                // SAFETY: a line holds 64 bytes.
+                let four = unsafe { vld1q_u8(line.0.as_ptr().add(16 * q)) }; // [4 rows of weights][4 columns]
+                vreinterpretq_s8_u8(vsubq_u8(four, added))
+            });
+            for (exact, codes) in exact.iter_mut().zip(&codes) {
+                let codes = vreinterpretq_s8_s32(vdupq_n_s32(bytemuck::cast(codes[i])));
+                for (exact, weights) in exact.iter_mut().zip(weights) {
+                    *exact = sdot(*exact, weights, codes);
+                }
+            }
+        }
+        let scales: [float32x4_t; QUARTERS] = std::array::from_fn(|q| {
+            // SAFETY: there are 16 scales of 16 bits.
+            widened(unsafe { vld1_u16(scales.as_ptr().add(4 * q).cast()) })
+        });
+        for ((sums, exact), at) in sums.iter_mut().zip(exact).zip(at) {
+            for ((sum, exact), scale) in sums.iter_mut().zip(exact).zip(scales) {
+                *sum = vfmaq_f32(*sum, vcvtq_f32_s32(exact), vmulq_n_f32(scale, rows.scales[at]));
+            }
+        }
+    }
+    let width = out.len() / rows.count;
+    let columns = TILE.min(width - place * TILE);
+    for (r, sums) in sums.into_iter().enumerate() {
+        let mut done = [0.0f32; TILE];
+        for (done, sum) in done.chunks_exact_mut(4).zip(sums) {
+            // SAFETY: four floats.
+            unsafe { vst1q_f32(done.as_mut_ptr(), sum) };
+        }
+        out[(row + r) * width + place * TILE..][..columns].copy_from_slice(&done[..columns]);
+    }
 }
 
 #[target_feature(enable = "neon,dotprod")]

@@ -42,7 +42,7 @@ impl Reach {
     }
 
     /// Added to every weight.
-    fn offset(self) -> i32 {
+    pub(super) fn offset(self) -> i32 {
         match self {
             Reach::Full => 128,
             Reach::Short => 64,
