@@ -7,5 +7,8 @@ mod common;
 #[path = "../common/store.rs"]
 mod store;
 
-mod cli;
+mod answers;
+mod commands;
 mod evaluate;
+mod measured;
+mod world;

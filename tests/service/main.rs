@@ -13,10 +13,14 @@ mod store;
 
 mod answers;
 mod answers_v2;
+mod enhance;
 mod filters;
-mod grpc;
 mod limits;
 mod living;
 mod python;
+mod reads;
 mod recall;
+mod refusals;
+mod running;
 mod senses;
+mod world;

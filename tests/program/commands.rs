@@ -1,0 +1,220 @@
+//! Files, exit codes, settings, changes.
+
+use std::process::Command;
+
+use tempfile::TempDir;
+use viscache::media::npy;
+
+use crate::store::{self, ROWS, ROWS_DIM, SCENES};
+use crate::world::{Served, World, expect, lines, viscache};
+
+#[test]
+fn rows_go_in_and_come_out_as_numpy_files() {
+    let world = World::new();
+    let shown = world.on_store(0, &["enhance", "--json", "--cache", ROWS, "--vectors", "q.npy"]);
+    let written = ["enhance", "--json", "--cache", ROWS, "--vectors", "q.npy", "--out", "e.npy"];
+    let lines = world.on_store(0, &written);
+    assert!(lines.iter().all(|line| line.get("vector").is_none()), "the rows are in the file");
+    let matrix = world.read("e.npy");
+    assert_eq!((matrix.dim, matrix.values.len()), (ROWS_DIM, 3 * ROWS_DIM));
+    for (row, line) in matrix.values.chunks_exact(ROWS_DIM).zip(&shown) {
+        let shown: Vec<f32> = serde_json::from_value(line["vector"].clone()).unwrap();
+        assert_eq!(row, shown);
+        assert!((row.iter().map(|v| v * v).sum::<f32>() - 1.0).abs() < 1e-5);
+    }
+    // Enhanced queries are queries again.
+    world.on_store(0, &["search", "--json", "--cache", ROWS, "--vectors", "e.npy"]);
+    world.on_store(0, &["embed", "--json", "--image", "0.png", "--text", "a disc", "--out", "m.npy"]);
+    let matrix = world.read("m.npy");
+    assert_eq!((matrix.dim, matrix.values.len()), (128, 256));
+}
+
+#[test]
+fn exit_codes_tell_what_went_wrong() {
+    let world = World::new();
+    let store = world.store.to_str().unwrap();
+    let mut zero = store::random_rows(2, ROWS_DIM, 6);
+    zero[0] = vec![0.0; ROWS_DIM];
+    std::fs::write(world.folder.path().join("zero.npy"), npy::write(&zero.concat(), ROWS_DIM)).unwrap();
+    let cases: &[(i32, &str, &[&str])] = &[
+        (0, "", &["--store", store, "check"]),
+        (0, "", &["--help"]),
+        (1, "nowhere", &["--store", store, "describe", "--cache", "nowhere"]),
+        (1, "no-such-store", &["--store", "no-such-store", "describe"]),
+        (1, "absent.npy", &["--store", store, "enhance", "--cache", ROWS, "--vectors", "absent.npy"]),
+        (1, "broken.png", &["--store", store, "enhance", "--cache", ROWS, "--vectors", "broken.png"]),
+        (1, "nothing", &["--store", store, "search", "--cache", ROWS]),
+        (1, "top_k", &["--store", store, "search", "--cache", ROWS, "--vectors", "q.npy", "--top-k", "0"]),
+        (1, "--mix", &["--store", store, "search", "--cache", SCENES, "--text", "a", "--mix", "1,2"]),
+        (
+            1,
+            "MODEL_NOT_LOADED",
+            &["--store", store, "--model", "none", "enhance", "--cache", SCENES, "--text", "a"],
+        ),
+        (1, "no server answers", &["describe", "--connect", "127.0.0.1:1"]),
+        (1, "no-such-file", &["--config", "no-such-file", "config"]),
+        (2, "usage", &["enhance", "--no-such-flag"]),
+        (2, "usage", &[]),
+        (2, "usage", &["search", "--text", "a", "--vectors", "q.npy"]),
+        (3, "DEGENERATE", &["--store", store, "enhance", "--cache", ROWS, "--vectors", "zero.npy"]),
+        (3, "BAD_MEDIA", &["--store", store, "search", "--cache", SCENES, "--image", "broken.png"]),
+    ];
+    for (code, says, arguments) in cases {
+        let output = expect(*code, arguments, world.run(arguments));
+        let errors = String::from_utf8(output.stderr).unwrap();
+        assert!(errors.to_lowercase().contains(&says.to_lowercase()), "{arguments:?}: {errors}");
+    }
+    let lines = world.on_store(3, &["enhance", "--json", "--cache", ROWS, "--vectors", "zero.npy"]);
+    assert_eq!(lines[0]["error"]["reason"], "DEGENERATE");
+    assert_eq!(lines[1]["query"], 1);
+    assert!(lines[1].get("error").is_none(), "the other row is answered");
+}
+
+#[test]
+fn settings_come_from_flags_then_environment_then_file() {
+    let folder = TempDir::new().unwrap();
+    let file = folder.path().join("viscache.toml");
+    std::fs::write(&file, "threads = 3\nrows = \"disk\"\nlog = \"error\"\n[limits]\nmax_batch = 11\n")
+        .unwrap();
+    let config = |command: &mut Command| {
+        let output = command.output().unwrap();
+        (
+            output.status.code(),
+            String::from_utf8(output.stdout).unwrap(),
+            String::from_utf8(output.stderr).unwrap(),
+        )
+    };
+    let mut command = viscache(folder.path());
+    command.env("VISCACHE_THREADS", "5").env("VISCACHE_ROWS", "ram").env("VISCACHE_LIMITS__MAX_PARTS", "7");
+    let (code, text, errors) = config(command.args(["--threads", "9", "config"]));
+    assert_eq!(code, Some(0), "{errors}");
+    let line = |name: &str| {
+        text.lines().find(|l| l.starts_with(&format!("{name} ="))).unwrap_or_else(|| panic!("{name}: {text}"))
+    };
+    for (name, value, origin) in [
+        ("threads", "9", "flag"),
+        ("rows", "\"ram\"", "VISCACHE_ROWS"),
+        ("log", "\"error\"", "viscache.toml"),
+        ("max_batch", "11", "viscache.toml"),
+        ("max_parts", "7", "VISCACHE_LIMITS__MAX_PARTS"),
+        ("max_concurrent", "256", "default"),
+        ("device", "\"cpu\"", "default"),
+    ] {
+        let line = line(name);
+        let (setting, from) = line.split_once(" # ").unwrap();
+        assert_eq!(setting.trim(), format!("{name} = {value}"));
+        assert!(from.ends_with(origin), "{line}");
+    }
+
+    // What is printed is a file that gives the same settings.
+    let printed = folder.path().join("printed.toml");
+    std::fs::write(&printed, &text).unwrap();
+    let (code, again, errors) = config(viscache(folder.path()).args(["--config", "printed.toml", "config"]));
+    assert_eq!(code, Some(0), "{errors}");
+    let values = |text: &str| {
+        text.lines().map(|l| l.split(" # ").next().unwrap().trim().to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(values(&again), values(&text));
+
+    std::fs::remove_file(&file).unwrap();
+    let (code, _, errors) = config(viscache(folder.path()).env("VISCACHE_THREDS", "5").arg("config"));
+    assert_eq!(code, Some(1));
+    assert!(errors.contains("threds"), "{errors}");
+    std::fs::write(&file, "[limits]\nmax_bach = 11\n").unwrap();
+    let (code, _, errors) = config(viscache(folder.path()).arg("config"));
+    assert_eq!(code, Some(1));
+    assert!(errors.contains("max_bach"), "{errors}");
+    std::fs::write(&file, "[blend]\nweight = 2.0\n").unwrap();
+    let (code, _, errors) = config(viscache(folder.path()).arg("config"));
+    assert_eq!(code, Some(1));
+    assert!(errors.contains("weight"), "{errors}");
+}
+
+#[test]
+fn a_server_says_its_address_and_ends_on_a_signal() {
+    let world = World::new();
+    for signal in ["TERM", "INT"] {
+        let server = Served::start(&world, &["--cache", ROWS]);
+        assert!(server.address.parse::<std::net::SocketAddr>().unwrap().port() > 0);
+        // The only cache of this server is meant when none is named.
+        let arguments = ["describe", "--json", "--connect", &server.address];
+        let described = lines(&expect(0, &arguments, world.run(&arguments)));
+        assert_eq!(described[0]["cache"], ROWS);
+        let arguments = ["search", "--connect", &server.address, "--cache", SCENES, "--text", "a disc"];
+        let output = expect(1, &arguments, world.run(&arguments));
+        assert!(String::from_utf8_lossy(&output.stderr).contains("CACHE_NOT_FOUND"));
+        assert_eq!(server.end(signal), Some(0), "{signal}");
+    }
+    let empty = TempDir::new().unwrap();
+    let arguments = ["--store", empty.path().to_str().unwrap(), "serve", "--listen", "127.0.0.1:0"];
+    expect(1, &arguments, world.run(&arguments));
+}
+
+#[test]
+fn items_are_upserted_and_deleted_on_a_store_and_on_a_server() {
+    let world = World::new();
+    let upserted = world.on_store(0, &["upsert", "--cache", ROWS, "--vectors", "q.npy", "--json"]);
+    let ids: Vec<u64> = upserted.iter().map(|line| line["id"].as_u64().unwrap()).collect();
+    assert_eq!(ids, [200, 201, 202]);
+    let found =
+        world.on_store(0, &["search", "--cache", ROWS, "--vectors", "q.npy", "--top-k", "1", "--json"]);
+    let best: Vec<u64> = found.iter().map(|line| line["neighbors"][0]["id"].as_u64().unwrap()).collect();
+    assert_eq!(best, ids);
+    assert!(found[2]["neighbors"][0]["uri"].as_str().unwrap().ends_with("q.npy#2"));
+
+    let server = Served::start(&world, &["--cache", ROWS, "--writable"]);
+    let connect = ["--connect", server.address.as_str()];
+    let run = |code: i32, arguments: &[&str]| {
+        let arguments = [arguments, &connect].concat();
+        expect(code, &arguments, world.run(&arguments))
+    };
+    // The server is the one writer now.
+    let store = world.store.to_str().unwrap();
+    let arguments = ["--store", store, "delete", "--cache", ROWS, "--ids", "1"];
+    let output = expect(1, &arguments, world.run(&arguments));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("written by another process"));
+
+    let ids = [7u64, 300, 8].iter().flat_map(|id| id.to_le_bytes()).collect::<Vec<u8>>();
+    let header = b"{'descr': '<i8', 'fortran_order': False, 'shape': (3,), }";
+    let file = [npy::MAGIC, &[1, 0], &(header.len() as u16).to_le_bytes(), header, &ids].concat();
+    std::fs::write(world.folder.path().join("ids.npy"), file).unwrap();
+    let output = run(0, &["upsert", "--vectors", "q.npy", "--ids", "ids.npy"]);
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "7\n300\n8\n");
+    let output = run(0, &["delete", "--ids", "300,5000"]);
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "1 deleted, 1 were not there\n");
+    let deleted = lines(&run(0, &["delete", "--ids", "ids.npy", "--json"]));
+    assert_eq!(deleted.iter().map(|line| &line["found"]).collect::<Vec<_>>(), [true, false, true]);
+    let described = lines(&run(0, &["describe", "--json"]));
+    assert_eq!((&described[0]["live_items"], &described[0]["writable"]), (&201.into(), &true.into()));
+    run(1, &["upsert", "--vectors", "q.npy", "--ids", "1,2"]);
+    run(1, &["delete", "--ids", "x"]);
+    assert_eq!(server.end("TERM"), Some(0));
+
+    let server = Served::start(&world, &["--cache", ROWS]);
+    let arguments = ["delete", "--ids", "1", "--connect", &server.address];
+    let output = expect(1, &arguments, world.run(&arguments));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("READ_ONLY"));
+}
+
+#[test]
+fn models_are_served_without_a_store() {
+    let world = World::new();
+    let mut command = viscache(world.folder.path());
+    command.args(["--store", "none", "--model", "nano", "serve"]);
+    let server = Served::of(command);
+    let asked = |code: i32, question: &[&str]| {
+        let question = [question, &["--connect", &server.address]].concat();
+        expect(code, &question, world.run(&question))
+    };
+    let embedded = lines(&asked(0, &["embed", "--json", "--image", "0.png", "--text", "a disc"]));
+    assert_eq!(embedded, world.on_store(0, &["embed", "--json", "--image", "0.png", "--text", "a disc"]));
+    let answer =
+        asked(0, &["ask", "--json", "--image", "0.png", "--no-cache", "Generate caption of this image"]);
+    assert!(String::from_utf8_lossy(&answer.stdout).contains("stop_reason"), "{answer:?}");
+    let refused = asked(1, &["search", "--cache", ROWS, "--vectors", "q.npy"]);
+    assert!(String::from_utf8_lossy(&refused.stderr).contains(ROWS), "{refused:?}");
+    drop(server);
+    let nothing = ["--store", "none", "serve"];
+    let refused = String::from_utf8(expect(1, &nothing, world.run(&nothing)).stderr).unwrap();
+    assert!(refused.contains("neither a store nor a model"), "{refused}");
+}
