@@ -53,15 +53,13 @@ impl Warming {
         let (into, stopped, searching) = (rows.clone(), stop.clone(), searches.clone());
         let work = move || {
             let reader = Reader { store: &store, record: &record, stop: &stopped, searches: &searching };
-            let (bytes, gone) = reader.all(index.ids(), begun)?;
+            let Some((bytes, gone)) = reader.all(index.ids(), begun)? else { return Ok(()) };
             // Without an answer the cache was not opened after all.
             let Ok(masked) = log.recv() else { return Ok(()) };
             if let Some(slot) = gone.into_iter().find(|slot| !masked.contains(slot.0)) {
                 return Err(reader.wrong(index.id(slot), "missing"));
             }
-            if !stopped.load(Ordering::Relaxed) {
-                into.get_or_init(|| bytes);
-            }
+            into.get_or_init(|| bytes);
             Ok(())
         };
         let thread = Builder::new().name("warm-rows".into()).spawn(move || {
@@ -139,10 +137,11 @@ struct Reader<'a> {
 
 impl Reader<'_> {
     /// The rows of exactly these items, in their order, and the slots whose row is not stored (any more): zeros stand for it.
+    /// Nothing when it was stopped, which leaves rows that nobody has looked for.
     ///
     /// * `ids`: ascending. The cache may hold other items between them, put since the generation was made.
     /// * `begun`: told when every thread has its view of the store.
-    fn all(self, ids: &[u64], begun: mpsc::Sender<()>) -> Result<(AlignedBytes, Vec<Slot>), Error> {
+    fn all(self, ids: &[u64], begun: mpsc::Sender<()>) -> Result<Option<(AlignedBytes, Vec<Slot>)>, Error> {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         let (len, share) = (self.row_len(), ids.len().div_ceil(threads).max(1));
         let mut bytes = AlignedBytes::zeroed(ids.len() * len)?;
@@ -166,7 +165,7 @@ impl Reader<'_> {
             };
             Ok::<_, Error>(threads.into_iter().map(join).collect::<Result<Vec<_>, _>>()?.concat())
         })?;
-        Ok((bytes, gone))
+        Ok((!self.stop.load(Ordering::Relaxed)).then_some((bytes, gone)))
     }
 
     /// One thread's share of [`Reader::all`]: a scan from its first id, in step with the ids it wants.
@@ -233,5 +232,37 @@ fn finite(row: &[u8], kind: RowType) -> bool {
     match kind {
         RowType::F32 => row.chunks_exact(4).all(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]).is_finite()),
         RowType::F16 => row.chunks_exact(2).all(|b| half::f16::from_le_bytes([b[0], b[1]]).is_finite()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cache::{NewCache, NewItem, Writer};
+    use crate::store::{Access, ItemRecord};
+    use crate::types::{Embedding, Fingerprint, Origin};
+
+    #[test]
+    fn readers_that_are_stopped_miss_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path(), Access::Write).unwrap();
+        let new = NewCache { dim: 4, rows: RowType::F32, origin: Origin::of("test"), model: None };
+        let mut writer = Writer::open(&store, &"a".parse().unwrap(), &new).unwrap();
+        let item = |i: u8| {
+            let digest = Fingerprint::of(&[i]);
+            let record = ItemRecord { uri: i.to_string(), modality: None, digest, tags: Default::default() };
+            NewItem { id: None, embedding: Embedding::new(vec![f32::from(i) + 1.0; 4]).unwrap(), record }
+        };
+        writer.put((0..100).map(item).collect(), |_, _, _| ()).unwrap();
+        drop(writer);
+        let record = store.cache(&"a".parse().unwrap()).unwrap();
+        let (searches, ids) = (AtomicUsize::new(0), Vec::from_iter(0..100));
+        let read = |stop| {
+            let stop = AtomicBool::new(stop);
+            let reader = Reader { store: &store, record: &record, stop: &stop, searches: &searches };
+            reader.all(&ids, mpsc::channel().0).unwrap().map(|(bytes, gone)| (bytes.as_slice().len(), gone))
+        };
+        assert_eq!(read(false), Some((100 * 16, Vec::new())));
+        assert_eq!(read(true), None);
     }
 }
