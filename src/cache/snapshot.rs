@@ -324,14 +324,13 @@ impl Snapshot {
             *cost += work;
             return Ok((plan, Some(candidates)));
         }
-        // Among the rows that count, the tenth best may be any: no margin is known for it.
-        let params = &params.without_margin();
         let price = ScanPrice::of(count, wanted, self.row_price());
         let (plan, candidates) = match matching {
             Some(Matching { slots, .. }) => {
                 let allowed = |slot: Slot| slots.contains(slot);
                 let among = Among { allowed, count, purse: price.purse(), graph_first: false };
-                searcher.search_among(index, query, wanted, params, &among, cost)?
+                // Among what a filter keeps, the tenth best may be any: no margin is known for it.
+                searcher.search_among(index, query, wanted, &params.without_margin(), &among, cost)?
             }
             None if index.scan_pays(params.ef_search.max(wanted)) => (Plan::Scan, Vec::new()),
             None => {

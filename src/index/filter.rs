@@ -151,21 +151,37 @@ impl Searcher {
         cost: &mut Cost,
     ) -> Result<(Plan, Vec<Candidate>), Error> {
         params.validate()?;
-        let ef = params.ef_search.max(wanted);
+        let plain = params.without_margin();
+        let ef = plain.ef_search.max(wanted);
         let mut spent = Cost::default();
         let plan = among.plan(index, ef);
         let mut found = match plan {
             Plan::Exact | Plan::Scan => return Ok((Plan::Exact, Vec::new())),
             Plan::GraphWithSkip => None,
             Plan::Graph => {
+                let wider = |ef: usize| {
+                    let wider = (ef as f64 * index.len() as f64 / among.count as f64).ceil() as usize;
+                    wider.min(SearchParams::MAX_EF_SEARCH)
+                };
                 // Where all of a beam is wanted back, chance must not leave too few.
                 let places = ef.max(wanted + wanted / 4);
-                let wider = (places as f64 * index.len() as f64 / among.count as f64).ceil() as usize;
-                let wide = SearchParams { ef_search: wider.min(SearchParams::MAX_EF_SEARCH), ..*params };
-                let (mut kept, work) = self.search(index, query, wide.ef_search, &wide)?;
+                let (wide, needed) = match params.margin {
+                    None => (
+                        SearchParams { ef_search: wider(places), ..*params },
+                        wanted.max((EXPECTED * places as f64) as usize),
+                    ),
+                    // It ends below the tenth that counts, however many others there were.
+                    Some(_) => (
+                        SearchParams { ef_search: wider(params.ef_search), ..*params },
+                        wanted.min(SearchParams::MARGIN_RANK),
+                    ),
+                };
+                let all = wide.without_margin().ef_search;
+                let (mut kept, work) =
+                    self.search_counting(index, query, all, &wide, Some(&among.allowed))?;
                 spent = work;
                 kept.retain(|candidate| (among.allowed)(candidate.slot));
-                let needed = wanted.max((EXPECTED * places as f64) as usize).min(among.count);
+                let needed = needed.min(among.count);
                 let enough = kept.len() >= needed;
                 kept.truncate(wanted);
                 enough.then_some((Plan::Graph, kept))
@@ -173,7 +189,7 @@ impl Searcher {
         };
         if found.is_none() {
             let purse = ((among.purse / STEP) as u64).saturating_sub(spent.scored_vectors);
-            let (candidates, work) = self.step_over(index, query, ef, params, &among.allowed, purse)?;
+            let (candidates, work) = self.step_over(index, query, ef, &plain, &among.allowed, purse)?;
             spent += work;
             found = candidates.map(|mut best| {
                 best.truncate(wanted);
@@ -297,6 +313,38 @@ mod tests {
         let mut bytes = Vec::new();
         Parts { graph: &graph, codec: &codec, ids: &ids, codes: &codes }.write(&mut bytes).unwrap();
         Index::open(AlignedBytes::copy_of(&bytes).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn a_margin_lies_below_the_tenth_that_counts() {
+        let all = rows();
+        let (rows, queries) = all.split_at(NODES * DIM);
+        let (index, mut searcher) = (index(rows), Searcher::default());
+        let params = SearchParams { ef_search: 32, margin: Some(0.1), ..Default::default() };
+        let slots: Vec<u32> = (0..NODES as u32).collect();
+        let (mut found, mut works) = (0.0, [0, 0]);
+        for query in queries.chunks_exact(DIM) {
+            // The best of the query are gone: below the tenth of them all, a margin would end the walk among those.
+            let gone: Vec<u32> = index.scan(query, &slots, 40).iter().map(|best| best.slot.0).collect();
+            let left: Vec<u32> = slots.iter().copied().filter(|slot| !gone.contains(slot)).collect();
+            let truth = index.scan(query, &left, 10);
+            let allowed = |slot: Slot| !gone.contains(&slot.0);
+            let among = Among { allowed, count: left.len(), purse: 1e9, graph_first: true };
+            for (params, work) in [params, params.without_margin()].iter().zip(&mut works) {
+                let mut cost = Cost::default();
+                let (plan, best) =
+                    searcher.search_among(&index, query, 10, params, &among, &mut cost).unwrap();
+                assert_eq!(best.len(), 10);
+                assert!(best.iter().all(|one| !gone.contains(&one.slot.0)));
+                *work += cost.visited_nodes;
+                if params.margin.is_some() {
+                    assert_eq!(plan, Plan::Graph);
+                    let ids = |best: &[Candidate]| best.iter().map(|one| one.slot).collect::<Vec<_>>();
+                    found += recall(&ids(&truth), &ids(&best)) / 30.0;
+                }
+            }
+        }
+        assert!(found >= 0.95 && 10 * works[0] < 9 * works[1], "{found} for {works:?}");
     }
 
     #[test]

@@ -138,12 +138,25 @@ impl Searcher {
         wanted: usize,
         params: &SearchParams,
     ) -> Result<Candidates, Error> {
+        self.search_counting(index, query, wanted, params, None)
+    }
+
+    /// As [`Searcher::search`], with a margin below the tenth best of the slots that count, if not all do. The candidates are
+    /// all that the walk has met.
+    pub(super) fn search_counting(
+        &mut self,
+        index: &Index,
+        query: &[f32],
+        wanted: usize,
+        params: &SearchParams,
+        counts: Option<&dyn Fn(Slot) -> bool>,
+    ) -> Result<Candidates, Error> {
         params.validate()?;
         check(index, query)?;
         self.walks.resize_with(self.walks.len().max(1), Default::default);
         let (walker, scratch) = &mut self.walks[0];
         let query = index.codec().code_query(query);
-        let mut judge = OnCodes::new(index.coded(), index.sketch(), query, scratch);
+        let mut judge = OnCodes { counts, ..OnCodes::new(index.coded(), index.sketch(), query, scratch) };
         walker.begin(index, Beam::of(params, wanted), &mut judge);
         while !walker.step(index, &mut judge) {
             check_deadline(params, walker.cost)?;
@@ -250,6 +263,11 @@ pub(super) trait Judge {
     /// One score a slot, into `scores`, which is cleared first.
     fn score(&mut self, slots: &[u32], scores: &mut Vec<f32>);
 
+    /// Whether a slot counts among the best that a margin lies below.
+    fn counts(&self, _slot: u32) -> bool {
+        true
+    }
+
     /// Fetches what [`Judge::sift`] will read of these slots.
     fn fetch(&self, _slots: &[u32]) {}
 
@@ -266,6 +284,8 @@ struct OnCodes<'a> {
     sketch: Option<&'a Sketch>,
     query: CodedQuery,
     scratch: &'a mut Scratch,
+    /// The slots that count, if not all do.
+    counts: Option<&'a dyn Fn(Slot) -> bool>,
 }
 
 /// Buffers of [`OnCodes`].
@@ -282,7 +302,8 @@ impl<'a> OnCodes<'a> {
         query: CodedQuery,
         scratch: &'a mut Scratch,
     ) -> Self {
-        let mut judge = OnCodes { coded, sketch, query: CodedQuery::Float(Vec::new()), scratch };
+        let mut judge =
+            OnCodes { coded, sketch, query: CodedQuery::Float(Vec::new()), scratch, counts: None };
         judge.turn(query);
         judge
     }
@@ -312,6 +333,10 @@ impl Judge for OnCodes<'_> {
         let Coded { codec, codes } = self.coded;
         let integers = &mut self.scratch.integers;
         quant::score(Kernels::get(), codes, slots, &self.query, codec.kind(), integers, scores);
+    }
+
+    fn counts(&self, slot: u32) -> bool {
+        self.counts.is_none_or(|counts| counts(Slot(slot)))
     }
 
     fn fetch(&self, slots: &[u32]) {
@@ -347,6 +372,8 @@ pub(super) struct Walker {
     phase: Phase,
     level: usize,
     beam: Beam,
+    /// On level 0 of a beam with a margin, the score of the tenth best that counts.
+    tenth: Option<f32>,
     /// What is expanded, and what probably comes next.
     now: Step,
     next: Step,
@@ -436,12 +463,12 @@ impl Walker {
         self.cost = Cost { scored_vectors: 1, ..Cost::default() };
         self.pool.begin();
         self.pool.insert(key(self.scores[0], graph.entry()));
-        self.land(graph, graph.upper_levels());
-        self.choose(graph);
+        self.land(graph, graph.upper_levels(), judge);
+        self.choose(graph, judge);
     }
 
     /// Begins a level with what the pool holds.
-    fn land(&mut self, graph: &impl Links, level: usize) {
+    fn land(&mut self, graph: &impl Links, level: usize, judge: &impl Judge) {
         self.level = level;
         self.pool.reopen(match level.checked_sub(1) {
             None => self.beam.ef,
@@ -452,12 +479,21 @@ impl Walker {
             self.visited.insert(slot_of(key));
         }
         self.next.slot = None;
+        self.rank(judge);
+    }
+
+    /// Looks for the tenth best again, after something better has come.
+    fn rank(&mut self, judge: &impl Judge) {
+        self.tenth = None;
+        if self.level == 0 && self.beam.margin.is_some() {
+            let mut counting = self.pool.keys().iter().filter(|&&key| judge.counts(slot_of(key)));
+            self.tenth = counting.nth(SearchParams::MARGIN_RANK - 1).map(|&tenth| score_of(tenth));
+        }
     }
 
     /// The least score that the walk goes on from on level 0, by the margin.
     fn least(&self) -> Option<f32> {
-        let margin = self.beam.margin.filter(|_| self.level == 0)?;
-        self.pool.keys().get(SearchParams::MARGIN_RANK - 1).map(|&tenth| score_of(tenth) - margin)
+        Some(self.tenth? - self.beam.margin?)
     }
 
     /// The score that a row must beat to be of use.
@@ -490,12 +526,17 @@ impl Walker {
                 let kept = &self.now.kept;
                 self.cost.scored_vectors += kept.len() as u64;
                 judge.score(kept, &mut self.scores);
+                let mut better = false;
                 for (&slot, &score) in kept.iter().zip(&self.scores) {
+                    better |= self.tenth.is_none_or(|tenth| score > tenth);
                     if self.pool.insert(key(score, slot)) {
                         graph.fetch_links(self.level, slot);
                     }
                 }
-                self.choose(graph);
+                if better {
+                    self.rank(judge);
+                }
+                self.choose(graph, judge);
             }
             Phase::Done => return true,
         }
@@ -504,10 +545,10 @@ impl Walker {
 
     /// Takes the best node that is not expanded, on the next level where this one has none, and fetches its links and those
     /// of the one after it.
-    fn choose(&mut self, graph: &impl Links) {
+    fn choose(&mut self, graph: &impl Links, judge: &impl Judge) {
         let mut next = self.pool.expand_next(self.least().unwrap_or(f32::NEG_INFINITY));
         while next.is_none() && self.level > 0 {
-            self.land(graph, self.level - 1);
+            self.land(graph, self.level - 1, judge);
             next = self.pool.expand_next(f32::NEG_INFINITY);
         }
         self.phase = match next {
