@@ -228,10 +228,11 @@ impl Embedding {
         if values.is_empty() {
             return Err(Error::EmptyEmbedding);
         }
-        match values.iter().position(|v| !v.is_finite()) {
-            Some(position) => Err(Error::NotFinite { position, value: values[position] }),
-            None => Ok(Embedding(values)),
+        if all_finite(&values) {
+            return Ok(Embedding(values));
         }
+        let position = values.iter().position(|v| !v.is_finite()).unwrap_or_default();
+        Err(Error::NotFinite { position, value: values[position] })
     }
 
     /// Number of components, D.
@@ -265,6 +266,12 @@ impl Embedding {
         }
         Ok(Embedding(self.0.iter().map(|&v| (f64::from(v) / norm) as f32).collect()))
     }
+}
+
+/// Whether all are numbers and none is infinite. Every hit of a search is asked, so it has no branch in the loop.
+pub fn all_finite(values: &[f32]) -> bool {
+    let magnitude = |v: &f32| (v.to_bits() & i32::MAX as u32) as i32;
+    values.iter().fold(0, |largest, v| largest.max(magnitude(v))) < f32::INFINITY.to_bits() as i32
 }
 
 /// Euclidean norm of `values`, accumulated in f64 (so that no f32 input overflows it).
@@ -517,6 +524,19 @@ mod tests {
             Err(Error::NotFinite { position: 1, value }) if value.is_nan()
         ));
         assert!(matches!(Embedding::new(vec![f32::INFINITY]), Err(Error::NotFinite { position: 0, .. })));
+    }
+
+    #[test]
+    fn all_are_finite_up_to_the_largest() {
+        let mut values = vec![0.0, -0.0, f32::MAX, f32::MIN, f32::from_bits(1), -1.0, 2.0, 3.0, 4.0];
+        assert!(all_finite(&values) && all_finite(&[]));
+        for wrong in [f32::NAN, -f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            for at in 0..values.len() {
+                let right = std::mem::replace(&mut values[at], wrong);
+                assert!(!all_finite(&values), "{wrong} at {at}");
+                values[at] = right;
+            }
+        }
     }
 
     #[test]

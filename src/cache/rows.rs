@@ -10,7 +10,7 @@ use super::mask::Mask;
 use super::warming::{Search, Warming};
 use crate::kernels::Kernels;
 use crate::store::{RowType, Store};
-use crate::types::{CacheName, ItemId, Slot};
+use crate::types::{CacheName, ItemId, Slot, all_finite};
 
 /// Where rows are kept while serving.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
@@ -152,7 +152,7 @@ pub(super) fn check_row(
         return Err(wrong(format!("{} bytes long instead of {}", bytes.len(), dim * kind.bytes())));
     }
     let row = decode_row(bytes, kind);
-    match row.iter().all(|v| v.is_finite()) {
+    match all_finite(&row) {
         true => Ok(row),
         false => Err(wrong("not finite".into())),
     }
