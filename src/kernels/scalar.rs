@@ -154,7 +154,7 @@ pub(super) fn scale_query(query: &[f32], out: &mut [i8]) -> f32 {
     scale
 }
 
-/// eˣ for x ≤ 0, as 2ⁿ·eʳ with |r| ≤ ½·ln 2; 0 below the smallest normal number, and nothing for what is no number.
+/// eˣ for x ≤ 0, as 2ⁿ·eʳ with |r| ≤ ½·ln 2; 0 below the smallest normal number; NaN stays NaN.
 ///
 /// Source of the polynomial and of ln 2 in two parts: Cephes (`expf`).
 #[inline(always)]
@@ -162,9 +162,8 @@ fn exp(x: f32) -> f32 {
     // 1.5·2²³: added to a small number, it leaves the rounded number in the low bits of the sum.
     const ROUND: f32 = 12_582_912.0;
     const SMALLEST: f32 = -87.336_54;
-    const P: [f32; 6] =
-        [1.987_569_1e-4, 1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 5.000_000_1e-1];
-    // Not `max`, which would take −87 for what is no number.
+    const P: [f32; 6] = [1.987_569_1e-4, 1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5];
+    // Not `max`, which would take −87 for NaN.
     let within = if x < SMALLEST { SMALLEST } else { x };
     let shifted = within * std::f32::consts::LOG2_E + ROUND;
     let n = shifted - ROUND;

@@ -209,7 +209,7 @@ fn matmul_q8(path: Kernels, case: &Case) -> Result<(), String> {
     let turned = |values: &[f32], count: usize| -> Vec<f32> {
         (0..count).flat_map(|i| values.iter().copied().cycle().skip(i).take(width)).collect()
     };
-    let reach = if case.slots.len() % 2 == 0 { q8::Reach::Full } else { q8::Reach::Short };
+    let reach = if case.slots.len().is_multiple_of(2) { q8::Reach::Full } else { q8::Reach::Short };
     let weights = q8::Tiles::new(&turned(&case.b, ROWS + count), width, reach);
     let run = |path: Kernels| {
         let (mut rows, mut out) = (q8::Rows::default(), vec![1.0f32; count * weights.out()]);
