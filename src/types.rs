@@ -408,7 +408,7 @@ pub enum WeightDtype {
     F32,
     /// 16 bits, on a card.
     Bf16,
-    /// 8 bits and a scale for each 32 weights, on the CPU.
+    /// 8 bits and a scale for each 32 weights, on the CPU. Of an encoder's, the codes keep to ±63.
     Q8_0,
     /// 16 bits, on the CPU; decoders only, as the following.
     F16,

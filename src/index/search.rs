@@ -141,8 +141,8 @@ impl Searcher {
         self.search_counting(index, query, wanted, params, None)
     }
 
-    /// As [`Searcher::search`], with a margin below the tenth best of the slots that count, if not all do. The candidates are
-    /// all that the walk has met.
+    /// As [`Searcher::search`], with the margin below the tenth best of the slots that count, if not all do. The others are
+    /// among the candidates all the same.
     pub(super) fn search_counting(
         &mut self,
         index: &Index,
