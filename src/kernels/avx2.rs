@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use half::f16;
 
-use super::q8::{self, BLOCK, GROUP, LINES, Reach, Rows, TILE, Tiles, WIDE_ROWS};
+use super::q8::{self, BLOCK, GROUP, Reach, Rows, TILE, Tiles, WIDE_ROWS};
 use super::{PLANES, scalar, score_rows, tail};
 
 /// Words of signs in a register, and the most registers of a row: 2048 components.
@@ -297,8 +297,6 @@ fn short_products<const R: usize>(
     out: &mut [f32],
 ) {
     let blocks = rows.blocks;
-    let lines = weights.lines()[tile * blocks * LINES..][..blocks * LINES].chunks_exact(LINES);
-    let scales = weights.scales()[tile * blocks * TILE..][..blocks * TILE].chunks_exact(TILE);
     let codes: [&[i8]; R] =
         std::array::from_fn(|r| &rows.codes[(row + r) * blocks * BLOCK..][..blocks * BLOCK]);
     let of_rows: [(&[f32], &[i32]); R] = std::array::from_fn(|r| {
@@ -306,7 +304,7 @@ fn short_products<const R: usize>(
         (&rows.scales[start..][..blocks], &rows.corrections[start..][..blocks])
     });
     let mut sums = [[_mm256_setzero_ps(); 2]; R];
-    for (block, (lines, scales)) in lines.zip(scales).enumerate() {
+    for (block, (lines, scales)) in weights.tile(tile).enumerate() {
         if row == 0 {
             lines.iter().for_each(|line| fetch(line.0.as_ptr().wrapping_add(AHEAD)));
         }
@@ -335,7 +333,7 @@ fn short_products<const R: usize>(
     }
     let width = out.len() / rows.count;
     for (r, sums) in sums.into_iter().enumerate() {
-        keep(sums, &mut out[(row + r) * width..][..width], place);
+        q8::keep(&together(sums), &mut out[(row + r) * width..][..width], place);
     }
 }
 
@@ -399,18 +397,17 @@ fn add_scaled(sums: [__m256; 2], exact: [__m256i; 2], of_row: f32, scales: [__m2
     [one(0), one(1)]
 }
 
-/// Writes a tile's sums into its columns of a row.
+/// A tile's sums, side by side.
 #[target_feature(enable = "avx2")]
 #[inline]
-fn keep(sums: [__m256; 2], row: &mut [f32], place: usize) {
+fn together(sums: [__m256; 2]) -> [f32; TILE] {
     let mut done = [0.0f32; TILE];
     // SAFETY: `done` holds 16 floats.
     unsafe {
         _mm256_storeu_ps(done.as_mut_ptr(), sums[0]);
         _mm256_storeu_ps(done.as_mut_ptr().add(8), sums[1]);
     }
-    let columns = TILE.min(row.len() - place * TILE);
-    row[place * TILE..][..columns].copy_from_slice(&done[..columns]);
+    done
 }
 
 /// The products of `R` rows, or the last ones, and a tile, of codes of full reach: products of bytes would saturate when
@@ -428,8 +425,6 @@ fn products<const R: usize>(
     out: &mut [f32],
 ) {
     let blocks = rows.blocks;
-    let lines = weights.lines()[tile * blocks * LINES..][..blocks * LINES].chunks_exact(LINES);
-    let scales = weights.scales()[tile * blocks * TILE..][..blocks * TILE].chunks_exact(TILE);
     let codes = rows.wide[row * blocks * BLOCK..].chunks_exact(WIDE_ROWS * BLOCK);
     let here = R.min(rows.count - row);
     // Of a number of four bytes the first two and the last two, as 16 bits each.
@@ -440,7 +435,7 @@ fn products<const R: usize>(
     };
     let [low, high]: [__m256i; 2] = [spread(0), spread(2)];
     let mut sums = [[_mm256_setzero_ps(); 2]; R];
-    for (block, ((lines, scales), codes)) in lines.zip(scales).zip(codes).enumerate() {
+    for (block, ((lines, scales), codes)) in weights.tile(tile).zip(codes).enumerate() {
         let at: [usize; R] = std::array::from_fn(|r| (row + r.min(here - 1)) * blocks + block);
         let mut exact = at.map(|at| [_mm256_set1_epi32(rows.corrections[at]); 2]);
         if row == 0 {
@@ -477,7 +472,7 @@ fn products<const R: usize>(
     }
     let width = out.len() / rows.count;
     for (r, sums) in sums.into_iter().enumerate().take(here) {
-        keep(sums, &mut out[(row + r) * width..][..width], place);
+        q8::keep(&together(sums), &mut out[(row + r) * width..][..width], place);
     }
 }
 

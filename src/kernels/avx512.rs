@@ -7,7 +7,7 @@ use std::ops::Range;
 use half::f16;
 
 use super::avx2::{self, Avx2};
-use super::q8::{BLOCK, GROUP, LINES, Rows, TILE, Tiles};
+use super::q8::{self, BLOCK, GROUP, Rows, TILE, Tiles};
 use super::{PLANES, scalar, score_rows, tail};
 
 /// Proof of AVX-512 F and BW, and of what [`Avx2`] proves.
@@ -421,11 +421,8 @@ fn products_vnni<const R: usize>(
     out: &mut [f32],
 ) {
     let blocks = rows.blocks;
-    let of_tile = tile * blocks;
-    let lines = weights.lines()[of_tile * LINES..][..blocks * LINES].chunks_exact(LINES);
-    let scales = weights.scales()[of_tile * TILE..][..blocks * TILE].chunks_exact(TILE);
     let mut sums = [_mm512_setzero_ps(); R];
-    for (block, (lines, scales)) in lines.zip(scales).enumerate() {
+    for (block, (lines, scales)) in weights.tile(tile).enumerate() {
         let at: [usize; R] = std::array::from_fn(|r| (row + r) * blocks + block);
         let codes: [&[[i8; GROUP]]; R] =
             at.map(|at| bytemuck::cast_slice(&rows.codes[at * BLOCK..][..BLOCK]));
@@ -445,11 +442,10 @@ fn products_vnni<const R: usize>(
         }
     }
     let width = out.len() / rows.count;
-    let columns = TILE.min(width - place * TILE);
     for (r, sum) in sums.into_iter().enumerate() {
         let mut done = [0.0f32; TILE];
         // SAFETY: `done` holds 16 floats.
         unsafe { _mm512_storeu_ps(done.as_mut_ptr(), sum) };
-        out[(row + r) * width + place * TILE..][..columns].copy_from_slice(&done[..columns]);
+        q8::keep(&done, &mut out[(row + r) * width..][..width], place);
     }
 }

@@ -13,7 +13,7 @@ use std::ops::Range;
 
 use half::f16;
 
-use super::q8::{BLOCK, GROUP, LINES, Rows, TILE, Tiles};
+use super::q8::{self, BLOCK, GROUP, Rows, TILE, Tiles};
 use super::{PLANES, scalar, score_rows, tail};
 
 /// Proof of NEON.
@@ -342,12 +342,10 @@ fn products<const R: usize>(
 ) {
     const QUARTERS: usize = 4;
     let blocks = rows.blocks;
-    let lines = weights.lines()[tile * blocks * LINES..][..blocks * LINES].chunks_exact(LINES);
-    let scales = weights.scales()[tile * blocks * TILE..][..blocks * TILE].chunks_exact(TILE);
     // Both factors are signed here: what was added to the weights is taken off them, and nothing is left to correct.
     let added = vdupq_n_u8(weights.reach.offset() as u8);
     let mut sums = [[vdupq_n_f32(0.0); QUARTERS]; R];
-    for (block, (lines, scales)) in lines.zip(scales).enumerate() {
+    for (block, (lines, scales)) in weights.tile(tile).enumerate() {
         let at: [usize; R] = std::array::from_fn(|r| (row + r) * blocks + block);
         let codes: [&[[i8; GROUP]]; R] =
             at.map(|at| bytemuck::cast_slice(&rows.codes[at * BLOCK..][..BLOCK]));
@@ -376,14 +374,13 @@ fn products<const R: usize>(
         }
     }
     let width = out.len() / rows.count;
-    let columns = TILE.min(width - place * TILE);
     for (r, sums) in sums.into_iter().enumerate() {
         let mut done = [0.0f32; TILE];
         for (done, sum) in done.chunks_exact_mut(4).zip(sums) {
             // SAFETY: four floats.
             unsafe { vst1q_f32(done.as_mut_ptr(), sum) };
         }
-        out[(row + r) * width + place * TILE..][..columns].copy_from_slice(&done[..columns]);
+        q8::keep(&done, &mut out[(row + r) * width..][..width], place);
     }
 }
 

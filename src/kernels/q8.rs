@@ -189,6 +189,14 @@ impl Tiles {
         self.out.div_ceil(TILE)
     }
 
+    /// Lines and scales of a tile, block by block.
+    #[inline]
+    pub(super) fn tile(&self, tile: usize) -> impl Iterator<Item = (&[Line], &[f16])> {
+        let lines = &self.lines()[tile * self.blocks * LINES..][..self.blocks * LINES];
+        let scales = &self.scales()[tile * self.blocks * TILE..][..self.blocks * TILE];
+        lines.chunks_exact(LINES).zip(scales.chunks_exact(TILE))
+    }
+
     /// Components of a result that some tiles make.
     pub fn columns(&self, tiles: &Range<usize>) -> usize {
         (tiles.end * TILE).min(self.out) - (tiles.start * TILE).min(self.out)
@@ -229,6 +237,15 @@ impl Rows {
         self.scales.resize(count * blocks, 0.0);
         self.corrections.resize(count * blocks, 0);
     }
+}
+
+/// Writes a tile's sums into its columns of a row.
+///
+/// * `place`: the tile's place among those that the row has columns of.
+#[inline]
+pub(super) fn keep(sums: &[f32; TILE], row: &mut [f32], place: usize) {
+    let columns = TILE.min(row.len() - place * TILE);
+    row[place * TILE..][..columns].copy_from_slice(&sums[..columns]);
 }
 
 /// Rounds activations: the largest of a block becomes the largest code, halves go to even.
