@@ -191,10 +191,10 @@ impl Tiles {
 
     /// Lines and scales of a tile, block by block.
     #[inline]
-    pub(super) fn tile(&self, tile: usize) -> impl Iterator<Item = (&[Line], &[f16])> {
+    pub(super) fn tile(&self, tile: usize) -> impl Iterator<Item = (&[Line; LINES], &[f16; TILE])> {
         let lines = &self.lines()[tile * self.blocks * LINES..][..self.blocks * LINES];
         let scales = &self.scales()[tile * self.blocks * TILE..][..self.blocks * TILE];
-        lines.chunks_exact(LINES).zip(scales.chunks_exact(TILE))
+        lines.as_chunks().0.iter().zip(scales.as_chunks().0)
     }
 
     /// Components of a result that some tiles make.
