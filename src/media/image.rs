@@ -4,8 +4,10 @@
 //! bytes ─► header: format, size, limits ─► 8-bit RGB ─► upright ─► resize short side to S ─► centre S×S ─► normalise
 //! ```
 //!
-//! * **RGB.** Grey is replicated, alpha dropped (not composited), 16 bits cut to 8, the first frame of an animation
-//!   taken. Colour profiles are ignored.
+//! * **RGB.** Grey is replicated, alpha dropped (not composited), of 16 bits the upper 8 kept, the first frame of an animation
+//!   taken (`gif.rs`). Colour profiles are ignored. One difference from the published loader is meant: Pillow makes nearly all of
+//!   a *grey* picture of 16 bits white, because it holds the values below 256 instead of scaling them; here it looks as its 8-bit
+//!   copy does.
 //! * **Upright.** EXIF orientation is applied by default, since photographs from phones need it;
 //!   [`Orientation::Reference`] ignores it as the published loader does.
 //! * **Resize.** On 8-bit values, with integer weights of 22 fractional bits, rounded to 8 bits between the horizontal
@@ -17,10 +19,10 @@
 
 use std::io::Cursor;
 
-use image::{DynamicImage, ImageDecoder, ImageReader};
+use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, RgbImage};
 use serde::{Deserialize, Serialize};
 
-use super::Error;
+use super::{Error, gif};
 use crate::types::Fingerprint;
 
 /// Mean of each channel over CLIP's training pictures.
@@ -32,7 +34,7 @@ const CUBIC_A: f64 = -0.5;
 /// Fractional bits of a resize weight.
 const WEIGHT_BITS: u32 = 22;
 /// Changes whenever a rule in this file changes a number.
-const RULES_VERSION: u32 = 1;
+const RULES_VERSION: u32 = 2;
 
 /// What is done with EXIF orientation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -167,16 +169,14 @@ pub fn decode(bytes: &[u8], options: &ImageOptions) -> Result<Rgb, Error> {
     allocation.max_image_height = Some(limits.max_side);
     allocation.max_alloc = Some(limits.memory());
     reader.limits(allocation);
+    let is_gif = reader.format() == Some(ImageFormat::Gif);
     let mut decoder = match reader.into_decoder() {
         Ok(decoder) => decoder,
         Err(image::ImageError::Limits(_)) => return Err(too_many_pixels(bytes, limits)),
         Err(e) => return Err(Error::NotAnImage(e.to_string())),
     };
     let (width, height) = decoder.dimensions();
-    if width.max(height) > limits.max_side || u64::from(width) * u64::from(height) > limits.max_pixels {
-        let (max_side, max_pixels) = (limits.max_side, limits.max_pixels);
-        return Err(Error::TooManyPixels { width, height, max_side, max_pixels });
-    }
+    check_size(width, height, limits)?;
     if width == 0 || height == 0 {
         return Err(Error::NotAnImage(format!("it is {width}×{height}")));
     }
@@ -185,10 +185,46 @@ pub fn decode(bytes: &[u8], options: &ImageOptions) -> Result<Rgb, Error> {
         Orientation::Apply => decoder.orientation().unwrap_or(image::metadata::Orientation::NoTransforms),
         Orientation::Reference => image::metadata::Orientation::NoTransforms,
     };
-    let mut picture = DynamicImage::from_decoder(decoder).map_err(|e| Error::Damaged(e.to_string()))?;
+    let rgb = match is_gif {
+        true => gif::first_frame(bytes, limits)?,
+        false => eight_bits(DynamicImage::from_decoder(decoder).map_err(|e| Error::Damaged(e.to_string()))?),
+    };
+    let mut picture = DynamicImage::ImageRgb8(rgb);
     picture.apply_orientation(orientation);
     let rgb = picture.into_rgb8();
     Ok(Rgb { width: rgb.width() as usize, height: rgb.height() as usize, data: rgb.into_raw() })
+}
+
+/// Refuses a picture that is too large.
+///
+/// # Errors
+/// [`Error::TooManyPixels`].
+pub(super) fn check_size(width: u32, height: u32, limits: &Limits) -> Result<(), Error> {
+    let &Limits { max_side, max_pixels, .. } = limits;
+    match width.max(height) > max_side || u64::from(width) * u64::from(height) > max_pixels {
+        true => Err(Error::TooManyPixels { width, height, max_side, max_pixels }),
+        false => Ok(()),
+    }
+}
+
+/// As 8-bit RGB. Of 16 bits the upper 8 are kept; `image` would round.
+fn eight_bits(picture: DynamicImage) -> RgbImage {
+    let high = |value: u16| (value >> 8) as u8;
+    let (width, height) = (picture.width(), picture.height());
+    let rgb = match &picture {
+        DynamicImage::ImageRgb16(p) => p.as_raw().iter().map(|&value| high(value)).collect(),
+        DynamicImage::ImageRgba16(p) => {
+            let pixels = p.as_raw().as_chunks::<4>().0;
+            pixels.iter().flat_map(|&[r, g, b, _]| [r, g, b].map(high)).collect()
+        }
+        DynamicImage::ImageLuma16(p) => p.as_raw().iter().flat_map(|&grey| [high(grey); 3]).collect(),
+        DynamicImage::ImageLumaA16(p) => {
+            let pixels = p.as_raw().as_chunks::<2>().0;
+            pixels.iter().flat_map(|&[grey, _]| [high(grey); 3]).collect()
+        }
+        _ => return picture.into_rgb8(),
+    };
+    RgbImage::from_raw(width, height, rgb).expect("three bytes were made of every pixel")
 }
 
 /// The error for a picture that the decoder itself refused by its header.
@@ -438,6 +474,25 @@ mod tests {
         let pixels = prepare(&bytes, &limited(1 << 20, 99, 1199));
         assert!(matches!(pixels, Err(Error::TooManyPixels { width: 40, .. })), "{pixels:?}");
         assert!(prepare(&bytes, &limited(1 << 20, 40, 1200)).is_ok());
+    }
+
+    #[test]
+    fn of_16_bits_the_upper_8_are_kept() {
+        // 0x12ff would be rounded up, and so would 0x80ff.
+        let (r, g, b) = (0x12ff, 0x80ff, 0xff00);
+        let of = |picture: DynamicImage| {
+            let mut bytes = Vec::new();
+            picture.write_to(&mut Cursor::new(&mut bytes), ImageFormat::Png).unwrap();
+            decode(&bytes, &options(8)).unwrap().data
+        };
+        let pixel = |colour| image::ImageBuffer::from_pixel(1, 1, colour);
+        assert_eq!(of(DynamicImage::ImageRgb16(pixel(image::Rgb([r, g, b])))), [0x12, 0x80, 0xff]);
+        let rgba = image::ImageBuffer::from_pixel(1, 1, image::Rgba([r, g, b, 7]));
+        assert_eq!(of(DynamicImage::ImageRgba16(rgba)), [0x12, 0x80, 0xff], "alpha is dropped");
+        let grey = image::ImageBuffer::from_pixel(1, 1, image::Luma([g]));
+        assert_eq!(of(DynamicImage::ImageLuma16(grey)), [0x80; 3]);
+        let grey = image::ImageBuffer::from_pixel(1, 1, image::LumaA([g, 7]));
+        assert_eq!(of(DynamicImage::ImageLumaA16(grey)), [0x80; 3]);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! | file | from | to |
 //! |---|---|---|
 //! | `image.rs` | JPEG, PNG, WebP, GIF, BMP | `[3, S, S]` |
+//! | `gif.rs` | GIF | its first frame |
 //! | `video.rs` | frames | `[15, 3, 2, S, S]` |
 //! | `audio/` | WAV, FLAC, MP3, Ogg | `[3, bands, columns]` |
 //! | `plane.rs` | depth, thermal: PNG, EXR, npy | `[1, H, W]` |
@@ -16,6 +17,7 @@
 
 pub mod audio;
 mod bilinear;
+mod gif;
 pub mod image;
 pub mod imu;
 pub mod npy;
