@@ -218,3 +218,17 @@ fn models_are_served_without_a_store() {
     let refused = String::from_utf8(expect(1, &nothing, world.run(&nothing)).stderr).unwrap();
     assert!(refused.contains("neither a store nor a model"), "{refused}");
 }
+
+#[test]
+fn a_broken_sound_is_no_error_of_the_program() {
+    let world = World::new();
+    // What symphonia's probe looks through to the end and then calls an error.
+    std::fs::write(world.folder.path().join("noise.wav"), vec![7; 5000]).unwrap();
+    std::fs::write(world.folder.path().join("memo.m4a"), b"\0\0\0\x1cftypM4A \0\0\x02\0M4A isomiso2")
+        .unwrap();
+    for (file, says) in [("noise.wav", "not a readable sound"), ("memo.m4a", "ffmpeg -i voice.m4a")] {
+        let arguments = ["--store", "none", "--model", "nano", "embed", "--audio", file];
+        let said = String::from_utf8(expect(3, &arguments, world.run(&arguments)).stderr).unwrap();
+        assert!(said.contains(says) && !said.contains("ERROR"), "{file}: {said}");
+    }
+}

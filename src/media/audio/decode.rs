@@ -18,7 +18,7 @@ use symphonia::core::formats::{FormatOptions, TrackType};
 use symphonia::core::io::MediaSourceStream;
 use symphonia::core::meta::MetadataOptions;
 
-use super::AudioLimits;
+use super::{AudioLimits, foreign};
 use crate::media::Error;
 
 /// Formats of WAV files: `WAVE_FORMAT_PCM`, `_IEEE_FLOAT`, `_MPEGLAYER3`, `_EXTENSIBLE`.
@@ -53,6 +53,9 @@ pub fn decode(bytes: &[u8], limits: &AudioLimits) -> Result<Sound, Error> {
     if let Some(sound) = wav.and_then(|wav| wav.plain(limits)) {
         return sound;
     }
+    if let Some(refusal) = foreign::refusal(bytes) {
+        return Err(Error::NotASound(refusal));
+    }
     let bytes_long = bytes.len() as u64;
     // Recorders wrap MP3 in WAV, and few programs read that.
     let mp3 = wav.filter(|wav| wav.tag == MP3_IN_WAV);
@@ -60,7 +63,10 @@ pub fn decode(bytes: &[u8], limits: &AudioLimits) -> Result<Sound, Error> {
     if mp3.is_some() || looks_like_mp3(bytes) {
         hint.with_extension("mp3");
     }
-    let unreadable = |e: CodecError| Error::NotASound(e.to_string());
+    let unreadable = |e: CodecError| match (e, wav) {
+        (CodecError::Unsupported(_), Some(Wav { tag, .. })) => Error::NotASound(foreign::in_wav(tag)),
+        (e, _) => Error::NotASound(e.to_string()),
+    };
     let stream = MediaSourceStream::new(Box::new(Cursor::new(bytes)), Default::default());
     let options = (FormatOptions::default(), MetadataOptions::default());
     let mut format =

@@ -7,6 +7,7 @@
 //! | file | its one idea |
 //! |---|---|
 //! | `decode.rs` | files: the first channel, and the mean of all |
+//! | `foreign.rs` | files that are not read, by name, and the way out |
 //! | `resample.rs` | 16 kHz by the reference's kernel |
 //! | `clips.rs` | where clips begin and end, exactly |
 //! | `mel.rs` | Kaldi's filter bank |
@@ -22,6 +23,7 @@
 
 pub mod clips;
 mod decode;
+mod foreign;
 mod lanes;
 mod mel;
 mod resample;
