@@ -11,6 +11,7 @@
 //! | `door.rs` | who may come in, how long they wait, what is counted |
 //! | `convert/` | messages ⇄ domain; every check of a request is there |
 //! | `tensor.rs` | tensors ⇄ embeddings |
+//! | `packing.rs` | which replies are compressed |
 //! | `stream.rs` | many requests over one stream, in order |
 //! | `status.rs` | domain error → Status: one exhaustive match |
 //! | `cache.rs` `embed.rs` `generate.rs` `admin.rs` | the services |
@@ -21,6 +22,7 @@ mod convert;
 mod door;
 mod embed;
 mod generate;
+mod packing;
 pub mod proto;
 mod status;
 mod stream;
@@ -31,6 +33,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
+use tonic::codec::CompressionEncoding::{Gzip, Zstd};
 use tonic::transport::server::{Router, TcpIncoming};
 use tonic::transport::{Channel, Endpoint, Server};
 use tonic_health::ServingStatus;
@@ -122,7 +125,7 @@ pub async fn in_process(app: Arc<App>) -> Result<Channel, Error> {
     Ok(Endpoint::from_static("http://in.process").connect_with_connector(connector).await?)
 }
 
-async fn router(app: Arc<App>) -> Result<(Router, HealthReporter), Error> {
+async fn router(app: Arc<App>) -> Result<(Router<packing::Stack>, HealthReporter), Error> {
     let door = Arc::new(Door::new(&app.limits));
     let (health, health_service) = tonic_health::server::health_reporter();
     let embeds = app.encoder().is_some_and(|e| e.modalities().iter().any(|m| Modality::ALL.contains(m)));
@@ -146,6 +149,16 @@ async fn router(app: Arc<App>) -> Result<(Router, HealthReporter), Error> {
     let (v1, v1alpha) =
         (reflection().build_v1().map_err(broken)?, reflection().build_v1alpha().map_err(broken)?);
 
+    // Both ways for all of them; the limit counts a message as it is once unpacked.
+    macro_rules! packed {
+        ($service:expr) => {
+            $service
+                .accept_compressed(Gzip)
+                .accept_compressed(Zstd)
+                .send_compressed(Gzip)
+                .send_compressed(Zstd)
+        };
+    }
     let limit = app.limits.max_message_bytes;
     let cache = CacheServiceServer::new(cache::Service::new(app.clone(), door.clone()))
         .max_decoding_message_size(limit)
@@ -165,12 +178,13 @@ async fn router(app: Arc<App>) -> Result<(Router, HealthReporter), Error> {
         .initial_stream_window_size(1 << 20)
         .initial_connection_window_size(4 << 20)
         .tcp_nodelay(true)
-        .add_service(health_service)
-        .add_service(v1)
-        .add_service(v1alpha)
-        .add_service(cache)
-        .add_service(embed)
-        .add_service(generate)
-        .add_service(admin);
+        .layer(packing::layer())
+        .add_service(packed!(health_service))
+        .add_service(packed!(v1))
+        .add_service(packed!(v1alpha))
+        .add_service(packed!(cache))
+        .add_service(packed!(embed))
+        .add_service(packed!(generate))
+        .add_service(packed!(admin));
     Ok((router, health))
 }

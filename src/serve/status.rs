@@ -23,8 +23,8 @@
 //! | `DATA_DAMAGED` | DATA_LOSS | run `index-builder verify` |
 //! | `INTERNAL` | INTERNAL | a bug or a broken disk; the log has the causes |
 //!
-//! One status is not ours: a message larger than the limit is refused by the transport, as OUT_OF_RANGE with the limit in
-//! its text, before any of it is read.
+//! Two statuses are not ours: a message larger than the limit is refused by the transport with the limit in its text, as
+//! OUT_OF_RANGE before any of it is read, and as RESOURCE_EXHAUSTED where a compressed one turns out so while it is unpacked.
 //!
 //! Every other status carries `google.rpc.ErrorInfo` with the reason and the domain `viscache`; field errors carry
 //! `BadRequest`, those worth retrying `RetryInfo`.

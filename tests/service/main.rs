@@ -17,6 +17,7 @@ mod enhance;
 mod filters;
 mod limits;
 mod living;
+mod packing;
 mod python;
 mod reads;
 mod recall;
