@@ -53,6 +53,10 @@ pub use tensor::{decode_tensor, encode_tensor};
 /// Bytes that a reply may have beyond the largest request: neighbours with their embeddings are larger than queries.
 const MAX_REPLY_BYTES: usize = 1 << 30;
 
+/// Calls that a client may cancel before they are even looked at, before its whole connection is closed on it as an attack. A client
+/// whose deadline passes cancels all that it has under way at once, and each of them costs a few hundred bytes until then.
+const MAX_CANCELLED: usize = 1024;
+
 /// Time that requests under way have when the server is told to stop.
 const DRAIN_LIMIT: Duration = Duration::from_secs(10);
 
@@ -160,6 +164,7 @@ async fn router(app: Arc<App>) -> Result<(Router<packing::Stack>, HealthReporter
         };
     }
     let limit = app.limits.max_message_bytes;
+    let cancelled = MAX_CANCELLED.max(app.limits.max_concurrent);
     let cache = CacheServiceServer::new(cache::Service::new(app.clone(), door.clone()))
         .max_decoding_message_size(limit)
         .max_encoding_message_size(MAX_REPLY_BYTES);
@@ -177,6 +182,7 @@ async fn router(app: Arc<App>) -> Result<(Router<packing::Stack>, HealthReporter
         .http2_keepalive_interval(Some(Duration::from_secs(60)))
         .initial_stream_window_size(1 << 20)
         .initial_connection_window_size(4 << 20)
+        .http2_max_pending_accept_reset_streams(Some(cancelled))
         .tcp_nodelay(true)
         .layer(packing::layer())
         .add_service(packed!(health_service))

@@ -3,6 +3,8 @@
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tonic::metadata::MetadataValue;
 use tonic::{Code, Request};
 use tonic_types::StatusExt;
@@ -140,6 +142,84 @@ async fn a_caller_who_goes_frees_the_place() {
     server.until_in_flight(0).await;
     assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
     still_serves(&server).await;
+}
+
+/// A frame of HTTP/2.
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let length = (payload.len() as u32).to_be_bytes();
+    [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
+}
+
+/// The head of a call.
+fn head(stream: u32, method: &str) -> Vec<u8> {
+    // POST, http, the path, the authority, and the headers that gRPC wants, each in full.
+    let headers = [
+        &[0x83, 0x86, 0x44, method.len() as u8],
+        method.as_bytes(),
+        b"\x41\x01a\x40\x0ccontent-type\x10application/grpc\x40\x02te\x08trailers",
+    ];
+    frame(1, 4, stream, &headers.concat())
+}
+
+/// A call with an empty message.
+fn call(stream: u32, method: &str) -> Vec<u8> {
+    [head(stream, method), frame(0, 1, stream, &[0; 5])].concat()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_cancels_hundreds_of_calls_keeps_its_connection() {
+    let (server, _folder) = start(Limits::default(), false).await;
+    let mut connection = TcpStream::connect(server.address).await.unwrap();
+    let mut opening = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+    opening.extend(frame(4, 0, 0, &[]));
+    opening.extend(call(1, "/grpc.health.v1.Health/Watch"));
+    connection.write_all(&opening).await.unwrap();
+    let mut received = Received { connection, bytes: Vec::new() };
+    // The first state of the server: the stream has begun.
+    while received.next().await != (0, 1) {}
+
+    let cancel = 8u32.to_be_bytes();
+    let cancelled = (0..Limits::default().max_concurrent.max(500) as u32).map(|i| 3 + 2 * i);
+    let last = cancelled.clone().next_back().unwrap() + 2;
+    let one =
+        |stream| [head(stream, "/viscache.v1.CacheService/Search"), frame(3, 0, stream, &cancel)].concat();
+    let burst: Vec<u8> = cancelled.flat_map(one).chain(call(last, "/grpc.health.v1.Health/Check")).collect();
+    received.connection.write_all(&burst).await.unwrap();
+    // A call behind them is answered, and the stream that was there before still hears the server's state change.
+    while received.next().await != (0, last) {}
+    let mut server = server;
+    server.begin_stop();
+    while received.next().await != (0, 1) {}
+}
+
+/// What a server sends over a connection.
+struct Received {
+    connection: TcpStream,
+    bytes: Vec<u8>,
+}
+
+impl Received {
+    /// Kind and stream of the next frame; a connection that is given up is a failure.
+    async fn next(&mut self) -> (u8, u32) {
+        loop {
+            if let Some((head, rest)) = self.bytes.split_at_checked(9) {
+                let length = u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize;
+                let (kind, stream) = (head[3], u32::from_be_bytes([head[5], head[6], head[7], head[8]]));
+                if rest.len() >= length {
+                    // With an error, unlike that of a server that ends.
+                    let ends = kind == 7 && rest[4..8] != [0; 4];
+                    assert!(!ends, "GOAWAY: {}", String::from_utf8_lossy(&rest[8..length]));
+                    self.bytes.drain(..9 + length);
+                    return (kind, stream);
+                }
+            }
+            let mut more = [0; 4096];
+            let read = tokio::time::timeout(Duration::from_secs(10), self.connection.read(&mut more)).await;
+            let read = read.expect("the server sends something").unwrap();
+            assert_ne!(read, 0, "the connection was closed");
+            self.bytes.extend(&more[..read]);
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
