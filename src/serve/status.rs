@@ -174,7 +174,9 @@ fn classify_store(error: &store::Error) -> (Code, &'static str) {
         | store::Error::TooNew { .. }
         | store::Error::CacheExists(_)
         | store::Error::ReadOnly => (Code::FailedPrecondition, "CACHE_UNAVAILABLE"),
-        store::Error::Rocks { .. } | store::Error::Folder { .. } => (Code::Internal, "INTERNAL"),
+        store::Error::Rocks { .. } | store::Error::Folder { .. } | store::Error::Scratch { .. } => {
+            (Code::Internal, "INTERNAL")
+        }
     }
 }
 

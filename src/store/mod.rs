@@ -35,6 +35,7 @@ use std::path::{Path, PathBuf};
 use rocksdb::{
     BoundColumnFamily, ColumnFamilyDescriptor, DB, IteratorMode, ReadOptions, WriteBatch, WriteOptions,
 };
+use tempfile::TempDir;
 
 use crate::types::CacheName;
 
@@ -121,6 +122,17 @@ pub enum Error {
         #[source]
         source: rocksdb::Error,
     },
+    /// A follower has no place for its own log.
+    #[error(
+        "a folder cannot be made in {folder}: reading a store needs a writable temporary folder; name one by TMPDIR"
+    )]
+    Scratch {
+        /// The system's temporary folder.
+        folder: PathBuf,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
     /// The folder could not be made or read.
     #[error("cannot use {path} as a store")]
     Folder {
@@ -154,7 +166,8 @@ pub struct Store {
     path: PathBuf,
     access: Access,
     /// A follower's private folder, removed when it closes.
-    scratch: Option<PathBuf>,
+    // After the database, so that it goes when that is closed.
+    _scratch: Option<TempDir>,
 }
 
 impl Store {
@@ -185,13 +198,18 @@ impl Store {
             }
             Access::Read if !exists => return Err(Error::Missing { path: owned }),
             Access::Read => {
-                let scratch = scratch_folder();
+                let scratch = scratch_folder()
+                    .map_err(|source| Error::Scratch { folder: std::env::temp_dir(), source })?;
                 // A store of version 1 has no `changes`, and a follower cannot make it.
                 let known = DB::list_cf(&db_options(), path).map_err(fail)?;
                 let there = |name: &&str| *name != CHANGES || known.iter().any(|known| known == name);
                 let names: Vec<&str> = FAMILIES.into_iter().filter(there).collect();
-                let db =
-                    DB::open_cf_descriptors_as_secondary(&db_options(), path, &scratch, families(&names));
+                let db = DB::open_cf_descriptors_as_secondary(
+                    &db_options(),
+                    path,
+                    scratch.path(),
+                    families(&names),
+                );
                 let db = db.map_err(|source| {
                     // A writer names the store before it makes the families: for a reader it is not there yet.
                     let unfinished = source.as_ref().contains("Column family not found");
@@ -200,7 +218,7 @@ impl Store {
                 (db?, Some(scratch))
             }
         };
-        let store = Store { db, path: owned, access, scratch };
+        let store = Store { db, path: owned, access, _scratch: scratch };
         store.check_version()?;
         Ok(store)
     }
@@ -392,15 +410,6 @@ impl Store {
 
     fn rocks(&self, source: rocksdb::Error) -> Error {
         Error::Rocks { path: self.path.clone(), source }
-    }
-}
-
-impl Drop for Store {
-    fn drop(&mut self) {
-        if let Some(scratch) = &self.scratch {
-            // A follower's folder holds only its own log; leaving it behind would do no harm.
-            let _ = std::fs::remove_dir_all(scratch);
-        }
     }
 }
 

@@ -1,9 +1,9 @@
 //! How RocksDB is set up, and where a follower keeps its own log.
 
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::path::Path;
 
 use rocksdb::{BlockBasedOptions, Cache as BlockCache, Options};
+use tempfile::TempDir;
 
 use super::{BLOBS, VECTORS};
 
@@ -46,8 +46,11 @@ pub(super) fn family_options(name: &str) -> Options {
     options
 }
 
-/// A follower's folder; those of processes that were killed are swept away on the way.
-pub(super) fn scratch_folder() -> PathBuf {
+/// A follower's folder, of a name that nobody can foresee; those of processes that were killed are swept away on the way.
+///
+/// # Errors
+/// Where the system's temporary folder cannot be written.
+pub(super) fn scratch_folder() -> std::io::Result<TempDir> {
     const PREFIX: &str = "viscache-follower-";
     for entry in std::fs::read_dir(std::env::temp_dir()).into_iter().flatten().flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
@@ -58,7 +61,5 @@ pub(super) fn scratch_folder() -> PathBuf {
             let _ = std::fs::remove_dir_all(entry.path());
         }
     }
-    static COUNT: AtomicU64 = AtomicU64::new(0);
-    let number = COUNT.fetch_add(1, Ordering::Relaxed);
-    std::env::temp_dir().join(format!("{PREFIX}{}-{number}", std::process::id()))
+    tempfile::Builder::new().prefix(&format!("{PREFIX}{}-", std::process::id())).tempdir()
 }

@@ -232,3 +232,19 @@ fn a_broken_sound_is_no_error_of_the_program() {
         assert!(said.contains(says) && !said.contains("ERROR"), "{file}: {said}");
     }
 }
+
+#[test]
+fn reading_asks_for_a_writable_temporary_folder_by_name() {
+    let world = World::new();
+    let mut command = viscache(world.folder.path());
+    command.env("TMPDIR", "/nowhere").args(["describe", "--cache", ROWS, "--store"]).arg(&world.store);
+    let said = String::from_utf8(expect(1, &["describe"], command.output().unwrap()).stderr).unwrap();
+    assert!(said.contains("/nowhere") && said.contains("writable temporary folder"), "{said}");
+    assert!(said.contains("TMPDIR"), "{said}");
+
+    let temporary = TempDir::new().unwrap();
+    let mut command = viscache(world.folder.path());
+    command.env("TMPDIR", temporary.path()).args(["describe", "--cache", ROWS, "--store"]).arg(&world.store);
+    expect(0, &["describe"], command.output().unwrap());
+    assert_eq!(std::fs::read_dir(temporary.path()).unwrap().count(), 0, "it is removed at the end");
+}
