@@ -7,7 +7,7 @@
 //! Waiting comes after unlocking: calls that wait at the same time share one wait. A search may therefore find an item a
 //! moment before its upsert is acknowledged.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::delta::{Tags, bytes_of_tags};
 use super::rows::decode_row;
@@ -29,8 +29,31 @@ struct Old {
     digest: Fingerprint,
 }
 
+/// The ids that the items of a call get.
+struct Ids {
+    /// The one after the largest ever.
+    next: ItemId,
+    /// Those that the call names.
+    named: HashSet<ItemId>,
+}
+
+impl Ids {
+    /// The id of the next item: its own, or one that is new and that the call does not name. None when there is none left.
+    fn give(&mut self, own: Option<ItemId>) -> Option<ItemId> {
+        while own.is_none() && self.next.0 < u64::MAX && self.named.contains(&self.next) {
+            self.next.0 += 1;
+        }
+        // The largest number is kept, so that there is always one that is next.
+        let id = own.unwrap_or(self.next);
+        let after = ItemId(id.0.checked_add(1)?);
+        self.next = self.next.max(after);
+        Some(id)
+    }
+}
+
 impl Cache {
-    /// Puts items, each under its id or the next free one. An id that exists is replaced.
+    /// Puts items, each under its id or the next one after the largest ever. An id that exists is replaced, also one that an
+    /// earlier of these items has.
     ///
     /// * Returns one result for each item, in order: its id, or why it was not stored; the others are.
     ///
@@ -38,6 +61,21 @@ impl Cache {
     /// For the call as a whole, of which then nothing is stored: [`Error::NotWritable`], [`Error::Full`], a store that
     /// fails. For an item: [`Error::Dimension`], [`Error::Row`] without direction, [`Error::NoFreeId`].
     pub fn upsert(&self, items: Vec<NewItem>) -> Result<Vec<Result<ItemId, Error>>, Error> {
+        self.upsert_beside(items, &[])
+    }
+
+    /// As [`Cache::upsert`].
+    ///
+    /// * `named`: further ids that the caller named, for items that did not come so far. Like those of `items` they are given to
+    ///   none that names no id: the caller may come back with what is meant to be there.
+    ///
+    /// # Errors
+    /// As [`Cache::upsert`].
+    pub fn upsert_beside(
+        &self,
+        items: Vec<NewItem>,
+        named: &[ItemId],
+    ) -> Result<Vec<Result<ItemId, Error>>, Error> {
         if !self.writable() {
             return Err(Error::NotWritable(self.name.clone()));
         }
@@ -50,27 +88,23 @@ impl Cache {
             let row = unit_row(item.embedding, &record, item.id.unwrap_or(ItemId(0)))?;
             Ok((item.id, Put { record: item.record, row }))
         };
+        let named = items.iter().filter_map(|item| item.id).chain(named.iter().copied()).collect();
         // The work that needs no lock is done before it is taken.
         let prepared: Vec<Result<(Option<ItemId>, Put), Error>> = items.into_iter().map(prepare).collect();
         let tags = prepared.iter().flatten().map(|(_, put)| bytes_of_tags(&put.record.tags)).sum::<u64>();
         let mut state = self.state()?;
         self.check_room(5 * (prepared.len() * record.dim) as u64 + tags)?;
-        let mut next = state.record.next_item;
-        let mut named = Vec::with_capacity(prepared.len());
+        let mut ids = Ids { next: state.record.next_item, named };
+        let mut changes = Vec::with_capacity(prepared.len());
         let mut results = Vec::with_capacity(prepared.len());
         for prepared in prepared {
             results.push(prepared.and_then(|(id, put)| {
-                let id = id.unwrap_or(next);
-                // The largest number is kept, so that there is always one that is next.
-                if id.0 == u64::MAX {
-                    return Err(Error::NoFreeId(self.name.clone()));
-                }
-                next = next.max(ItemId(id.0 + 1));
-                named.push((id, Some(put)));
+                let id = ids.give(id).ok_or_else(|| Error::NoFreeId(self.name.clone()))?;
+                changes.push((id, Some(put)));
                 Ok(id)
             }));
         }
-        self.write(&mut state, named)?;
+        self.write(&mut state, changes)?;
         drop(state);
         self.synced()?;
         Ok(results)
@@ -193,4 +227,51 @@ fn forget(
         batch.put_ledger(cache.id, &LedgerRecord { outcome: Outcome::Deleted, item, ..unit });
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn given(next: u64, wished: &[Option<u64>]) -> Vec<Option<u64>> {
+        let named = wished.iter().flatten().map(|&id| ItemId(id)).collect();
+        let mut ids = Ids { next: ItemId(next), named };
+        wished.iter().map(|id| ids.give(id.map(ItemId)).map(|id| id.0)).collect()
+    }
+
+    #[test]
+    fn an_id_that_is_named_is_not_given_to_an_item_without_one() {
+        assert_eq!(given(5, &[None, Some(5)]), [Some(6), Some(5)]);
+        assert_eq!(given(5, &[None, None, Some(6), Some(5)]), [Some(7), Some(8), Some(6), Some(5)]);
+        assert_eq!(given(5, &[None, Some(7), None, Some(500)]), [Some(5), Some(7), Some(8), Some(500)]);
+        let last = u64::MAX - 1;
+        assert_eq!(given(last, &[None, Some(last)]), [None, Some(last)], "the largest number is no id");
+        assert_eq!(given(last, &[None, None, Some(u64::MAX)]), [Some(last), None, None]);
+        assert_eq!(given(0, &[Some(last), None]), [Some(last), None]);
+    }
+
+    proptest! {
+        #[test]
+        fn given_ids_are_new_and_nobody_elses(
+            next in prop_oneof![0u64..20, u64::MAX - 20..=u64::MAX],
+            wished in prop::collection::vec(
+                prop::option::of(prop_oneof![0u64..20, u64::MAX - 20..=u64::MAX]), 0..30),
+        ) {
+            let given = given(next, &wished);
+            let mut free = HashSet::new();
+            for (wished, given) in wished.iter().zip(&given) {
+                match (wished, given) {
+                    (Some(id), given) => prop_assert_eq!(*given, (*id < u64::MAX).then_some(*id)),
+                    (None, Some(id)) => {
+                        prop_assert!(*id >= next && *id < u64::MAX);
+                        prop_assert!(free.insert(*id), "{} was given twice", id);
+                    }
+                    (None, None) => {}
+                }
+            }
+            prop_assert!(wished.iter().flatten().all(|id| !free.contains(id)));
+        }
+    }
 }

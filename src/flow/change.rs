@@ -12,7 +12,7 @@ use crate::types::{Embedding, Fingerprint, ItemId, Modality};
 /// An item to put, as the edge hands it down.
 #[derive(Debug, Clone)]
 pub struct Upsert {
-    /// Its id, or `None` for the next free one.
+    /// Its id, or `None` for the next one after the largest ever.
     pub id: Option<ItemId>,
     /// What it is.
     pub content: Content,
@@ -36,6 +36,8 @@ pub struct Changed<T> {
 
 /// Puts items, each with a result of its own. What is acknowledged is on disk and is found by the next search.
 ///
+/// * `named`: every id that the request names, also for items that were refused: they are given to none that names no id.
+///
 /// # Errors
 /// For the request as a whole: an unknown cache, one that is not writable or full, a missing model, deadline and
 /// cancellation (until the items are written), a store that fails.
@@ -43,6 +45,7 @@ pub fn upsert(
     app: &App,
     cache: &str,
     items: Vec<Result<Upsert, Error>>,
+    named: &[ItemId],
     call: &Call,
 ) -> Result<Changed<Result<ItemId, Error>>, Error> {
     let cache = writable(app, cache)?;
@@ -78,7 +81,7 @@ pub fn upsert(
         results.push(item.map(|item| new.push(item)).err());
     }
     call.check()?;
-    let mut stored = cache.upsert(new)?.into_iter();
+    let mut stored = cache.upsert_beside(new, named)?.into_iter();
     cache.compact_if_due(&app.compact);
     let results = results.into_iter().map(|refused| match refused {
         Some(error) => Err(error),

@@ -166,8 +166,9 @@ async fn upsert(
     let work = move |app: &App, call: &flow::Call| {
         let start = Instant::now();
         let named = if request.vectors.is_some() { "vectors" } else { "items" };
+        let ids: Vec<ItemId> = request.items.iter().filter_map(|item| item.id.map(ItemId)).collect();
         let items = convert::upserts(app, request.vectors.as_ref(), request.items)?;
-        let changed = flow::upsert(app, &request.cache, items, call)?;
+        let changed = flow::upsert(app, &request.cache, items, &ids, call)?;
         let results = changed.results.iter().enumerate().map(|(i, result)| proto::UpsertResult {
             status: Some(status::outcome(result, &format!("{named}[{i}]"))),
             id: result.as_ref().map_or(0, |id| id.0),

@@ -9,7 +9,7 @@
 //!
 //! The seed is printed and taken back from `VISCACHE_SEED`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use proptest::prelude::*;
@@ -165,9 +165,11 @@ impl World {
         match operation {
             Operation::Upsert(items) => {
                 let new = items.iter().map(|&(id, number)| item(id, number)).collect();
+                let named: BTreeSet<u64> = items.iter().filter_map(|&(id, _)| id).collect();
                 let given = self.cache().upsert(new).unwrap();
                 for (&(id, number), given) in items.iter().zip(given) {
-                    let id = id.unwrap_or(self.next);
+                    let next = || (self.next..).find(|id| !named.contains(id)).unwrap();
+                    let id = id.unwrap_or_else(next);
                     assert_eq!(given.unwrap(), ItemId(id));
                     self.next = self.next.max(id + 1);
                     let row = self.stored(number);

@@ -145,9 +145,11 @@ impl World {
         match operation {
             Operation::Upsert(items) => {
                 let new = items.iter().map(|&(id, seed)| item(id, seed)).collect();
+                let named: BTreeSet<u64> = items.iter().filter_map(|&(id, _)| id).collect();
                 let ids = self.cache().upsert(new).unwrap();
                 for (&(id, seed), given) in items.iter().zip(ids) {
-                    let expected = id.unwrap_or(self.next);
+                    let next = || (self.next..).find(|id| !named.contains(id)).unwrap();
+                    let expected = id.unwrap_or_else(next);
                     assert_eq!(given.unwrap(), ItemId(expected));
                     self.next = self.next.max(expected + 1);
                     let row = self.stored(seed);

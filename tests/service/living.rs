@@ -144,6 +144,49 @@ async fn what_is_acknowledged_is_found_and_outlives_the_server() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_id_that_a_request_names_is_not_given_to_another_item() {
+    let folder = TempDir::new().unwrap();
+    store::make_rows(folder.path(), 100);
+    let server = Server::start(app(folder.path(), None, RowsMode::Ram, Limits::default())).await;
+    let mut admin = server.admin();
+    let rows = store::random_rows(3, ROWS_DIM, 92);
+    let request = |items| UpsertRequest { cache: ROWS.into(), vectors: None, items };
+    let acknowledged = |reply: proto::UpsertResponse| reply.results.iter().map(|r| r.id).collect::<Vec<_>>();
+
+    let two = request(vec![row_item(None, &rows[0]), row_item(Some(100), &rows[1])]);
+    assert_eq!(acknowledged(admin.upsert(two).await.unwrap().into_inner()), [101, 100]);
+    assert_eq!(nearest(&server, &rows[0], 1, true).await, [101]);
+    assert_eq!(nearest(&server, &rows[1], 1, true).await, [100]);
+
+    // Nor when the item that names it is refused: it may come again.
+    let refused = UpsertItem { id: Some(102), ..UpsertItem::default() };
+    let message =
+        UpsertStreamRequest { tag: 1, request: Some(request(vec![row_item(None, &rows[2]), refused])) };
+    let mut replies = admin.upsert_stream(tokio_stream::iter([message])).await.unwrap().into_inner();
+    let reply = replies.next().await.unwrap().unwrap().response.unwrap();
+    assert_eq!(item(&reply.results[1].status).code, Code::InvalidArgument);
+    assert_eq!(acknowledged(reply), [103, 0]);
+
+    // The later of two that name one id stays.
+    let two = request(vec![row_item(Some(7), &rows[0]), row_item(Some(7), &rows[2])]);
+    assert_eq!(acknowledged(admin.upsert(two).await.unwrap().into_inner()), [7, 7]);
+    assert_eq!(nearest(&server, &rows[2], 2, true).await, [7, 103]);
+
+    // Requests at the same time get different ids, and what each was told is so.
+    let calls = (0..8).map(|i| {
+        let (mut admin, rows) = (server.admin(), store::random_rows(2, ROWS_DIM, 200 + i));
+        let request = request(vec![row_item(None, &rows[0]), row_item(None, &rows[1])]);
+        tokio::spawn(async move { (rows, admin.upsert(request).await.unwrap().into_inner()) })
+    });
+    for call in calls.collect::<Vec<_>>() {
+        let (rows, reply) = call.await.unwrap();
+        for (row, id) in rows.iter().zip(acknowledged(reply)) {
+            assert_eq!(nearest(&server, row, 1, true).await, [id]);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn pictures_and_texts_are_embedded_by_the_model() {
     let folder = TempDir::new().unwrap();
     store::make_scenes(folder.path());
