@@ -64,7 +64,7 @@ pub async fn enhance(config: &Config, args: EnhanceArgs) -> anyhow::Result<ExitC
     }
     if let Some(out) = &args.out {
         write_npy(out, &rows, dim)?;
-        shown.note(&format!("{} enhanced queries written to {}", rows.len() / dim.max(1), out.display()));
+        shown.written("enhanced queries", out);
     }
     Ok(shown.exit_code())
 }
@@ -118,7 +118,7 @@ pub async fn embed(config: &Config, args: EmbedArgs) -> anyhow::Result<ExitCode>
     }
     if let Some(out) = &args.out {
         write_npy(out, &matrix.values, matrix.dim)?;
-        shown.note(&format!("{} embeddings written to {}", reply.results.len(), out.display()));
+        shown.written("embeddings", out);
     }
     Ok(shown.exit_code())
 }

@@ -1,6 +1,7 @@
 //! Replies as text for people or JSON for programs.
 
 use std::io::Write;
+use std::path::Path;
 use std::process::ExitCode;
 
 use serde_json::{Value, json};
@@ -10,6 +11,9 @@ use viscache::serve::{code_name, proto};
 
 use super::SOME_BAD;
 
+/// Rows that are named one by one in a note.
+const NAMED_ROWS: usize = 10;
+
 /// Prints results one by one and remembers whether any was bad.
 pub struct Shown {
     /// What is being counted: queries or inputs.
@@ -18,7 +22,8 @@ pub struct Shown {
     /// Whether to say how a search went about it.
     plan: bool,
     count: usize,
-    bad: usize,
+    /// The numbers of those that were bad.
+    bad: Vec<usize>,
 }
 
 /// A whole request that was refused, as an error to print.
@@ -30,7 +35,7 @@ pub fn refused(status: tonic::Status) -> anyhow::Error {
 
 impl Shown {
     pub fn new(item: &'static str, json: bool) -> Self {
-        Shown { item, json, plan: false, count: 0, bad: 0 }
+        Shown { item, json, plan: false, count: 0, bad: Vec::new() }
     }
 
     /// Says to people, too, how many items matched a filter and how they were searched.
@@ -40,7 +45,7 @@ impl Shown {
 
     /// Success, or [`SOME_BAD`].
     pub fn exit_code(&self) -> ExitCode {
-        if self.bad == 0 { ExitCode::SUCCESS } else { ExitCode::from(SOME_BAD) }
+        if self.bad.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(SOME_BAD) }
     }
 
     /// Says something to people; programs do not hear it.
@@ -48,6 +53,25 @@ impl Shown {
         if !self.json {
             eprintln!("{text}");
         }
+    }
+
+    /// Says to people how many results are in a file, and in which of its rows there are only zeros because the result was bad.
+    pub fn written(&self, what: &str, out: &Path) {
+        let (file, count, bad) = (out.display(), self.count, &self.bad[..]);
+        let good = count - bad.len();
+        let rows = |rows: &[usize]| rows.iter().map(usize::to_string).collect::<Vec<_>>().join(", ");
+        self.note(&match bad {
+            [] => format!("{count} {what} written to {file}"),
+            [row] => format!("{good} of {count} {what} written to {file}; row {row} is zeros"),
+            bad if bad.len() <= NAMED_ROWS => {
+                format!("{good} of {count} {what} written to {file}; rows {} are zeros", rows(bad))
+            }
+            bad => format!(
+                "{good} of {count} {what} written to {file}; rows {} and {} more are zeros",
+                rows(&bad[..NAMED_ROWS]),
+                bad.len() - NAMED_ROWS
+            ),
+        });
     }
 
     pub fn enhanced(
@@ -162,7 +186,7 @@ impl Shown {
         let number = self.count;
         self.count += 1;
         let Some(status) = status.filter(|s| s.code != 0) else { return Ok(Some(number)) };
-        self.bad += 1;
+        self.bad.push(number);
         let reason = status.get_details_error_info().map(|info| info.reason).unwrap_or_default();
         let code = code_name(Code::from_i32(status.code));
         if self.json {

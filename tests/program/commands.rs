@@ -248,3 +248,29 @@ fn reading_asks_for_a_writable_temporary_folder_by_name() {
     expect(0, &["describe"], command.output().unwrap());
     assert_eq!(std::fs::read_dir(temporary.path()).unwrap().count(), 0, "it is removed at the end");
 }
+
+#[test]
+fn a_file_of_embeddings_says_which_rows_are_zeros() {
+    let world = World::new();
+    let said = |code: i32, arguments: &[&str]| {
+        let store = ["--store", world.store.to_str().unwrap()];
+        let output = expect(code, arguments, world.run(&[&store, arguments].concat()));
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let good = said(0, &["embed", "--image", "0.png", "--image", "1.png", "--out", "m.npy"]);
+    assert!(good.ends_with("2 embeddings written to m.npy\n"), "{good}");
+    let images = ["--image", "broken.png", "--image", "0.png", "--image", "broken.png"];
+    let some = said(3, &[&["embed", "--out", "m.npy"], &images[..4]].concat());
+    assert!(some.ends_with("1 of 2 embeddings written to m.npy; row 0 is zeros\n"), "{some}");
+    let some = said(3, &[&["embed", "--out", "m.npy"], &images[..]].concat());
+    assert!(some.ends_with("1 of 3 embeddings written to m.npy; rows 0, 2 are zeros\n"), "{some}");
+    assert!(world.read("m.npy").values[..128].iter().all(|v| *v == 0.0));
+
+    let mut rows = store::random_rows(2, ROWS_DIM, 6);
+    rows[1] = vec![0.0; ROWS_DIM];
+    std::fs::write(world.folder.path().join("zero.npy"), npy::write(&rows.concat(), ROWS_DIM)).unwrap();
+    let some = said(3, &["enhance", "--cache", ROWS, "--vectors", "zero.npy", "--out", "e.npy"]);
+    assert!(some.ends_with("1 of 2 enhanced queries written to e.npy; row 1 is zeros\n"), "{some}");
+    let none = said(3, &["enhance", "--cache", SCENES, "--image", "broken.png", "--out", "e.npy"]);
+    assert!(none.ends_with("0 of 1 enhanced queries written to e.npy; row 0 is zeros\n"), "{none}");
+}
