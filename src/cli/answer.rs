@@ -11,6 +11,7 @@ use viscache::types::Filter;
 
 use super::ask::search_params;
 use super::filter;
+use super::flags::{DecoderFlags, Given, ModelFlags};
 use super::media::MediaArgs;
 use super::show::{self, print_line};
 use super::{SearchOptions, Target, target};
@@ -25,17 +26,16 @@ enum ExpertWord {
 
 /// What the decoder is shown and asked.
 #[derive(Args)]
+#[command(next_help_heading = "Input")]
 struct Conditioned {
-    #[command(flatten)]
-    target: Target,
+    /// The instruction, such as "What is happening?".
+    #[arg(value_name = "INSTRUCTION")]
+    instruction: String,
     #[command(flatten)]
     media: MediaArgs,
     /// Weights of the inputs: pictures first, then texts, sounds and so on, each in the order given.
     #[arg(long, value_name = "W,W,…", value_delimiter = ',', allow_hyphen_values = true)]
     mix: Vec<f64>,
-    /// The instruction, such as "What is happening?".
-    #[arg(value_name = "INSTRUCTION")]
-    instruction: String,
     /// A text that the instruction is about.
     #[arg(long, value_name = "TEXT", conflicts_with = "raw")]
     input: Option<String>,
@@ -55,22 +55,28 @@ struct Conditioned {
     #[arg(long = "expert", value_name = "EXPERT", value_enum)]
     experts: Vec<ExpertWord>,
     /// Show the decoder the inputs as they are, without the cache.
-    #[arg(long)]
+    #[arg(long, help_heading = "Blend")]
     no_cache: bool,
     /// Neighbours to blend.
-    #[arg(long, value_name = "K")]
+    #[arg(long, value_name = "K", help_heading = "Blend")]
     top_k: Option<u32>,
     /// Multiplies the scores before the softmax over the neighbours.
-    #[arg(long, value_name = "T")]
+    #[arg(long, value_name = "T", help_heading = "Blend")]
     blend_temperature: Option<f32>,
     /// Share of the prototype, 0 to 1.
-    #[arg(long, value_name = "W")]
+    #[arg(long, value_name = "W", help_heading = "Blend")]
     weight: Option<f32>,
     #[command(flatten)]
     search: SearchOptions,
     /// Only among the items that match, as in `tag.species = dog`.
-    #[arg(long, value_name = "FILTER", value_parser = filter::parse)]
+    #[arg(long, value_name = "FILTER", value_parser = filter::parse, help_heading = "Search")]
     filter: Option<Filter>,
+    #[command(flatten)]
+    target: Target,
+    #[command(flatten)]
+    model: ModelFlags,
+    #[command(flatten)]
+    decoder: DecoderFlags,
 }
 
 /// Ask the decoder about files and texts, with the cache or without it.
@@ -79,28 +85,28 @@ pub(super) struct AskArgs {
     #[command(flatten)]
     asked: Conditioned,
     /// Answer without the cache and with it, under the same seed.
-    #[arg(long, conflicts_with = "no_cache")]
+    #[arg(long, conflicts_with = "no_cache", help_heading = "Output")]
     compare: bool,
     /// Divides the logits; 0 takes the likeliest token.
-    #[arg(long, value_name = "T")]
+    #[arg(long, value_name = "T", help_heading = "Output")]
     temperature: Option<f32>,
     /// Share of the probability that is kept.
-    #[arg(long, value_name = "P")]
+    #[arg(long, value_name = "P", help_heading = "Output")]
     top_p: Option<f32>,
     /// The same seed gives the same answer.
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Output")]
     seed: u64,
     /// Tokens of the answer at most.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", help_heading = "Output")]
     max_tokens: Option<u32>,
     /// Text that ends the answer; repeat for several.
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", help_heading = "Output")]
     stop: Vec<String>,
     /// Give every token's log-probability; with --json.
-    #[arg(long, requires = "json")]
+    #[arg(long, requires = "json", help_heading = "Output")]
     logprobs: bool,
     /// Print every event as a JSON object a line.
-    #[arg(long)]
+    #[arg(long, help_heading = "Output")]
     json: bool,
 }
 
@@ -110,29 +116,35 @@ pub(super) struct ScoreArgs {
     #[command(flatten)]
     asked: Conditioned,
     /// An answer to judge; repeat for several.
-    #[arg(long = "answer", value_name = "TEXT", required = true)]
+    #[arg(long = "answer", value_name = "TEXT", required = true, help_heading = "Output")]
     answers: Vec<String>,
     /// Count the token that ends an answer too.
-    #[arg(long)]
+    #[arg(long, help_heading = "Output")]
     include_end: bool,
     /// Print one JSON object per answer.
-    #[arg(long)]
+    #[arg(long, help_heading = "Output")]
     json: bool,
 }
 
 impl AskArgs {
-    pub(super) fn target(&self) -> &Target {
-        &self.asked.target
+    /// The settings that were given.
+    pub(super) fn given(&self) -> Given<'_> {
+        self.asked.given()
     }
 }
 
 impl ScoreArgs {
-    pub(super) fn target(&self) -> &Target {
-        &self.asked.target
+    /// The settings that were given.
+    pub(super) fn given(&self) -> Given<'_> {
+        self.asked.given()
     }
 }
 
 impl Conditioned {
+    fn given(&self) -> Given<'_> {
+        Given { model: Some(&self.model), decoder: Some(&self.decoder), ..self.target.given() }
+    }
+
     fn message(&self, compare: bool) -> anyhow::Result<proto::Conditioning> {
         if !self.said.len().is_multiple_of(2) {
             bail!(

@@ -9,6 +9,7 @@ use viscache::models::llama::check_backbone;
 use viscache::models::llm::Llm;
 use viscache::types::WeightDtype;
 
+use super::flags::DecoderFlags;
 use crate::app;
 use crate::config::Config;
 
@@ -16,12 +17,20 @@ use crate::config::Config;
 #[derive(Args)]
 pub(super) struct ConvertArgs {
     /// The file to write, such as `7B.q8.safetensors`; --decoder, --adapter and --clip name what is read.
-    #[arg(long, value_name = "FILE")]
-    #[arg(required_unless_present = "dry_run")]
+    #[arg(long, value_name = "FILE", required_unless_present = "dry_run", help_heading = "Output")]
     out: Option<PathBuf>,
     /// Only tell whether the files fit together, by the names and shapes of their tensors.
-    #[arg(long, conflicts_with = "out")]
+    #[arg(long, conflicts_with = "out", help_heading = "Output")]
     dry_run: bool,
+    #[command(flatten)]
+    decoder: DecoderFlags,
+}
+
+impl ConvertArgs {
+    /// What to convert.
+    pub(super) fn decoder(&self) -> &DecoderFlags {
+        &self.decoder
+    }
 }
 
 pub(super) fn run(config: &Config, args: &ConvertArgs) -> anyhow::Result<ExitCode> {

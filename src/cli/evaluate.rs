@@ -29,6 +29,7 @@ use viscache::scenes::scene::{Background, Colour, Position, Shape, Size};
 use viscache::scenes::{Attribute, DEFAULT_SEED, Scene, Set, Wording, draw, png};
 use viscache::types::{Embedding, Hit, ItemId, Modality};
 
+use super::flags::{DecoderNumbers, DeviceFlags, Given};
 use super::show::print_line;
 use crate::config::Config;
 
@@ -75,9 +76,21 @@ struct NanoArgs {
     /// Leave out spoken queries, which need the program espeak-ng.
     #[arg(long)]
     no_speech: bool,
+    #[command(flatten)]
+    device: DeviceFlags,
+    #[command(flatten)]
+    numbers: DecoderNumbers,
     /// Print a JSON object for each kind of query.
     #[arg(long)]
     json: bool,
+}
+
+impl EvaluateArgs {
+    /// The settings that were given.
+    pub(super) fn given(&self) -> Given<'_> {
+        let What::Nano(NanoArgs { device, numbers, .. }) = &self.what;
+        Given { device: Some(device), numbers: Some(numbers), ..Given::default() }
+    }
 }
 
 /// A kind of query.

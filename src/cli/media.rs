@@ -10,6 +10,7 @@ use super::ask::read;
 /// Files and texts, each of which may be given several times.
 #[derive(Args)]
 #[group(id = "media", multiple = true)]
+#[command(next_help_heading = "Input")]
 pub(super) struct MediaArgs {
     /// Picture file.
     #[arg(long = "image", value_name = "FILE")]

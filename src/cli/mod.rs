@@ -3,7 +3,7 @@
 //! Every question can be put to a server (`--connect`) or to a store (`--store`), also while a server has it open: then
 //! the same service answers inside this process. Text for people, `--json` for programs, one object a line.
 //!
-//! Exit codes: 0 done, 1 failed, 2 the command line is wrong, 3 some items were bad.
+//! Exit codes: 0 done, 1 failed, 2 the command line is wrong, 3 some items were bad, 130 interrupted.
 
 mod answer;
 mod ask;
@@ -13,20 +13,20 @@ mod check;
 mod convert;
 mod evaluate;
 mod filter;
+mod flags;
 mod media;
 mod serve;
 mod show;
 mod target;
 
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
-use serde::Serialize;
-use viscache::types::QueryKind;
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+use viscache::types::{Filter, QueryKind};
 
-use viscache::types::Filter;
-
+use self::flags::{AllFlags, DecoderFlags, Given, ModelFlags, StoreFlags};
 use self::media::MediaArgs;
 use crate::config::{self, Config};
 use crate::telemetry;
@@ -38,113 +38,36 @@ pub const SOME_BAD: u8 = 3;
 
 /// A training-free visual cache for multimodal models.
 ///
-/// Exit codes: 0 done, 1 failed, 2 the command line is wrong, 3 some items were bad.
+/// Flags that make settings (of store, model and decoder) may also stand before the command.
+///
+/// Exit codes: 0 done, 1 failed, 2 the command line is wrong, 3 some items were bad, 130 interrupted.
 #[derive(Parser)]
 #[command(name = "viscache", version)]
 struct Cli {
     /// Settings file; without it, `viscache.toml` if it is there.
     #[arg(long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
+    /// Log level and filter, as in `info` or `viscache=debug`. Asking commands default to `warn`.
+    #[arg(long, global = true, value_name = "FILTER")]
+    log: Option<String>,
     #[command(flatten)]
-    settings: Settings,
+    before: AllFlags,
     #[command(subcommand)]
     command: Command,
 }
 
-/// Settings that flags override. Those not given come from environment, file or defaults.
-#[derive(Args, Serialize)]
-struct Settings {
-    /// Folder of the store; `none` for models alone.
-    #[arg(long, global = true, value_name = "DIR")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    store: Option<PathBuf>,
-    /// Model for files and texts: `auto` (the one that made the cache), `nano`, `none`, or a checkpoint.
-    #[arg(long, global = true, visible_alias = "weights", value_name = "MODEL")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    model: Option<String>,
-    /// Sizes of the checkpoint as JSON, when it is not `imagebind_huge`.
-    #[arg(long, global = true, value_name = "FILE")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    sizes: Option<PathBuf>,
-    /// Decoder for answers: `auto` (the built-in one, with the built-in model), `nano`, `none`, or where LLaMA's weights are.
-    #[arg(long, global = true, value_name = "DECODER")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    decoder: Option<String>,
-    /// Adapter made for that decoder, as ImageBind-LLM's `7B.pth`.
-    #[arg(long, global = true, value_name = "FILE")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    adapter: Option<PathBuf>,
-    /// CLIP ViT-L/14, for an adapter that looks at pictures through it: OpenAI's `ViT-L-14.pt` or safetensors.
-    #[arg(long, global = true, value_name = "FILE")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    clip: Option<PathBuf>,
-    /// The decoder's `tokenizer.model`, when it is not beside it.
-    #[arg(long, global = true, value_name = "FILE")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    tokenizer: Option<PathBuf>,
-    /// Numbers of the decoder: `f32`, `f16`, `q8_0`, `q6_k` or `q4_k` on the CPU, `bf16` or `f32` on a card.
-    #[arg(long, global = true, value_name = "TYPE")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    decoder_dtype: Option<String>,
-    /// EXIF orientation of pictures: `apply` or `reference`.
-    #[arg(long, global = true, value_name = "RULE")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    orientation: Option<String>,
-    /// Where the model runs: `cpu` or `cuda`.
-    #[arg(long, global = true)]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    device: Option<String>,
-    /// Numbers of the encoders: `f32`, `bf16` (on a card) or `q8_0` (8 bits, on the CPU).
-    #[arg(long, global = true, value_name = "TYPE")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    encoder_dtype: Option<String>,
-    /// Inputs embedded at the same time on the CPU; 0 means one per core.
-    #[arg(long, global = true, value_name = "N")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    threads: Option<usize>,
-    /// Where stored rows are kept: `auto`, `ram` or `disk`.
-    #[arg(long, global = true)]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    rows: Option<String>,
-    /// Most memory one cache may take, MiB.
-    #[arg(long, global = true, value_name = "MIB")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    memory_budget_mib: Option<u64>,
-    /// Log level and filter, as in `info` or `viscache=debug`. Asking commands default to `warn`.
-    #[arg(long, global = true, value_name = "FILTER")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    log: Option<String>,
-    #[arg(skip)]
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    writable: bool,
-    #[arg(skip)]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    listen: Option<String>,
-    #[arg(skip)]
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    caches: Vec<String>,
-    #[arg(skip)]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    default_cache: Option<String>,
+impl Cli {
+    /// The command line: flags that each command lists for itself are not listed again before all of them.
+    fn described() -> clap::Command {
+        let listed = |arg: &clap::Arg| arg.is_global_set();
+        Cli::command().mut_args(|arg| if listed(&arg) { arg } else { arg.hide(true) })
+    }
 }
 
 #[derive(Subcommand)]
 enum Command {
     /// Serve caches over gRPC until interrupted.
-    Serve {
-        /// Address to listen on.
-        #[arg(long, value_name = "ADDR")]
-        listen: Option<String>,
-        /// Cache to serve; repeat for several. Without it, all of the store.
-        #[arg(long = "cache", value_name = "NAME")]
-        caches: Vec<String>,
-        /// Cache meant when a request names none.
-        #[arg(long, value_name = "NAME")]
-        default_cache: Option<String>,
-        /// Take upserts and deletions, as the store's one writer.
-        #[arg(long)]
-        writable: bool,
-    },
+    Serve(ServeArgs),
     /// Enhance queries: search, softmax over the neighbours, prototype, mix.
     Enhance(EnhanceArgs),
     /// The nearest items of queries.
@@ -164,15 +87,19 @@ enum Command {
         #[command(flatten)]
         target: Target,
         /// Print one JSON object.
-        #[arg(long)]
+        #[arg(long, help_heading = "Output")]
         json: bool,
     },
     /// Whether settings, store, caches and model (or a server) are in order.
     Check {
         #[command(flatten)]
         target: Target,
+        #[command(flatten)]
+        model: ModelFlags,
+        #[command(flatten)]
+        decoder: DecoderFlags,
         /// Print one JSON object a line.
-        #[arg(long)]
+        #[arg(long, help_heading = "Output")]
         json: bool,
     },
     /// Round a decoder and its adapter to 8 bits, once: one file that a server opens by mapping it.
@@ -182,12 +109,47 @@ enum Command {
     Bench(bench::Bench),
     /// Measure what the cache does for answers.
     Evaluate(evaluate::EvaluateArgs),
-    /// Print the effective settings and where each came from.
+    /// Print the effective settings and where each came from; flags of settings stand before it.
     Config,
+    /// Print a shell's script that completes this command line.
+    Completions {
+        /// Which shell.
+        shell: clap_complete::Shell,
+    },
+}
+
+#[derive(Args)]
+struct ServeArgs {
+    #[command(flatten)]
+    server: ServerArgs,
+    #[command(flatten)]
+    store: StoreFlags,
+    #[command(flatten)]
+    model: ModelFlags,
+    #[command(flatten)]
+    decoder: DecoderFlags,
+}
+
+#[derive(Args)]
+#[command(next_help_heading = "Server")]
+struct ServerArgs {
+    /// Address to listen on.
+    #[arg(long, value_name = "ADDR")]
+    listen: Option<String>,
+    /// Cache to serve; repeat for several. Without it, all of the store.
+    #[arg(long = "cache", value_name = "NAME")]
+    caches: Vec<String>,
+    /// Cache meant when a request names none.
+    #[arg(long, value_name = "NAME")]
+    default_cache: Option<String>,
+    /// Take upserts and deletions, as the store's one writer.
+    #[arg(long)]
+    writable: bool,
 }
 
 /// Whom to ask.
 #[derive(Args)]
+#[command(next_help_heading = "Store")]
 struct Target {
     /// A server's address; without it, the store is read directly.
     #[arg(long, value_name = "ADDR")]
@@ -195,10 +157,20 @@ struct Target {
     /// Name of the cache; without it, the server's default or the store's only one.
     #[arg(long, value_name = "NAME")]
     cache: Option<String>,
+    #[command(flatten)]
+    store: StoreFlags,
+}
+
+impl Target {
+    /// As settings.
+    fn given(&self) -> Given<'_> {
+        Given { store: Some(&self.store), caches: self.cache.as_slice(), ..Given::default() }
+    }
 }
 
 /// What to ask about. Files and texts together make one query; every row of `--vectors` is one.
 #[derive(Args)]
+#[command(next_help_heading = "Input")]
 struct Inputs {
     #[command(flatten)]
     media: MediaArgs,
@@ -213,6 +185,7 @@ struct Inputs {
 
 /// How to search.
 #[derive(Args)]
+#[command(next_help_heading = "Search")]
 struct SearchOptions {
     /// Width of the beam.
     #[arg(long, value_name = "N")]
@@ -234,35 +207,38 @@ struct SearchOptions {
 #[derive(Args)]
 struct EnhanceArgs {
     #[command(flatten)]
-    target: Target,
-    #[command(flatten)]
     inputs: Inputs,
+    /// Use `--vectors` as they are, without normalising them first.
+    #[arg(long, requires = "vectors", help_heading = "Input")]
+    as_is: bool,
     /// Neighbours to blend.
-    #[arg(long, value_name = "K")]
+    #[arg(long, value_name = "K", help_heading = "Blend")]
     top_k: Option<u32>,
     /// Multiplies the scores before the softmax.
-    #[arg(long, value_name = "T")]
+    #[arg(long, value_name = "T", help_heading = "Blend")]
     temperature: Option<f32>,
     /// Share of the prototype, 0 to 1.
-    #[arg(long, value_name = "W")]
+    #[arg(long, value_name = "W", help_heading = "Blend")]
     weight: Option<f32>,
+    /// What the result is for: `condition` (a decoder) or `image-generation`.
+    #[arg(long, value_enum, default_value_t = VariantArg::Condition)]
+    #[arg(hide_possible_values = true, help_heading = "Blend")]
+    variant: VariantArg,
     #[command(flatten)]
     search: SearchOptions,
     /// Only among the items that match, as in `tag.species = dog and not tag.licence in (nc, unknown) or id in (1, 2)`;
     /// `has tag.NAME` asks for a tag of whatever value.
-    #[arg(long, value_name = "FILTER", value_parser = filter::parse)]
+    #[arg(long, value_name = "FILTER", value_parser = filter::parse, help_heading = "Search")]
     filter: Option<Filter>,
-    /// What the result is for.
-    #[arg(long, value_enum, default_value_t = VariantArg::Condition)]
-    variant: VariantArg,
-    /// Use `--vectors` as they are, without normalising them first.
-    #[arg(long, requires = "vectors")]
-    as_is: bool,
+    #[command(flatten)]
+    target: Target,
+    #[command(flatten)]
+    model: ModelFlags,
     /// Write the enhanced queries as a matrix of f32.
-    #[arg(long, value_name = "FILE.npy")]
+    #[arg(long, value_name = "FILE.npy", help_heading = "Output")]
     out: Option<PathBuf>,
     /// Print one JSON object per query.
-    #[arg(long)]
+    #[arg(long, help_heading = "Output")]
     json: bool,
 }
 
@@ -277,69 +253,76 @@ enum VariantArg {
 #[derive(Args)]
 struct SearchArgs {
     #[command(flatten)]
-    target: Target,
-    #[command(flatten)]
     inputs: Inputs,
     /// Hits per query.
-    #[arg(long, value_name = "K")]
+    #[arg(long, value_name = "K", help_heading = "Search")]
     top_k: Option<u32>,
     #[command(flatten)]
     search: SearchOptions,
     /// Only among the items that match, as in `tag.species = dog and not tag.licence in (nc, unknown) or id in (1, 2)`;
     /// `has tag.NAME` asks for a tag of whatever value.
-    #[arg(long, value_name = "FILTER", value_parser = filter::parse)]
+    #[arg(long, value_name = "FILTER", value_parser = filter::parse, help_heading = "Search")]
     filter: Option<Filter>,
+    #[command(flatten)]
+    target: Target,
+    #[command(flatten)]
+    model: ModelFlags,
     /// Print one JSON object per query.
-    #[arg(long)]
+    #[arg(long, help_heading = "Output")]
     json: bool,
 }
 
 #[derive(Args)]
 struct EmbedArgs {
     #[command(flatten)]
+    media: MediaArgs,
+    #[command(flatten)]
     target: Target,
     #[command(flatten)]
-    media: MediaArgs,
-    /// Which of the model's vectors.
+    model: ModelFlags,
+    /// Which of the model's vectors: `unit`, `model` (as the published one returns it) or `prenorm` (before its postprocessor).
     #[arg(long, value_enum, default_value_t = OutputArg::Unit)]
+    #[arg(hide_possible_values = true, help_heading = "Output")]
     output: OutputArg,
     /// Write the embeddings as a matrix of f32; pictures first, then texts, sounds and so on.
-    #[arg(long, value_name = "FILE.npy")]
+    #[arg(long, value_name = "FILE.npy", help_heading = "Output")]
     out: Option<PathBuf>,
     /// Print one JSON object per input.
-    #[arg(long)]
+    #[arg(long, help_heading = "Output")]
     json: bool,
 }
 
 #[derive(Args)]
 struct UpsertArgs {
     #[command(flatten)]
-    target: Target,
-    #[command(flatten)]
     media: MediaArgs,
     /// Ready embeddings, a row each.
-    #[arg(long, value_name = "FILE.npy", conflicts_with = "media")]
+    #[arg(long, value_name = "FILE.npy", conflicts_with = "media", help_heading = "Input")]
     vectors: Option<PathBuf>,
     /// Ids of the items: pictures first, then texts, sounds and so on; or of the rows. Without them, new ones are given.
-    #[arg(long, value_name = "ID,ID,…|FILE.npy")]
+    #[arg(long, value_name = "ID,ID,…|FILE.npy", help_heading = "Input")]
     ids: Option<String>,
     /// Tag of every item; repeat for several.
-    #[arg(long = "tag", value_name = "NAME=VALUE", value_parser = change::tag)]
+    #[arg(long = "tag", value_name = "NAME=VALUE", value_parser = change::tag, help_heading = "Input")]
     tags: Vec<(String, String)>,
+    #[command(flatten)]
+    target: Target,
+    #[command(flatten)]
+    model: ModelFlags,
     /// Print one JSON object per item.
-    #[arg(long)]
+    #[arg(long, help_heading = "Output")]
     json: bool,
 }
 
 #[derive(Args)]
 struct DeleteArgs {
+    /// Ids of the items.
+    #[arg(long, value_name = "ID,ID,…|FILE.npy", help_heading = "Input")]
+    ids: String,
     #[command(flatten)]
     target: Target,
-    /// Ids of the items.
-    #[arg(long, value_name = "ID,ID,…|FILE.npy")]
-    ids: String,
     /// Print one JSON object per id.
-    #[arg(long)]
+    #[arg(long, help_heading = "Output")]
     json: bool,
 }
 
@@ -358,31 +341,21 @@ enum OutputArg {
 /// # Errors
 /// Whatever the command fails with; `main` prints it and exits with [`FAILED`].
 pub fn run() -> anyhow::Result<ExitCode> {
-    let Cli { config: file, mut settings, command } = Cli::parse();
-    let asks = !matches!(command, Command::Serve { .. } | Command::Config);
-    match &command {
-        Command::Serve { listen, caches, default_cache, writable } => {
-            settings.writable = *writable;
-            settings.listen.clone_from(listen);
-            settings.caches.clone_from(caches);
-            settings.default_cache.clone_from(default_cache);
-        }
-        Command::Enhance(EnhanceArgs { target, .. })
-        | Command::Search(SearchArgs { target, .. })
-        | Command::Embed(EmbedArgs { target, .. })
-        | Command::Describe { target, .. }
-        | Command::Check { target, .. } => settings.caches.extend(target.cache.clone()),
-        Command::Ask(args) => settings.caches.extend(args.target().cache.clone()),
-        Command::Score(args) => settings.caches.extend(args.target().cache.clone()),
-        Command::Bench(bench) => settings.caches.extend(bench.cache().cloned()),
-        Command::Upsert(UpsertArgs { target, .. }) | Command::Delete(DeleteArgs { target, .. }) => {
-            settings.caches.extend(target.cache.clone());
-            settings.writable = true;
-        }
-        Command::Config | Command::Convert(_) | Command::Evaluate(_) => {}
+    let matches = Cli::described().get_matches();
+    let Cli { config: file, log, before, mut command } =
+        Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    if let Command::Completions { shell } = command {
+        let mut script = Vec::new();
+        clap_complete::generate(shell, &mut Cli::described(), "viscache", &mut script);
+        std::io::stdout().write_all(&script)?;
+        return Ok(ExitCode::SUCCESS);
     }
-    let log = settings.log.clone();
-    let (mut config, origins) = Config::read(file.as_deref(), settings)?;
+    if let Command::Bench(bench) = &mut command {
+        bench.take_threads(before.model.device.threads);
+    }
+    let asks = !matches!(command, Command::Serve(_) | Command::Config);
+    let given = Given { log: log.as_deref(), ..given(&command) };
+    let (mut config, origins) = Config::read(file.as_deref(), flags::together(&before, &given)?)?;
     // A command ends with its answer and would cut a compaction short; the next server does it.
     config.compact.automatic &= !asks;
     let filter = log.unwrap_or_else(|| if asks { "warn".into() } else { config.log.clone() });
@@ -398,9 +371,42 @@ pub fn run() -> anyhow::Result<ExitCode> {
     }
 }
 
+/// The settings that a command was given.
+fn given(command: &Command) -> Given<'_> {
+    match command {
+        Command::Serve(ServeArgs { server, store, model, decoder }) => Given {
+            store: Some(store),
+            model: Some(model),
+            decoder: Some(decoder),
+            writable: server.writable,
+            listen: server.listen.as_deref(),
+            caches: &server.caches,
+            default_cache: server.default_cache.as_deref(),
+            ..Given::default()
+        },
+        Command::Enhance(EnhanceArgs { target, model, .. })
+        | Command::Search(SearchArgs { target, model, .. })
+        | Command::Embed(EmbedArgs { target, model, .. }) => Given { model: Some(model), ..target.given() },
+        Command::Upsert(UpsertArgs { target, model, .. }) => {
+            Given { model: Some(model), writable: true, ..target.given() }
+        }
+        Command::Delete(DeleteArgs { target, .. }) => Given { writable: true, ..target.given() },
+        Command::Describe { target, .. } => target.given(),
+        Command::Check { target, model, decoder, .. } => {
+            Given { model: Some(model), decoder: Some(decoder), ..target.given() }
+        }
+        Command::Ask(args) => args.given(),
+        Command::Score(args) => args.given(),
+        Command::Bench(bench) => bench.given(),
+        Command::Convert(args) => Given { decoder: Some(args.decoder()), ..Given::default() },
+        Command::Evaluate(args) => args.given(),
+        Command::Config | Command::Completions { .. } => Given::default(),
+    }
+}
+
 async fn dispatch(command: Command, config: Config) -> anyhow::Result<ExitCode> {
     match command {
-        Command::Serve { .. } => serve::run(&config).await,
+        Command::Serve(_) => serve::run(&config).await,
         Command::Enhance(args) => ask::enhance(&config, args).await,
         Command::Search(args) => ask::search(&config, args).await,
         Command::Embed(args) => ask::embed(&config, args).await,
@@ -409,8 +415,10 @@ async fn dispatch(command: Command, config: Config) -> anyhow::Result<ExitCode> 
         Command::Upsert(args) => change::upsert(&config, args).await,
         Command::Delete(args) => change::delete(&config, args).await,
         Command::Describe { target, json } => ask::describe(&config, &target, json).await,
-        Command::Check { target, json } => check::run(&config, &target, json).await,
+        Command::Check { target, json, .. } => check::run(&config, &target, json).await,
         Command::Bench(bench) => bench::run(&config, bench).await,
-        Command::Config | Command::Convert(_) | Command::Evaluate(_) => Ok(ExitCode::SUCCESS),
+        Command::Config | Command::Completions { .. } | Command::Convert(_) | Command::Evaluate(_) => {
+            Ok(ExitCode::SUCCESS)
+        }
     }
 }

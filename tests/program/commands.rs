@@ -274,3 +274,64 @@ fn a_file_of_embeddings_says_which_rows_are_zeros() {
     let none = said(3, &["enhance", "--cache", SCENES, "--image", "broken.png", "--out", "e.npy"]);
     assert!(none.ends_with("0 of 1 enhanced queries written to e.npy; row 0 is zeros\n"), "{none}");
 }
+
+#[test]
+fn help_lists_what_a_command_takes() {
+    let folder = TempDir::new().unwrap();
+    let help = |arguments: &[&str]| {
+        let arguments = [arguments, &["--help"]].concat();
+        let output = expect(0, &arguments, viscache(folder.path()).args(&arguments).output().unwrap());
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let all = help(&[]);
+    assert!(
+        all.contains("0 done, 1 failed, 2 the command line is wrong, 3 some items were bad, 130 interrupted")
+    );
+    assert!(!all.contains("--decoder") && all.lines().count() < 40, "{all}");
+    for (command, model, decoder) in [
+        ("serve", true, true),
+        ("enhance", true, false),
+        ("search", true, false),
+        ("embed", true, false),
+        ("ask", true, true),
+        ("score", true, true),
+        ("upsert", true, false),
+        ("delete", false, false),
+        ("describe", false, false),
+        ("check", true, true),
+        ("convert", false, true),
+        ("config", false, false),
+    ] {
+        let help = help(&[command]);
+        assert_eq!(help.contains("--model"), model, "{help}");
+        assert_eq!(help.contains("--adapter"), decoder, "{help}");
+        assert!(help.contains("--log") && help.contains("--config"), "{help}");
+        assert_eq!(help.contains("\nModel:\n"), model, "{help}");
+        assert!(help.lines().count() < 80, "{help}");
+    }
+    let refused = viscache(folder.path()).args(["describe", "--model", "nano"]).output().unwrap();
+    expect(2, &["describe", "--model"], refused);
+}
+
+#[test]
+fn a_flag_behind_the_command_wins_over_one_before_it() {
+    let world = World::new();
+    let store = world.store.to_str().unwrap();
+    let arguments = ["--store", "nowhere", "describe", "--store", store, "--cache", ROWS];
+    expect(0, &arguments, world.run(&arguments));
+    let arguments = ["describe", "--store", store, "--cache", ROWS, "--memory-budget-mib", "0"];
+    let said = String::from_utf8(expect(1, &arguments, world.run(&arguments)).stderr).unwrap();
+    assert!(said.contains("memory_budget_mib"), "{said}");
+}
+
+#[test]
+fn completions_are_printed_for_every_shell() {
+    let folder = TempDir::new().unwrap();
+    // Settings that cannot be used are no hindrance.
+    std::fs::write(folder.path().join("viscache.toml"), "no settings").unwrap();
+    for shell in ["bash", "elvish", "fish", "powershell", "zsh"] {
+        let output = viscache(folder.path()).args(["completions", shell]).output().unwrap();
+        let script = String::from_utf8(expect(0, &[shell], output).stdout).unwrap();
+        assert!(script.contains("viscache") && script.contains("enhance"), "{shell}");
+    }
+}

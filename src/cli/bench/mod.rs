@@ -21,6 +21,7 @@ use viscache::media::npy;
 use viscache::types::{Embedding, QueryKind};
 
 use super::ask::read;
+use super::flags::{Given, StoreFlags};
 use super::{SearchOptions, Target};
 use crate::config::Config;
 
@@ -38,8 +39,10 @@ pub enum Bench {
 #[derive(Args)]
 pub struct SearchBench {
     /// Name of the cache; without it, the store's only one.
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", help_heading = "Store")]
     cache: Option<String>,
+    #[command(flatten)]
+    store: StoreFlags,
     /// Queries, a row each.
     #[arg(long, value_name = "FILE.npy")]
     vectors: PathBuf,
@@ -64,10 +67,9 @@ pub struct SearchBench {
     /// Candidates scored again on the stored rows; without it, the configured number, but not more than the beam is wide.
     #[arg(long, value_name = "N", value_parser = rescore)]
     rescore: Option<usize>,
-    /// Threads that search, each for its share of the queries.
-    // It takes the place of the setting of that name, so the type must be the same.
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = positive)]
-    threads: usize,
+    /// Threads that search, each for its share of the queries; without it, one.
+    #[arg(long, value_name = "N", value_parser = positive)]
+    threads: Option<usize>,
     /// Time measured for every width; at least, every query is asked once.
     #[arg(long, value_name = "S", default_value_t = 1.0, value_parser = seconds)]
     seconds: f64,
@@ -112,11 +114,20 @@ pub struct EnhanceBench {
 }
 
 impl Bench {
-    /// The cache that is meant.
-    pub fn cache(&self) -> Option<&String> {
+    /// The settings that were given.
+    pub(super) fn given(&self) -> Given<'_> {
         match self {
-            Bench::Search(args) => args.cache.as_ref(),
-            Bench::Enhance(args) => args.target.cache.as_ref(),
+            Bench::Search(SearchBench { cache, store, .. }) => {
+                Given { store: Some(store), caches: cache.as_slice(), ..Given::default() }
+            }
+            Bench::Enhance(args) => args.target.given(),
+        }
+    }
+
+    /// Takes what stood before the command, where a flag of this name makes a setting.
+    pub(super) fn take_threads(&mut self, threads: Option<usize>) {
+        if let Bench::Search(args) = self {
+            args.threads = args.threads.or(threads);
         }
     }
 }

@@ -46,7 +46,8 @@ struct Point {
 
 pub fn run(config: &Config, args: SearchBench) -> anyhow::Result<ExitCode> {
     // The setting of the same name may be 0, and is taken where it stands before the command.
-    if args.threads == 0 {
+    let threads = args.threads.unwrap_or(1);
+    if threads == 0 {
         bail!("--threads is 0, and somebody has to search");
     }
     if args.top_k > MAX_TOP_K {
@@ -57,8 +58,8 @@ pub fn run(config: &Config, args: SearchBench) -> anyhow::Result<ExitCode> {
     snapshot.wait_for_rows()?;
     let (record, generation) = (snapshot.record(), snapshot.generation());
     let queries = queries(&args.vectors, record.name.as_str(), record.dim)?;
-    if args.threads > queries.len() {
-        bail!("--threads is {}, but --vectors has only {} queries to share", args.threads, queries.len());
+    if threads > queries.len() {
+        bail!("--threads is {threads}, but --vectors has only {} queries to share", queries.len());
     }
     let truth = match &args.truth {
         Some(path) => told(path, queries.len(), args.top_k)?,
@@ -72,7 +73,7 @@ pub fn run(config: &Config, args: SearchBench) -> anyhow::Result<ExitCode> {
             "cache {} generation {generation}: {items} items of {} components on {codes} codes",
             record.name, record.dim
         )?;
-        writeln!(out, "queries {}, top {}, threads {}", queries.len(), args.top_k, args.threads)?;
+        writeln!(out, "queries {}, top {}, threads {threads}", queries.len(), args.top_k)?;
         let [ef, rescore] = ["ef_search", "rescore"];
         let [recall, rate, p50, p99] = ["recall", "queries/s", "p50 µs", "p99 µs"];
         writeln!(
@@ -83,7 +84,7 @@ pub fn run(config: &Config, args: SearchBench) -> anyhow::Result<ExitCode> {
     }
     for (target, params) in settings(config, &snapshot, &args)? {
         let time = Duration::from_secs_f64(args.seconds);
-        let point = measure(&snapshot, &queries, &truth, args.top_k, &params, args.threads, time)?;
+        let point = measure(&snapshot, &queries, &truth, args.top_k, &params, threads, time)?;
         let rate = point.durations.len() as f64 / point.wall.as_secs_f64();
         let [p50, p99] = [0.5, 0.99].map(|share| percentile(&point.durations, share).unwrap_or_default());
         let Cost { visited_nodes, scored_vectors, rescored_vectors } = point.cost;
@@ -94,7 +95,7 @@ pub fn run(config: &Config, args: SearchBench) -> anyhow::Result<ExitCode> {
                 "cache": record.name.as_str(),
                 "generation": generation.0,
                 "queries": queries.len(),
-                "threads": args.threads,
+                "threads": threads,
                 "top_k": args.top_k,
                 "target_recall": target.map(TargetRecall::get),
                 "query_kind": target.and(args.query_kind.as_ref()).map(QueryKind::as_str),
