@@ -2,11 +2,16 @@
 //!
 //! A setting has one name everywhere: `limits.max_batch` in the file is `VISCACHE_LIMITS__MAX_BATCH` in the environment.
 //! `viscache config` prints the effective settings with their origin; what it prints is a valid file.
+//!
+//! An unknown name in a file is an error, with the name that it is nearest to. In the environment it is not, because others write
+//! there too: beside a Service of the name `viscache`, Kubernetes sets `VISCACHE_PORT` and more. Those are named in a warning.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
+use figment::error::Kind;
 use figment::providers::{Env, Format, Serialized, Toml};
 use figment::{Figment, Metadata};
 use serde::{Deserialize, Serialize};
@@ -24,7 +29,11 @@ const DEFAULT_FILE: &str = "viscache.toml";
 /// Before the names of settings in the environment.
 const ENV_PREFIX: &str = "VISCACHE_";
 
-/// Variables of that prefix that tell the tests where their data is, and which Python to run; every other unknown one is an error.
+/// Between the names of a table and of a setting in it, in the environment.
+const ENV_SEPARATOR: &str = "__";
+
+/// Variables of that prefix that tell the tests where their data is, and which Python to run; every other unknown one is named in
+/// a warning.
 const NOT_SETTINGS: [&str; 3] = ["data", "golden", "python"];
 
 /// Every setting.
@@ -252,7 +261,8 @@ impl Config {
     /// * `file`: a settings file that must exist. `flags`: values given on the command line, others left out.
     ///
     /// # Errors
-    /// An unknown setting, a value of the wrong type or out of range, each with its origin.
+    /// An unknown setting (in the environment, see [`unknown_variables`]), a value of the wrong type or out of range, each with its
+    /// origin.
     pub fn read(file: Option<&Path>, flags: impl Serialize) -> anyhow::Result<(Self, Figment)> {
         let default_file = Path::new(DEFAULT_FILE);
         let mut figment = Figment::from(Serialized::defaults(Config::default()));
@@ -262,9 +272,11 @@ impl Config {
             None if default_file.is_file() => figment = figment.merge(Toml::file_exact(default_file)),
             None => {}
         }
-        let figment = figment
-            .merge(Env::prefixed(ENV_PREFIX).ignore(&NOT_SETTINGS).split("__"))
-            .merge(Serialized::globals(flags));
+        let known = names();
+        let environment = Env::prefixed(ENV_PREFIX)
+            .split(ENV_SEPARATOR)
+            .filter(move |name| known.contains(&name.as_str().to_lowercase()));
+        let figment = figment.merge(environment).merge(Serialized::globals(flags));
         let config: Config = figment.extract().map_err(told)?;
         config.validate()?;
         Ok((config, figment))
@@ -406,6 +418,73 @@ impl Config {
     }
 }
 
+/// The names of all settings, as in `limits.max_batch`, and of their tables.
+fn names() -> BTreeSet<String> {
+    fn add(names: &mut BTreeSet<String>, path: &str, value: &serde_json::Value) {
+        for (name, value) in value.as_object().into_iter().flatten() {
+            let path = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
+            add(names, &path, value);
+            names.insert(path);
+        }
+    }
+    let mut names = BTreeSet::new();
+    add(&mut names, "", &serde_json::json!(Config::default()));
+    names
+}
+
+/// Variables of the environment that look like settings and are none, each with the one that may have been meant.
+pub fn unknown_variables() -> Vec<String> {
+    let variables = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
+    unknown_among(variables)
+}
+
+fn unknown_among(variables: impl Iterator<Item = String>) -> Vec<String> {
+    let known = names();
+    let unknown = |variable: String| {
+        let (prefix, name) = variable.split_at_checked(ENV_PREFIX.len())?;
+        let path = name.to_lowercase().replace(ENV_SEPARATOR, ".");
+        let ours = known.contains(&path) || NOT_SETTINGS.contains(&path.as_str());
+        if ours || !prefix.eq_ignore_ascii_case(ENV_PREFIX) {
+            return None;
+        }
+        Some(match nearest(&path, &known) {
+            Some(meant) => format!("{variable} (did you mean {}?)", variable_of(meant)),
+            None => variable,
+        })
+    };
+    let mut unknown: Vec<String> = variables.filter_map(unknown).collect();
+    unknown.sort();
+    unknown
+}
+
+/// The variable of the environment that makes a setting.
+fn variable_of(path: &str) -> String {
+    format!("{ENV_PREFIX}{}", path.replace('.', ENV_SEPARATOR).to_uppercase())
+}
+
+/// The known name that a mistyped one most likely means: one that differs in few letters, or has the same place in another table.
+fn nearest<'a>(path: &str, known: &'a BTreeSet<String>) -> Option<&'a str> {
+    let few = path.len() / 4;
+    let near = known.iter().map(|name| (edits(path, name), name)).min().filter(|(edits, _)| *edits <= few);
+    let last = |path: &str| path.rsplit('.').next().map(str::to_owned);
+    let elsewhere = || known.iter().find(|name| last(name) == last(path));
+    near.map(|(_, name)| name).or_else(elsewhere).map(String::as_str)
+}
+
+/// Letters to insert, delete or replace until one name is the other.
+fn edits(from: &str, to: &str) -> usize {
+    let mut row: Vec<usize> = (0..=to.len()).collect();
+    for (i, a) in from.bytes().enumerate() {
+        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
+        for (j, b) in to.bytes().enumerate() {
+            let replaced = diagonal + usize::from(a != b);
+            diagonal = row[j + 1];
+            row[j + 1] = replaced.min(row[j] + 1).min(row[j + 1] + 1);
+        }
+    }
+    row[to.len()]
+}
+
 /// The effective settings as a file, every line with its origin.
 pub fn print(config: &Config, figment: &Figment) -> anyhow::Result<String> {
     let mut text = String::from(
@@ -442,9 +521,7 @@ fn origin(path: &str, metadata: Option<&Metadata>) -> String {
             None => "file".into(),
         },
         Some(metadata) if metadata.name.contains("environment") && path.is_empty() => "environment".into(),
-        Some(metadata) if metadata.name.contains("environment") => {
-            format!("{ENV_PREFIX}{}", path.replace('.', "__").to_uppercase())
-        }
+        Some(metadata) if metadata.name.contains("environment") => variable_of(path),
         Some(metadata) if metadata.name == std::any::type_name::<Config>() => "default".into(),
         Some(_) => "flag".into(),
         None => "default".into(),
@@ -453,12 +530,32 @@ fn origin(path: &str, metadata: Option<&Metadata>) -> String {
 
 /// What is wrong with which setting, and where it was made.
 fn told(errors: figment::Error) -> anyhow::Error {
-    let one = |error: figment::Error| match error.path.join(".") {
-        path if path.is_empty() => format!("{} ({})", error.kind, origin("", error.metadata.as_ref())),
-        path => format!("`{path}` ({}): {}", origin(&path, error.metadata.as_ref()), error.kind),
+    let one = |error: figment::Error| {
+        let (path, metadata) = (error.path.join("."), error.metadata.as_ref());
+        match &error.kind {
+            Kind::UnknownField(name, _) => unknown(&path, name, metadata),
+            kind if path.is_empty() => format!("{kind} ({})", origin("", metadata)),
+            kind => format!("`{path}` ({}): {kind}", origin(&path, metadata)),
+        }
     };
     let all: Vec<String> = errors.into_iter().map(one).collect();
     anyhow::anyhow!("the settings cannot be used: {}", all.join("; "))
+}
+
+/// An unknown setting, and the one that may have been meant.
+///
+/// * `path`: of its table, perhaps with its own name.
+fn unknown(path: &str, name: &str, metadata: Option<&Metadata>) -> String {
+    let path = match path {
+        "" => name.to_owned(),
+        path if path == name || path.ends_with(&format!(".{name}")) => path.to_owned(),
+        table => format!("{table}.{name}"),
+    };
+    let origin = origin(&path, metadata);
+    match nearest(&path, &names()) {
+        Some(meant) => format!("unknown setting `{path}` ({origin}); did you mean `{meant}`?"),
+        None => format!("unknown setting `{path}` ({origin}); `viscache config` prints all that there are"),
+    }
 }
 
 #[cfg(test)]
@@ -485,6 +582,66 @@ mod tests {
         std::fs::write(&file, "[search]\nef_serach = 5\n").unwrap();
         let wrong = Config::read(Some(&file), serde_json::json!({})).unwrap_err().to_string();
         assert!(wrong.contains("ef_serach") && wrong.contains("settings.toml"), "{wrong}");
+    }
+
+    #[test]
+    fn an_unknown_setting_of_a_file_is_refused_with_the_nearest_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("settings.toml");
+        let said = |text: &str| {
+            std::fs::write(&file, text).unwrap();
+            let said = Config::read(Some(&file), serde_json::json!({})).unwrap_err().to_string();
+            assert!(said.contains("settings.toml") && !said.contains("expected"), "{said}");
+            said
+        };
+        for (text, unknown, meant) in [
+            ("[limits]\nmax_bacth = 3\n", "`limits.max_bacth`", "did you mean `limits.max_batch`?"),
+            ("threds = 3\n", "`threds`", "did you mean `threads`?"),
+            ("max_batch = 3\n", "`max_batch`", "did you mean `limits.max_batch`?"),
+            ("[limit]\nmax_batch = 3\n", "`limit`", "did you mean `limits`?"),
+            ("[metrics]\nlisten_on = \"\"\n", "`metrics.listen_on`", "did you mean `metrics.listen`?"),
+            ("colour = 3\n", "`colour`", "`viscache config` prints all that there are"),
+        ] {
+            let said = said(text);
+            assert!(said.contains(&format!("unknown setting {unknown}")) && said.contains(meant), "{said}");
+        }
+    }
+
+    #[test]
+    fn variables_that_are_no_settings_are_named_and_nothing_else() {
+        let variables = [
+            "PATH",
+            "VISCACHE_THREADS",
+            "VISCACHE_LIMITS__MAX_BATCH",
+            "viscache_rows",
+            "VISCACHE_LIMITS",
+            "VISCACHE_DATA",
+            "VISCACHE_PORT",
+            "VISCACHE_PORT_50051_TCP_ADDR",
+            "VISCACHE_THREDS",
+            "VISCACHE_LIMITS__MAX_BACTH",
+            "VISCACHE_",
+        ];
+        let unknown = unknown_among(variables.into_iter().map(str::to_owned));
+        assert_eq!(
+            unknown,
+            [
+                "VISCACHE_",
+                "VISCACHE_LIMITS__MAX_BACTH (did you mean VISCACHE_LIMITS__MAX_BATCH?)",
+                "VISCACHE_PORT",
+                "VISCACHE_PORT_50051_TCP_ADDR",
+                "VISCACHE_THREDS (did you mean VISCACHE_THREADS?)",
+            ]
+        );
+    }
+
+    #[test]
+    fn edits_are_counted() {
+        for (from, to, expected) in
+            [("", "abc", 3), ("abc", "abc", 0), ("bacth", "batch", 2), ("kitten", "sitting", 3)]
+        {
+            assert_eq!((edits(from, to), edits(to, from)), (expected, expected), "{from} {to}");
+        }
     }
 
     #[test]

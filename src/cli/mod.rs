@@ -24,6 +24,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+use tracing::warn;
 use viscache::types::{Filter, QueryKind};
 
 use self::flags::{AllFlags, DecoderFlags, Given, ModelFlags, StoreFlags};
@@ -360,6 +361,10 @@ pub fn run() -> anyhow::Result<ExitCode> {
     config.compact.automatic &= !asks;
     let filter = log.unwrap_or_else(|| if asks { "warn".into() } else { config.log.clone() });
     telemetry::init(&filter, config.log_json)?;
+    let unknown = config::unknown_variables();
+    if !unknown.is_empty() {
+        warn!("variables of the environment that name no setting are ignored: {}", unknown.join(", "));
+    }
     match command {
         Command::Convert(args) => convert::run(&config, &args),
         Command::Evaluate(args) => evaluate::run(&config, &args),

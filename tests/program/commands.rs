@@ -117,17 +117,45 @@ fn settings_come_from_flags_then_environment_then_file() {
     assert_eq!(values(&again), values(&text));
 
     std::fs::remove_file(&file).unwrap();
-    let (code, _, errors) = config(viscache(folder.path()).env("VISCACHE_THREDS", "5").arg("config"));
+    let (code, _, errors) = config(viscache(folder.path()).env("VISCACHE_THREADS", "many").arg("config"));
     assert_eq!(code, Some(1));
-    assert!(errors.contains("threds"), "{errors}");
+    assert!(errors.contains("VISCACHE_THREADS"), "{errors}");
     std::fs::write(&file, "[limits]\nmax_bach = 11\n").unwrap();
     let (code, _, errors) = config(viscache(folder.path()).arg("config"));
     assert_eq!(code, Some(1));
-    assert!(errors.contains("max_bach"), "{errors}");
+    assert!(errors.contains("unknown setting `limits.max_bach`"), "{errors}");
+    assert!(errors.contains("did you mean `limits.max_batch`?") && errors.len() < 300, "{errors}");
     std::fs::write(&file, "[blend]\nweight = 2.0\n").unwrap();
     let (code, _, errors) = config(viscache(folder.path()).arg("config"));
     assert_eq!(code, Some(1));
     assert!(errors.contains("weight"), "{errors}");
+}
+
+#[test]
+fn variables_that_kubernetes_sets_for_a_service_are_named_and_ignored() {
+    let folder = TempDir::new().unwrap();
+    let mut command = viscache(folder.path());
+    command.envs([
+        ("VISCACHE_SERVICE_HOST", "10.0.0.7"),
+        ("VISCACHE_SERVICE_PORT", "50051"),
+        ("VISCACHE_SERVICE_PORT_GRPC", "50051"),
+        ("VISCACHE_PORT", "tcp://10.0.0.7:50051"),
+        ("VISCACHE_PORT_50051_TCP", "tcp://10.0.0.7:50051"),
+        ("VISCACHE_PORT_50051_TCP_PORT", "50051"),
+        ("VISCACHE_METRICS_PORT", "tcp://10.0.0.8:9091"),
+        ("VISCACHE_THREDS", "3"),
+        ("VISCACHE_LIMITS__MAX_BATCH", "11"),
+    ]);
+    let output = expect(0, &["config"], command.arg("config").output().unwrap());
+    let (text, said) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
+    assert!(text.contains("max_batch = 11"), "{text}");
+    assert_eq!(said.lines().count(), 1, "{said}");
+    for name in
+        ["VISCACHE_SERVICE_HOST", "VISCACHE_PORT", "VISCACHE_METRICS_PORT", "VISCACHE_PORT_50051_TCP_PORT"]
+    {
+        assert!(said.contains(name), "{name}: {said}");
+    }
+    assert!(said.contains("did you mean VISCACHE_THREADS?") && !said.contains("MAX_BATCH"), "{said}");
 }
 
 #[test]
