@@ -2,8 +2,8 @@
 
     pip install grpcio grpcio-tools googleapis-common-protos numpy
     python -m grpc_tools.protoc -I proto --python_out=. --grpc_python_out=. proto/viscache/v1/*.proto
-    python docs/client.py 127.0.0.1:50051 photos "a dog barking"
-    python docs/client.py 127.0.0.1:50051 photos queries.npy enhanced.npy
+    PYTHONPATH=. python docs/client.py 127.0.0.1:50051 photos "a dog barking"
+    PYTHONPATH=. python docs/client.py 127.0.0.1:50051 photos queries.npy enhanced.npy
 """
 
 import sys

@@ -218,13 +218,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_number_has_one_name_and_stands_in_the_readme() {
-        let readme = include_str!("../README.md");
+    fn every_number_has_one_name_and_stands_in_the_docs() {
+        let page = include_str!("../docs/metrics.md");
         for metric in ALL {
             assert_eq!(ALL.iter().filter(|other| other.name == metric.name).count(), 1, "{}", metric.name);
             assert_eq!(metric.kind == Kind::Counter, metric.name.ends_with("_total"), "{}", metric.name);
             let named = format!("`{}{{{}}}`", metric.name, metric.labels.join(","));
-            assert!(readme.contains(&named), "the README lists {named}");
+            assert!(page.contains(&named), "docs/metrics.md lists {named}");
         }
         assert!(SEARCH_BUCKETS.is_sorted());
     }
