@@ -6,9 +6,11 @@ use std::path::Path;
 
 use candle_core::{Device, Tensor};
 use serde_json::Value;
-use viscache::models::llama::{Config, Decoder, Family, SampleParams, Sampler};
+use viscache::models::llama::{Checkpoint, Config, Decoder, Family, SampleParams, Sampler};
+use viscache::models::weights::Weights;
+use viscache::text::SentencePiece;
 
-use crate::common::{Golden, Limit, max_abs, read};
+use crate::common::{Golden, Limit, max_abs, read, say, short};
 
 /// Of layer outputs and logits, times the largest magnitude where that is above 1.
 pub const LAYERS: f64 = 5e-5;
@@ -37,6 +39,42 @@ pub fn width(golden: &Golden) -> usize {
 pub fn config_of(folder: &Path) -> Config {
     let json = String::from_utf8(read(&folder.join("config.json"))).unwrap();
     Config::from_params(&json, Family::ImageBindLlm).unwrap()
+}
+
+/// The tokenizer that the ids of a part are of: the one of the same root.
+///
+/// * `part`: `llama_adapter_v2` or `imagebind_llm_decoder` of a root.
+pub fn tokenizer_of(part: &Path) -> Option<SentencePiece> {
+    let path = part.parent().unwrap().join("imagebind_llm_decoder/tokenizer.model");
+    if !path.exists() {
+        say(&format!("skipped: texts of {} (no tokenizer beside it)", short(part)));
+        return None;
+    }
+    Some(SentencePiece::from_bytes(&read(&path)).unwrap())
+}
+
+/// The files of a folder's backbone, as the original ones are split.
+pub fn shards(folder: &Path) -> Vec<Weights> {
+    (0..)
+        .map(|i| folder.join(format!("llama/consolidated.{i:02}.pth")))
+        .take_while(|path| path.exists())
+        .map(|path| Weights::open(&path).unwrap())
+        .collect()
+}
+
+/// A backbone's tensors by their plain names, with shapes.
+pub fn backbone(folder: &Path) -> Vec<(String, Vec<usize>, Vec<f32>)> {
+    let files = shards(folder);
+    let names: Vec<String> =
+        files[0].names().filter(|name| *name != "rope.freqs").map(str::to_owned).collect();
+    let joined = Checkpoint::new(files, None, config_of(folder).n_heads);
+    let read = |name: String| {
+        let own = format!("llama.{name}");
+        let shape = joined.shape(&own).unwrap();
+        let values = joined.values(&own, &shape).unwrap();
+        (name, shape, values)
+    };
+    names.into_iter().map(read).collect()
 }
 
 /// Greedy continuations of several prompts together, each until EOS or its bound.
@@ -104,7 +142,8 @@ pub fn write(path: &Path, tensors: &[(String, Vec<usize>, Vec<f32>)]) {
     safetensors::serialize_to_file(views, None, path).unwrap();
 }
 
-/// What the `i`th of `n` files of a backbone has of a tensor, as the original files are split.
+/// What the `i`th of `n` files of a backbone has of a tensor, as the original files are split. What `n` does not divide is
+/// shared out as evenly as it goes.
 pub fn shard(
     name: &str,
     shape: &[usize],
@@ -113,15 +152,16 @@ pub fn shard(
     n: usize,
 ) -> (String, Vec<usize>, Vec<f32>) {
     let is = |parts: &[&str]| parts.iter().any(|part| name.ends_with(&format!("{part}.weight")));
+    let own = |length: usize| i * length / n..(i + 1) * length / n;
     let (shape, values) = match *shape {
         [rows, width] if is(&["wq", "wk", "wv", "w1", "w3", "output"]) => {
-            let own = rows / n;
-            (vec![own, width], values[i * own * width..][..own * width].to_vec())
+            let own = own(rows);
+            (vec![own.len(), width], values[own.start * width..own.end * width].to_vec())
         }
         [rows, width] if is(&["wo", "w2", "tok_embeddings"]) => {
-            let own = width / n;
-            let row = |row: &[f32]| row[i * own..][..own].to_vec();
-            (vec![rows, own], values.chunks_exact(width).flat_map(row).collect())
+            let own = own(width);
+            let part = values.chunks_exact(width).flat_map(|row| row[own.clone()].to_vec());
+            (vec![rows, own.len()], part.collect())
         }
         _ => (shape.to_vec(), values.to_vec()),
     };

@@ -2,7 +2,8 @@
 //!
 //! Golden values are what the published programs gave for known inputs. The whole collection is a folder outside this
 //! repository (`VISCACHE_GOLDEN`, else `../shared/golden`); a small part of it is in `tests/golden`, so that a clone
-//! alone proves something. Tests run on both, and say so when the first is not there.
+//! alone proves something. Tests run on both, and say so when the first is not there. Models of other names and sizes
+//! will do as well: whatever folders there are is compared, and what they do not say is not assumed.
 
 #![allow(dead_code, reason = "every test crate uses a part of this")]
 
@@ -264,6 +265,18 @@ impl Tally {
         if !holds {
             self.fail(format!("{name}: {}", otherwise()));
         }
+    }
+
+    /// Compares ids, best first: in the same order, but where the stored scores at both places are within `gap` of each other.
+    /// Only the last places may hold an id that is not stored at all: one that scores like the last.
+    pub fn same_but_for_ties(&mut self, name: &str, found: &[i64], ids: &[i64], scores: &[f32], gap: f32) {
+        let last = scores[scores.len() - 1];
+        let fits = |at: usize| match ids.iter().position(|id| *id == found[at]) {
+            Some(other) => (scores[other] - scores[at]).abs() <= gap,
+            None => scores[at] - last <= gap,
+        };
+        let holds = found.len() == ids.len() && (0..found.len()).all(fits);
+        self.check(name, holds, || format!("expected {ids:?} with {scores:?}, received {found:?}"));
     }
 
     pub fn is_empty(&self) -> bool {

@@ -271,8 +271,12 @@ fn texts_of_the_real_vocabulary_from_ids_and_from_strings() {
         let Some(outputs) = folder.file("outputs.safetensors").filter(|o| o.find("ids").is_some()) else {
             continue;
         };
-        found = true;
         let text = folder.path.parent().unwrap().join("preprocess/text.json");
+        if !text.exists() {
+            say(&format!("skipped: {} (no texts beside it)", short(&folder.path)));
+            continue;
+        }
+        found = true;
         let rows = json(&text)["rows"].as_array().unwrap().clone();
         let ids: Vec<Vec<i64>> =
             rows.iter().map(|row| serde_json::from_value(row["ids"].clone()).unwrap()).collect();
@@ -347,7 +351,8 @@ fn picture_and_sound_files_end_to_end() {
             let bytes = read(&folder.path.parent().unwrap().join("assets").join(file));
             let prepared = sounds.prepare(Modality::Audio, &bytes).unwrap();
             let encoded = sounds.encode(&[prepared]).remove(0).unwrap();
-            let limit = Limit { absolute: 1e-2, turn: 1e-5 };
+            // Spectrograms differ by the reference's own noise; that leaves 1e-3 of an output of 7.
+            let limit = Limit { absolute: 1.5e-3 * max_abs(expected.floats()).max(1.0), turn: 1e-5 };
             tally.floats(file, encoded.embedding.as_slice(), expected.floats(), expected.shape[1], limit);
         }
         for (file, expected) in expected.under("vision.") {

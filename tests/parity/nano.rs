@@ -1,10 +1,11 @@
-//! The compiled-in nano model from file and text to the enhanced query, against the program that trained it.
+//! The nano model from file and text to the enhanced query, against the program that trained it: the model that lies in the
+//! golden folder, or the compiled-in one where a clone carries none.
 //!
 //! Everything goes through [`Encoder`], front ends included. The makers of the model promise agreement to about 1e-4. The
 //! pictures are lossless, so what differs is the order of f32 sums; that leaves 5e-7, and the limit is 1e-5.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 use viscache::batch::{Event, GenerateOptions, Generator, Seen, Task, Wait};
@@ -23,10 +24,15 @@ const LIMIT: Limit = Limit { absolute: 1e-5, turn: 1e-9 };
 /// Spectrograms near the floor differ by the reference's own noise; its readme expects agreement to about 1e-4.
 const HEARD: Limit = Limit { absolute: 1e-4, turn: 1e-7 };
 
-fn encoder() -> Encoder {
+/// A file of a golden folder, if it has it.
+fn file(folder: &Path, name: &str) -> Option<PathBuf> {
+    Some(folder.join(name)).filter(|path| path.exists())
+}
+
+fn encoder(folder: &Path) -> Encoder {
     Encoder::open(&EncoderOptions {
-        weights: None,
-        sizes: None,
+        weights: file(folder, "imagebind.safetensors"),
+        sizes: file(folder, "imagebind.json"),
         modalities: None,
         device: DeviceKind::Cpu,
         dtype: None,
@@ -77,13 +83,14 @@ fn queries(encoder: &Encoder, folder: &Path, expected: &Value, tally: &mut Tally
 
 #[test]
 fn queries_neighbours_and_enhanced_queries() {
-    let encoder = encoder();
     for path in parts("nano/expected.json") {
+        let folder = path.parent().unwrap();
+        let encoder = encoder(folder);
         let expected = json(&path);
         let golden = Tensors::open(&path.with_file_name("expected.safetensors"));
         let cache = golden.get("cache.embeddings");
         let mut tally = Tally::new(short(&path));
-        let queries = queries(&encoder, path.parent().unwrap(), &expected, &mut tally);
+        let queries = queries(&encoder, folder, &expected, &mut tally);
         let prepared: Vec<Prepared> = queries.iter().map(|query| query.prepared.clone()).collect();
         let mut reordered = 0;
         for (Query { row, name, .. }, encoded) in queries.iter().zip(encoder.encode(&prepared)) {
@@ -99,18 +106,11 @@ fn queries_neighbours_and_enhanced_queries() {
                 (golden.get("neighbour_ids").whole_row(*row), golden.get("neighbour_scores").row(*row));
             let theirs = search(cache.floats(), &Embedding::new(stored.to_vec()).unwrap(), ids.len());
             let found: Vec<i64> = theirs.iter().map(|hit| hit.id.0 as i64).collect();
-            same_but_for_ties(&mut tally, &format!("{name}, neighbours"), &found, ids, scores, 1e-6);
+            tally.same_but_for_ties(&format!("{name}, neighbours"), &found, ids, scores, 1e-6);
             let ours = search(cache.floats(), &unit, ids.len());
             let found: Vec<i64> = ours.iter().map(|hit| hit.id.0 as i64).collect();
             reordered += usize::from(found != ids);
-            same_but_for_ties(
-                &mut tally,
-                &format!("{name}, neighbours end to end"),
-                &found,
-                ids,
-                scores,
-                gap,
-            );
+            tally.same_but_for_ties(&format!("{name}, neighbours end to end"), &found, ids, scores, gap);
             let received: Vec<f32> = ours.iter().map(|hit| hit.score).collect();
             tally.floats(&format!("{name}, scores"), &received, scores, scores.len(), limit);
 
@@ -146,18 +146,6 @@ fn search(cache: &[f32], query: &Embedding, k: usize) -> Vec<Hit> {
     found.into_iter().map(hit).collect()
 }
 
-/// Ids in the same order, except where the stored scores at both places are within `gap` of each other. Only the last
-/// places may hold an id that is not stored at all: one that scores like the last.
-fn same_but_for_ties(tally: &mut Tally, name: &str, found: &[i64], ids: &[i64], scores: &[f32], gap: f32) {
-    let last = scores[scores.len() - 1];
-    let fits = |at: usize| match ids.iter().position(|id| *id == found[at]) {
-        Some(other) => (scores[other] - scores[at]).abs() <= gap,
-        None => scores[at] - last <= gap,
-    };
-    let holds = found.len() == ids.len() && (0..found.len()).all(fits);
-    tally.check(name, holds, || format!("expected {ids:?} with {scores:?}, received {found:?}"));
-}
-
 /// What is asked, greedily, until it ends.
 fn answers(generator: &Generator, asked: Vec<(String, Vec<f32>)>) -> Vec<String> {
     let task = |(instruction, embedding): (String, Vec<f32>)| Task {
@@ -184,11 +172,12 @@ fn answers(generator: &Generator, asked: Vec<(String, Vec<f32>)>) -> Vec<String>
 
 #[test]
 fn the_decoder_says_what_it_said() {
-    let nano = LlmOptions::default();
-    let llm = Llm::open(&nano).unwrap();
-    let options = GenerateOptions { slots: 32, capacity: 1 << 20 };
-    let generator = Generator::start(llm, options).unwrap();
     for path in parts("nano/expected.json") {
+        let folder = path.parent().unwrap();
+        let (backbone, adapter) = (file(folder, "llama.safetensors"), file(folder, "adapter.safetensors"));
+        let llm = Llm::open(&LlmOptions { backbone, adapter, ..LlmOptions::default() }).unwrap();
+        let options = GenerateOptions { slots: 32, capacity: 1 << 20 };
+        let generator = Generator::start(llm, options).unwrap();
         let expected = json(&path);
         let golden = Tensors::open(&path.with_file_name("expected.safetensors"));
         let mut tally = Tally::new(format!("{}, answers", short(&path)));
