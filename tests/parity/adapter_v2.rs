@@ -108,6 +108,45 @@ fn every_stage_is_reproduced() {
     }
 }
 
+/// A tensor of a model whose visual blocks have `more` hidden components that say nothing: rows of zeros below `fc1`, columns
+/// of zeros beside `fc2`.
+fn widened(name: &str, shape: &[usize], values: &[f32], more: usize) -> (String, Vec<usize>, Vec<f32>) {
+    let part = name.strip_prefix("visual_blocks.").and_then(|name| name.split_once(".mlp."));
+    let (shape, values) = match (part.map(|(_, part)| part), shape) {
+        (Some("fc1.weight"), &[hidden, width]) => {
+            (vec![hidden + more, width], [values, &vec![0.0; more * width]].concat())
+        }
+        (Some("fc1.bias"), &[hidden]) => (vec![hidden + more], [values, &vec![0.0; more]].concat()),
+        (Some("fc2.weight"), &[width, hidden]) => {
+            let rows = values.chunks_exact(hidden).map(|row| [row, &vec![0.0; more]].concat());
+            (vec![width, hidden + more], rows.collect::<Vec<_>>().concat())
+        }
+        _ => (shape.to_vec(), values.to_vec()),
+    };
+    (name.to_owned(), shape, values)
+}
+
+/// Their hidden width is what the file says, be it four times their width or not.
+#[test]
+fn visual_blocks_of_another_ratio_are_read() {
+    let place = tempfile::tempdir().unwrap();
+    let path = place.path().join("weights.safetensors");
+    for folder in folders() {
+        let original = folder.join("weights.safetensors");
+        let Some(file) = original.exists().then(|| Weights::open(&original).unwrap()) else { continue };
+        let Some(&[_, width]) = file.shape("visual_query.weight") else { continue };
+        let tensors = file.names().map(|name| {
+            let shape = file.shape(name).unwrap();
+            widened(name, shape, &file.values(name, shape).unwrap(), width)
+        });
+        decoder::write(&path, &tensors.collect::<Vec<_>>());
+        let mut tally = Tally::new(format!("{}, wider visual blocks", short(&folder)));
+        let model = decoder_of(&path, &config_of(&folder));
+        full(&model, &Tensors::open(&folder.join("forward_full.safetensors")), &mut tally);
+        tally.finish();
+    }
+}
+
 /// The files of a folder as they are released: backbone, tuned tensors, CLIP.
 fn released(folder: &Path) -> Option<(Decoder, Family)> {
     let tuned =

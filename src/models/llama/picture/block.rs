@@ -9,7 +9,7 @@ use candle_core::Tensor;
 
 use super::LAYER_NORM_EPS;
 use crate::models::layers::{LayerNorm, Linear, add_to, attend};
-use crate::models::llama::checkpoint::Checkpoint;
+use crate::models::llama::checkpoint::{Checkpoint, matrix_name};
 use crate::models::llama::saved::Part;
 use crate::models::{Error, Placement};
 
@@ -65,7 +65,8 @@ impl Block {
     ) -> Result<Self, Error> {
         let at = |part: &str| format!("{name}.{part}");
         let norm = |i: usize| checkpoint.layer_norm(&at(kind.norms[i]), width, LAYER_NORM_EPS, placement);
-        let hidden = checkpoint.matrix_shape(&at(kind.linears[2][0])).map_or(4 * width, |[out, _]| out);
+        let hidden = checkpoint.matrix_shape(matrix_name(&at(kind.linears[2][0])));
+        let hidden = hidden.map_or(4 * width, |[out, _]| out);
         let linear = |i: usize, shape: [usize; 2]| {
             let [weight, bias] = kind.linears[i].map(at);
             checkpoint.linear(&weight, Some(&bias), shape, placement)
