@@ -188,6 +188,41 @@ fn released_files_are_the_whole() {
     }
 }
 
+/// A chat model need not have both biases and scales: one without biases says what biases of zeros would.
+#[test]
+fn a_chat_model_of_scales_alone_is_one() {
+    let place = tempfile::tempdir().unwrap();
+    let mut found = false;
+    for folder in folders() {
+        let original = folder.join("weights.safetensors");
+        let Some(file) = original.exists().then(|| Weights::open(&original).unwrap()) else { continue };
+        if Checkpoint::new(vec![file], None, 1).family() != Family::V2Chat {
+            continue;
+        }
+        found = true;
+        let file = Weights::open(&original).unwrap();
+        let bias = |name: &str| name.ends_with("_bias");
+        let read = |name: &str| {
+            let shape = file.shape(name).unwrap().to_vec();
+            let values = file.values(name, &shape).unwrap();
+            (name.to_owned(), shape, if bias(name) { vec![0.0; values.len()] } else { values })
+        };
+        let case = Tensors::open(&folder.join("forward_full.safetensors"));
+        let tokens = &ids(case.get("tokens"))[..width(case.get("tokens"))];
+        let path = place.path().join("weights.safetensors");
+        let logits = |lacking: bool| {
+            let names = file.names().filter(|name| !(lacking && bias(name)));
+            decoder::write(&path, &names.map(read).collect::<Vec<_>>());
+            let decoder = decoder_of(&path, &config_of(&folder));
+            assert_eq!(decoder.family(), Family::V2Chat, "{}", short(&folder));
+            let mut sequence = decoder.begin(None, tokens.len()).unwrap();
+            floats(&decoder.forward(&mut [(&mut sequence, tokens)]).unwrap())
+        };
+        assert_eq!(logits(true), logits(false), "{}", short(&folder));
+    }
+    assert!(found, "no chat model found: not even the one in tests/golden");
+}
+
 #[test]
 fn backbones_of_any_number_of_files_are_one() {
     for folder in folders() {

@@ -169,7 +169,14 @@ impl Checkpoint {
     pub fn family(&self) -> Family {
         if self.shape("visual_query.weight").is_some() {
             Family::V2Picture
-        } else if self.shape("llama.layers.0.attention.wq_bias").is_some() {
+        } else if [
+            "llama.layers.0.attention.wq_bias",
+            "llama.layers.0.attention.wq_scale",
+            "adapter_query.weight",
+        ]
+        .iter()
+        .any(|name| self.shape(name).is_some())
+        {
             Family::V2Chat
         } else {
             Family::ImageBindLlm
