@@ -578,6 +578,39 @@ fn the_published_sizes_have_every_tensor_and_no_other() {
     }
 }
 
+/// CLIP's width need not be a multiple of a head's usual 64: what is left over is shared out.
+#[test]
+fn a_clip_of_another_width_has_as_many_heads_as_its_own_program_gives_it() {
+    for folder in folders() {
+        let original = folder.join("weights.safetensors");
+        let Some(file) = original.exists().then(|| Weights::open(&original).unwrap()) else { continue };
+        let Some(width) = file.shape("clip.visual.conv1.weight").map(|shape| shape[0]) else { continue };
+        let config = String::from_utf8(read(&folder.join("config.json"))).unwrap();
+        let place = tempfile::tempdir().unwrap();
+        let of_width = |other: usize| {
+            let shapes = file.names().map(|name| {
+                let mut shape = file.shape(name).unwrap().to_vec();
+                let own = match name {
+                    "clip.visual.proj" => 1, // what leaves keeps its width
+                    _ if name.starts_with("clip.visual.") => shape.len(),
+                    _ => 0,
+                };
+                for side in shape[..own].iter_mut().filter(|side| side.is_multiple_of(width)) {
+                    *side = *side / width * other;
+                }
+                (name.to_owned(), shape)
+            });
+            fits(&shapes.collect(), &config, place.path())
+        };
+        // Three heads of 64, one of 96, two of 80.
+        for other in [192, 96, 160] {
+            assert_eq!(of_width(other), Ok(()), "{}, {other}", short(&folder));
+        }
+        assert!(of_width(63).unwrap_err().contains("no CLIP"), "a width without a head");
+        assert!(of_width(193).unwrap_err().contains("193"), "three heads have no equal share of it");
+    }
+}
+
 /// What is published as an adapter lacks what other files have: with the backbone and CLIP from theirs it is whole, and
 /// alone it is told what is missing.
 #[test]

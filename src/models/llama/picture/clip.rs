@@ -17,7 +17,7 @@ use crate::models::llama::checkpoint::Checkpoint;
 use crate::models::llama::saved::Part;
 use crate::models::{Error, Placement};
 
-/// Components of a head, in every CLIP.
+/// CLIP has a head for every so many components of its width; of what is left over, each has a share.
 const HEAD: usize = 64;
 const NAME: &str = "clip.visual";
 
@@ -45,9 +45,7 @@ impl Tower {
         };
         let conv = checkpoint.shape(&at("conv1.weight")).ok_or_else(missing)?;
         let (width, patch) = match conv[..] {
-            [width, 3, patch, same] if patch == same && patch > 0 && width > 0 && width % HEAD == 0 => {
-                (width, patch)
-            }
+            [width, 3, patch, same] if patch == same && patch > 0 && width >= HEAD => (width, patch),
             _ => {
                 return Err(Error::Config(format!(
                     "`{}` of shape {conv:?} is no CLIP's",
@@ -55,6 +53,10 @@ impl Tower {
                 )));
             }
         };
+        let heads = width / HEAD;
+        if !width.is_multiple_of(heads) {
+            return Err(Error::Config(format!("CLIP's width of {width} is not for each of {heads} heads")));
+        }
         let tokens =
             checkpoint.shape(&at("positional_embedding")).and_then(|s| s.first().copied()).unwrap_or(0);
         let grid = tokens.saturating_sub(1).isqrt();
@@ -75,7 +77,7 @@ impl Tower {
             positions: tensor("positional_embedding", &[tokens, width])?,
             before: norm("ln_pre")?,
             blocks: (0..depth)
-                .map(|i| Block::load(checkpoint, &CLIP, block(i), width, width / HEAD, placement))
+                .map(|i| Block::load(checkpoint, &CLIP, block(i), width, heads, placement))
                 .collect::<Result<_, _>>()?,
             after: norm("ln_post")?,
             project: tensor("proj", &[width, out])?,
