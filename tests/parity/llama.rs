@@ -7,10 +7,11 @@ use candle_core::Tensor;
 use serde_json::Value;
 use viscache::models::Placement;
 use viscache::models::llama::{
-    Bind, Checkpoint, Config, Decoder, Files, Rotary, SampleParams, Sampler, filtered, softmax,
+    Bind, Checkpoint, Config, Decoder, Family, Files, Rotary, SampleParams, Sampler, Saved, filtered, softmax,
 };
 use viscache::models::weights::Weights;
 use viscache::text::{SentencePiece, Template};
+use viscache::types::{Fingerprint, WeightDtype};
 
 use crate::common::{Limit, Tally, Tensors, json, max_abs, parts, read, short};
 use crate::decoder::{
@@ -280,6 +281,54 @@ fn cached_steps_are_those_of_the_whole_pass() {
         assert!(step(&[]).contains("without new tokens"));
         assert!(decoder.begin(None, decoder.config().max_seq_len + 1).is_err());
     }
+}
+
+/// What an adapter goes through apart is kept apart, of whatever width: one that is no multiple of a block of 8 bits is
+/// saved in f32.
+#[test]
+fn a_narrow_decoder_is_saved_with_its_bare_matrices() {
+    let (dim, hidden, heads, rank, words) = (48, 128, 4, 2, 32);
+    let at = |part: &str| format!("llama.layers.0.{part}.weight");
+    let mut shapes = vec![
+        ("llama.tok_embeddings.weight".to_owned(), vec![words, dim]),
+        ("llama.output.weight".to_owned(), vec![words, dim]),
+        ("llama.norm.weight".to_owned(), vec![dim]),
+        ("prefix_query.weight".to_owned(), vec![1, dim]),
+        ("llama.layers.0.attention.gate".to_owned(), vec![1, heads, 1, 1]),
+        (at("attention.lora_wv_l1"), vec![rank, dim]),
+        (at("attention.lora_wv_l2"), vec![dim, rank]),
+        (at("feed_forward.w2"), vec![dim, hidden]),
+    ];
+    shapes.extend(["wq", "wk", "wv", "wo"].map(|name| (at(&format!("attention.{name}")), vec![dim, dim])));
+    shapes.extend(["w1", "w3"].map(|name| (at(&format!("feed_forward.{name}")), vec![hidden, dim])));
+    shapes.extend(["attention_norm", "ffn_norm"].map(|name| (at(name), vec![dim])));
+    let wave = |n: usize, by: f32| -> Vec<f32> { (0..n).map(|i| (i as f32 * by).sin()).collect() };
+    let tensors: Vec<_> = shapes
+        .into_iter()
+        .enumerate()
+        .map(|(i, (name, shape))| {
+            let values = wave(shape.iter().product(), 0.7 + i as f32 / 10.0);
+            (name, shape, values)
+        })
+        .collect();
+    let place = tempfile::tempdir().unwrap();
+    let (path, saved) = (place.path().join("whole.safetensors"), place.path().join("saved.safetensors"));
+    write(&path, &tensors);
+    let sizes = serde_json::json!({ "dim": dim, "n_heads": heads, "n_layers": 1, "multiple_of": hidden });
+    let config = Config::from_params(&sizes.to_string(), Family::ImageBindLlm).unwrap();
+    let eight = Placement::open(Default::default(), Some(WeightDtype::Q8_0)).unwrap();
+    let checkpoint = Checkpoint::new(vec![Weights::open(&path).unwrap()], None, heads);
+    let decoder = Decoder::load(&checkpoint, &config, words, &eight).unwrap();
+    decoder.save(&saved, b"no tokenizer", Fingerprint::of(b"waves")).unwrap();
+    let file = Weights::open(&saved).unwrap();
+    let told = Saved::of(&file).unwrap().unwrap();
+    let back = Decoder::load(&Checkpoint::saved(file, &told).unwrap(), &told.config, words, &eight).unwrap();
+    let seen = Tensor::from_vec(wave(dim, 0.3), (1, dim), &candle_core::Device::Cpu).unwrap();
+    let logits = |decoder: &Decoder| {
+        let mut sequence = decoder.begin(Some(&seen), 3).unwrap();
+        floats(&decoder.forward(&mut [(&mut sequence, &[1, 5, 9])]).unwrap())
+    };
+    assert_eq!(logits(&back), logits(&decoder));
 }
 
 #[test]

@@ -157,8 +157,10 @@ impl Adapter {
         };
         let bare = |name: &str| -> Result<Option<Linear>, Error> {
             let (own, dim) = (at(&format!("bare_{name}")), config.dim);
-            if checkpoint.is_ready(&own) {
-                return Ok(Some(checkpoint.ready(&own, [dim, dim], None)?));
+            // Of a saved decoder; what is too narrow for 8 bits lies there as it is.
+            if checkpoint.matrix_shape(&own).is_some() {
+                let weight = format!("{own}.weight");
+                return Ok(Some(checkpoint.linear(&weight, None, [dim, dim], placement)?));
             }
             let has = |part: String| checkpoint.shape(&at(&part)).is_some();
             let tuned = has(format!("lora_{name}_l1.weight")) || has(format!("{name}.bias"));
