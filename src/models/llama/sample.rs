@@ -99,15 +99,26 @@ pub fn softmax(logits: &[f32], temperature: f32) -> Vec<f32> {
 pub fn filtered(probabilities: &[f32], top_p: f32) -> Vec<(u32, f32)> {
     let mut sorted: Vec<(u32, f32)> = probabilities.iter().enumerate().map(|(i, &p)| (i as u32, p)).collect();
     sorted.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
-    let mut before = 0.0f32;
+    // In f32 the rounding of many small ones would add up to more than the last of them.
+    let mut mass = 0.0f64;
     let kept = sorted.iter().take_while(|(_, p)| {
-        let keep = before <= top_p;
-        before += p;
-        keep
+        mass += f64::from(*p);
+        mass as f32 - p <= top_p
     });
     let count = kept.count().max(1);
     sorted.truncate(count);
     let sum: f32 = sorted.iter().map(|(_, p)| p).sum();
     sorted.iter_mut().for_each(|(_, p)| *p /= sum);
     sorted
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_top_p_of_one_keeps_all_of_a_large_vocabulary() {
+        let equal = vec![1.0 / 50_000.0; 50_000];
+        assert_eq!(filtered(&equal, 1.0).len(), equal.len());
+    }
 }
