@@ -3,6 +3,13 @@
 use std::path::PathBuf;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
+    println!("cargo::rerun-if-env-changed=ROCKSDB_LIB_DIR");
+    if std::env::var_os("ROCKSDB_LIB_DIR").is_none() {
+        println!(
+            "cargo::warning=RocksDB is compiled file by file, which takes half an hour of CPU, for this profile alone. \
+             `scripts/cargo.sh` in place of `cargo` takes 7 minutes of it, once for this machine (docs/building.md)."
+        );
+    }
     let files =
         ["types", "cache", "embed", "generate", "admin"].map(|name| format!("viscache/v1/{name}.proto"));
     println!("cargo::rerun-if-changed=proto");

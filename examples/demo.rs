@@ -31,12 +31,17 @@ async fn main() -> anyhow::Result<()> {
     let path = |p: &Path| p.to_string_lossy().into_owned();
 
     println!("1. Draw {SCENES} pictures, and one more that the cache will not hold");
-    run("index-builder", &["scenes", "--count", SCENES, "--out", &path(&scenes)])?;
     let unseen = folder.join("unseen");
-    run("index-builder", &["scenes", "--set", "test", "--count", "1", "--out", &path(&unseen)])?;
+    draw(&scenes, &["--count", SCENES])?;
+    draw(&unseen, &["--set", "test", "--count", "1"])?;
 
     println!("\n2. Build a cache from the files: decode, embed, store, index");
-    run("index-builder", &["build", "--store", &path(&store), "--cache", CACHE, "--images", &path(&scenes)])?;
+    let arguments = ["build", "--store", &path(&store), "--cache", CACHE, "--images", &path(&scenes)];
+    if run("index-builder", &arguments).is_err() {
+        // An earlier version of this program may have left a cache that this one cannot go on with.
+        std::fs::remove_dir_all(&store).context("the cache cannot be built")?;
+        run("index-builder", &arguments)?;
+    }
 
     println!("\n3. Serve it, and ask over gRPC");
     let (server, address) = serve(&store)?;
@@ -88,8 +93,22 @@ async fn main() -> anyhow::Result<()> {
          causes (a logit scale of 100, captions that tell only a part). An encoder without a gap gains nothing.\n\
          `viscache evaluate nano` prints how often answers are right, without the cache and with it."
     );
-    std::fs::remove_dir_all(&folder).ok();
+    println!(
+        "\nPictures and cache stay in {}, so that the next demo is quick. To ask it yourself:\n\n   {} enhance --store {} --text \"a large cyan star\"",
+        folder.display(),
+        program("viscache")?.display(),
+        store.display()
+    );
     Ok(())
+}
+
+/// Draws pictures, unless an earlier demo did: their list is written last.
+fn draw(folder: &Path, arguments: &[&str]) -> anyhow::Result<()> {
+    if folder.join("captions.jsonl").is_file() {
+        println!("   (they are in {})", folder.display());
+        return Ok(());
+    }
+    run("index-builder", &[&["scenes", "--out", &folder.to_string_lossy()], arguments].concat())
 }
 
 /// Enhances one query and prints how it came about; returns the cosines to the nearest picture before and after.
@@ -248,8 +267,12 @@ fn program(name: &str) -> anyhow::Result<PathBuf> {
     Ok(program)
 }
 
+/// Beside the profiles' folders in cargo's target folder.
 fn demo_folder() -> anyhow::Result<PathBuf> {
-    let folder = std::env::temp_dir().join(format!("viscache-demo-{}", std::process::id()));
+    let here = std::env::current_exe()?;
+    let target =
+        here.ancestors().nth(3).context("an example lies three folders below cargo's target folder")?;
+    let folder = target.join("demo");
     std::fs::create_dir_all(&folder)?;
     Ok(folder)
 }

@@ -27,7 +27,7 @@ case $(uname -m) in
 esac
 
 version=$(awk '/^name = "librocksdb-sys"/ { getline; gsub(/version = |"/, ""); print }' Cargo.lock)
-key=$({ "$cxx" --version && getconf GNU_LIBC_VERSION 2>&1 && echo "${flags[*]}"; } | cksum | cut -d ' ' -f 1)
+key=$({ $cxx --version && getconf GNU_LIBC_VERSION 2>&1 && echo "${flags[*]}"; } | cksum | cut -d ' ' -f 1)
 kept="${XDG_CACHE_HOME:-$HOME/.cache}/viscache/rocksdb-$version-$(uname -m)-$key"
 mkdir -p "$kept"
 
@@ -57,7 +57,7 @@ build() {
         for unit; do :; done # the last argument
         object=${unit%.cc}.o
         [ -f "$object" ] && exit 0
-        "$cxx" "$@" -o "$object.part" && mv "$object.part" "$object" && echo "  compiled ${unit##*/}" >&2' sh "${flags[@]}" -c
+        $cxx "$@" -o "$object.part" && mv "$object.part" "$object" && echo "  compiled ${unit##*/}" >&2' sh "${flags[@]}" -c
     rm -f "$kept/librocksdb.part"
     ar cr "$kept/librocksdb.part" "$kept"/unit-*.o
     mv "$kept/librocksdb.part" "$kept/librocksdb.a" # last, and atomic: an interrupted build leaves no half library behind

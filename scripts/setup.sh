@@ -38,8 +38,8 @@ compilers() {
         'static int length(Sized auto s) { return static_cast<int>(s.size()); }' \
         'int main() { std::string text = "ab"; return length(std::span(text)) - 2; }' >"$scratch/probe.cc"
     printf 'int main(void) { return 0; }\n' >"$scratch/probe.c"
-    "${CC:-cc}" "$scratch/probe.c" -o "$scratch/probe-c" &&
-        "${CXX:-c++}" -std=c++20 "$scratch/probe.cc" -o "$scratch/probe" && "$scratch/probe" && ar --version
+    ${CC:-cc} "$scratch/probe.c" -o "$scratch/probe-c" &&
+        ${CXX:-c++} -std=c++20 "$scratch/probe.cc" -o "$scratch/probe" && "$scratch/probe" && ar --version >/dev/null
 } >"$scratch/compilers" 2>&1
 
 # The library that bindgen would load: the newest of the right name. Those of C++ (libclang-cpp) are none.
@@ -65,7 +65,7 @@ bindgen() {
     library=$(libclang)
     [ -n "$library" ] || { echo 'there is no libclang.so' && return 1; }
     printf '#include <%s.h>\n' stdarg stdbool stddef stdint stdio >"$scratch/probe.h"
-    "${CC:-cc}" scripts/libclang.c -o "$scratch/libclang" -ldl && "$scratch/libclang" "$library" "$scratch/probe.h"
+    ${CC:-cc} scripts/libclang.c -o "$scratch/libclang" -ldl && "$scratch/libclang" "$library" "$scratch/probe.h"
 } >"$scratch/bindgen" 2>&1
 
 lacking() {
@@ -99,9 +99,9 @@ if [ "$(id -u)" -ne 0 ]; then
     as_root=(sudo)
 fi
 echo "installing ${missing[*]}" >&2
-${as_root[@]+"${as_root[@]}"} apt-get update -qq
+${as_root[@]+"${as_root[@]}"} apt-get -o DPkg::Lock::Timeout=600 update -qq
 ${as_root[@]+"${as_root[@]}"} env DEBIAN_FRONTEND=noninteractive \
-    apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+    apt-get -o DPkg::Lock::Timeout=600 install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
 if lacking "$@"; then
     echo "still missing after installing: ${missing[*]}. What was tried:" >&2
     tried
