@@ -27,10 +27,10 @@ use rayon::prelude::*;
 
 use super::Error;
 use super::scan::{RowAccess, offer};
-use crate::index::exact::{self, TopK};
+use crate::index::exact::{self, Scored, TopK};
 use crate::index::{self, Index, SearchParams, Searcher};
 use crate::store::{MarginCurve, MarginPoint, RecallCurve, Recalls};
-use crate::types::{Modality, Slot};
+use crate::types::{self, Modality, Slot};
 
 /// Neighbours that recall is counted over.
 pub const RECALL_K: usize = 10;
@@ -64,7 +64,22 @@ pub fn calibrate(
     }
     let near = near_rows(index, rows, sample)?;
     let all: Vec<&[f32]> = near.iter().chain(queries.values().flatten()).map(Vec::as_slice).collect();
-    let truths = truths(rows, &all)?;
+    let best = best(rows, &all)?;
+    let mut nearest = BTreeMap::new();
+    let mut rest = best.as_slice();
+    // Of a row that was moved, the best is most often the row itself.
+    for (kind, rank, count) in std::iter::once((Modality::Image.word(), 1, near.len()))
+        .chain(queries.iter().map(|(kind, queries)| (kind.as_str(), 0, queries.len())))
+    {
+        let (of_kind, others) = rest.split_at(count);
+        let lengths = all[all.len() - rest.len()..].iter().map(|query| types::norm(query) as f32);
+        let scores =
+            of_kind.iter().zip(lengths).filter_map(|(best, norm)| Some(best.get(rank)?.score / norm));
+        nearest.extend(low(scores.collect()).map(|score| (kind.to_owned(), score)));
+        rest = others;
+    }
+    let slots = |best: &Vec<Scored>| best.iter().map(|scored| scored.slot).collect();
+    let truths: Vec<Vec<Slot>> = best.iter().map(slots).collect();
     let mut from = 0;
     let mut next = |count: usize| {
         let group = from..from + count;
@@ -82,19 +97,24 @@ pub fn calibrate(
         by_kind.insert(kind.clone(), curve);
     }
     margins.retain(|_, points| !points.is_empty());
-    Ok(Recalls { rows, by_kind, margins })
+    Ok(Recalls { rows, by_kind, margins, nearest })
 }
 
 /// The true ten of every query: one pass over the rows, all queries on each block.
-fn truths(rows: &impl RowAccess, queries: &[&[f32]]) -> Result<Vec<Vec<Slot>>, Error> {
+fn best(rows: &impl RowAccess, queries: &[&[f32]]) -> Result<Vec<Vec<Scored>>, Error> {
     let mut best = vec![(TopK::new(RECALL_K), Vec::new()); queries.len()];
     rows.scan(&mut |first, block| {
         let each = best.par_iter_mut().zip(queries);
         each.for_each(|((best, scores), query)| offer(best, scores, query, first, block));
         true
     })?;
-    let slots = |(best, _): (TopK, Vec<f32>)| best.into_sorted().into_iter().map(|s| s.slot).collect();
-    Ok(best.into_iter().map(slots).collect())
+    Ok(best.into_iter().map(|(best, _)| best.into_sorted()).collect())
+}
+
+/// What all but one of a hundred reach; nothing of fewer than ten.
+fn low(mut scores: Vec<f32>) -> Option<f32> {
+    scores.sort_by(f32::total_cmp);
+    scores.get(scores.len() / 100).copied().filter(|_| scores.len() >= 10)
 }
 
 /// Recall of some queries by width of the beam, and the same with margins; nothing without queries.
@@ -156,7 +176,7 @@ fn near_rows(index: &Index, rows: &impl RowAccess, sample: usize) -> Result<Vec<
     for _ in 0..sample.min(n) {
         let slot = Slot(random.random_range(0..n) as u32);
         let noise: Vec<f32> = (0..dim).map(|_| random.random_range(-1.0f32..1.0)).collect();
-        let scale = NOISE / crate::types::norm(&noise).max(1e-12) as f32;
+        let scale = NOISE / types::norm(&noise).max(1e-12) as f32;
         if let Some(row) = rows.row(slot)? {
             queries.push(row.iter().zip(noise).map(|(v, n)| v + n * scale).collect());
         }
@@ -202,9 +222,15 @@ mod tests {
         let (index, matrix) = (index(&rows), RowMatrix { rows: &rows, dim: DIM });
         let strangers: Vec<Vec<f32>> = random_rows(40, 2).chunks_exact(DIM).map(<[f32]>::to_vec).collect();
         let kinds = BTreeMap::from([("none".to_owned(), vec![]), ("text".to_owned(), strangers.clone())]);
-        let Recalls { rows: recall, by_kind, margins } = calibrate(&index, &matrix, 50, &kinds).unwrap();
+        let Recalls { rows: recall, by_kind, margins, nearest } =
+            calibrate(&index, &matrix, 50, &kinds).unwrap();
         assert!(recall.len() > 1 && recall[0].0 == 16, "{recall:?}");
         assert_eq!(by_kind["none"], []);
+        // Forty strangers: the lowest of their best scores, by a scan of their own.
+        let best = |query: &Vec<f32>| exact::search(&rows, query, 1)[0].score / types::norm(query) as f32;
+        let lowest = strangers.iter().map(best).fold(f32::INFINITY, f32::min);
+        assert!((nearest["text"] - lowest).abs() < 1e-5 && !nearest.contains_key("none"), "{nearest:?}");
+        assert!(nearest["image"] < 0.95, "of a row itself, the nearest other one");
 
         // The slow way: every query searched, its candidates rescored, and held against a scan of its own.
         let mut searcher = Searcher::default();

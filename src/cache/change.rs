@@ -176,6 +176,10 @@ impl Cache {
                 Some(put) => {
                     batch.put_item(record.id, id, &put.record, &put.row);
                     let Put { record: ItemRecord { uri, digest, tags, .. }, row } = put;
+                    // So that a build that meets this content does not store it once more. The first item that has it stays known.
+                    if store.item_of_digest(record.id, &digest)?.is_none_or(|known| known == id) {
+                        batch.put_digest(record.id, &digest, id);
+                    }
                     here.insert(id, Some(Old { uri, digest }));
                     // The row as it will be read back, f16 included.
                     applied.push((id, Some((decode_row(&row, record.rows), Tags::new(tags)))));

@@ -228,8 +228,8 @@ impl Cache {
                 Snapshot::open(&self.store, record.clone(), generation.clone(), self.options)?;
             // On the generation as it will be served, and before anybody reads it: its record is still ours alone.
             let recalls = calibrate(loaded.index(), &loaded, RECALL_SAMPLE, &queries.held_out)?;
-            let Recalls { rows: recall, by_kind: recall_by, margins } = recalls;
-            let generation = GenerationRecord { recall, recall_by, margins, ..generation };
+            let Recalls { rows: recall, by_kind: recall_by, margins, nearest } = recalls;
+            let generation = GenerationRecord { recall, recall_by, margins, nearest, ..generation };
             if let Some(frozen) = Arc::get_mut(&mut loaded.frozen) {
                 frozen.generation.clone_from(&generation);
             }

@@ -106,6 +106,11 @@ impl<'a> Writer<'a> {
     pub fn open(store: &'a Store, name: &CacheName, new: &NewCache) -> Result<Self, Error> {
         let existing = store.caches()?.into_iter().find(|record| &record.name == name);
         let record = match existing {
+            // A run that stored nothing has decided nothing: what it took for the dimension or the model may have been wrong.
+            Some(record) if record.items == 0 && record.current.is_none() && record.sequence == 0 => {
+                let (origin, model) = (new.origin.clone(), new.model.clone());
+                CacheRecord { dim: new.dim, rows: new.rows, origin, model, ..record }
+            }
             Some(record) => {
                 if record.dim != new.dim {
                     let (expected, received) = (record.dim, new.dim);
@@ -134,6 +139,7 @@ impl<'a> Writer<'a> {
                 items: 0,
                 next_item: ItemId(0),
                 sequence: 0,
+                replaced: 0,
                 created_ms: now_ms(),
             })?,
         };
@@ -153,12 +159,17 @@ impl<'a> Writer<'a> {
         &self.record
     }
 
+    /// Keeps ids below this one for items that name theirs: others are given later ones from now on.
+    pub fn reserve_ids(&mut self, below: ItemId) {
+        self.record.next_item = self.record.next_item.max(below);
+    }
+
     /// Puts items and ledger entries in one synced batch: all of it is there afterwards, or nothing.
     ///
     /// `ledger` is called with each item's final id, so that an entry can name it.
     ///
     /// # Errors
-    /// [`Error::Dimension`], [`crate::types::Error::ZeroVector`] as [`Error::Row`].
+    /// [`Error::Dimension`], [`crate::types::Error::ZeroVector`] as [`Error::Row`], [`Error::NoFreeId`].
     pub fn put(
         &mut self,
         items: Vec<NewItem>,
@@ -168,21 +179,34 @@ impl<'a> Writer<'a> {
         let mut batch = self.store.batch();
         let mut ids = Vec::with_capacity(items.len());
         let mut fresh = std::collections::HashSet::new();
+        // Ids that are named in the batch are not given away in it.
+        let after = |id: ItemId| ItemId(id.0.saturating_add(1));
+        let named = items.iter().filter_map(|item| item.id).map(after).max();
+        let mut next = named.map_or(record.next_item, |named| named.max(record.next_item));
         for item in items {
             if item.embedding.dim() != record.dim {
                 let (expected, received) = (record.dim, item.embedding.dim());
                 return Err(Error::Dimension { cache: record.name.clone(), expected, received });
             }
-            let id = item.id.unwrap_or(record.next_item);
+            let id = match item.id {
+                Some(id) => id,
+                None if next.0 == u64::MAX => return Err(Error::NoFreeId(record.name.clone())),
+                None => {
+                    let id = next;
+                    next = after(id);
+                    id
+                }
+            };
             let row = unit_row(item.embedding, &record, id)?;
-            let new = id >= record.next_item || self.store.row(record.id, id)?.is_none();
-            if new && fresh.insert(id) {
+            if fresh.insert(id) && (id >= record.next_item || self.store.row(record.id, id)?.is_none()) {
                 record.items += 1;
+            } else {
+                record.replaced += 1;
             }
-            record.next_item = record.next_item.max(ItemId(id.0.saturating_add(1)));
             batch.put_item(record.id, id, &item.record, &row);
             ids.push(id);
         }
+        record.next_item = next;
         ledger(&ids, &mut batch, &record);
         batch.put_cache(&record);
         fail::fail_point!("put::before_commit", |_| std::process::abort());
@@ -412,7 +436,7 @@ pub(super) fn write_generation(
     std::io::Write::write_all(&mut blob, &built.queries).map_err(index::Error::Write)?;
     let queries_bytes = Some(blob.finish()?).filter(|&len| len > 0);
     store.flush_blobs()?;
-    let Recalls { rows: recall, by_kind: recall_by, margins } = built.recall.clone();
+    let Recalls { rows: recall, by_kind: recall_by, margins, nearest } = built.recall.clone();
     Ok(GenerationRecord {
         generation,
         items: built.items,
@@ -423,6 +447,7 @@ pub(super) fn write_generation(
         recall,
         recall_by,
         margins,
+        nearest,
         sequence: built.sequence,
         created_ms: now_ms(),
     })

@@ -60,7 +60,7 @@ pub enum Error {
         limit: usize,
     },
     /// Not a picture that can be read.
-    #[error("not a readable image (JPEG, PNG, WebP, GIF and BMP are read): {0}")]
+    #[error("not a readable image (JPEG, PNG, WebP, GIF, BMP, TIFF and PNM are read): {0}")]
     NotAnImage(String),
     /// More pixels than allowed, as the header says; nothing was allocated.
     #[error("the image is {width}×{height}, more than the limit of {max_side} a side or {max_pixels} pixels")]

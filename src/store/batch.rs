@@ -50,6 +50,11 @@ impl Batch<'_> {
         self.put(LEDGER, Key::unit(cache, &record.uri), records::encode(record));
     }
 
+    /// Forgets what was done with a unit.
+    pub fn delete_ledger(&mut self, cache: CacheId, uri: &str) {
+        self.writes.delete_cf(&self.store.family(LEDGER), Key::unit(cache, uri));
+    }
+
     /// Remembers which item has some content.
     pub fn put_digest(&mut self, cache: CacheId, digest: &Fingerprint, id: ItemId) {
         self.put(LEDGER, Key::digest(cache, digest), id.0.to_be_bytes());

@@ -23,6 +23,7 @@
 
 mod batch;
 mod blobs;
+mod caches;
 mod keys;
 mod moment;
 mod options;
@@ -44,17 +45,17 @@ pub use blobs::{BlobKind, BlobWriter, PART_LEN};
 pub use keys::CacheId;
 pub use moment::Moment;
 pub use records::{
-    CacheRecord, ChangeKind, ChangeRecord, GenerationRecord, ItemRecord, LedgerRecord, MarginCurve,
-    MarginPoint, ModelSource, Outcome, RecallCurve, Recalls, RowType, Stamp,
+    ArchiveRecord, CacheRecord, ChangeKind, ChangeRecord, GenerationRecord, ItemRecord, LedgerRecord,
+    MarginCurve, MarginPoint, ModelSource, Outcome, RecallCurve, Recalls, RowType, Stamp,
 };
 pub use scan::ItemScan;
 
 use keys::Key;
 use options::{db_options, family_options, scratch_folder};
 
-/// Version of the store's layout; a newer one is refused. 2 added `changes`: a store of version 1 is read as it is, and
-/// gets the family when it is opened for writing.
-pub const STORE_VERSION: u32 = 2;
+/// Version of the store's layout; a newer one is refused. 2 added `changes`, 3 outcomes in the ledger: an older store is read
+/// as it is, and made one of this version when it is opened for writing.
+pub const STORE_VERSION: u32 = 3;
 
 const META: &str = "meta";
 const ITEMS: &str = "items";
@@ -247,23 +248,6 @@ impl Store {
             Access::Read => self.db.try_catch_up_with_primary().map_err(|e| self.rocks(e)),
             Access::Write => Ok(()),
         }
-    }
-
-    /// Makes an empty cache.
-    ///
-    /// # Errors
-    /// [`Error::CacheExists`].
-    pub fn create_cache(&self, new: CacheRecord) -> Result<CacheRecord, Error> {
-        let known = self.caches()?;
-        if known.iter().any(|record| record.name == new.name) {
-            return Err(Error::CacheExists(new.name));
-        }
-        let id = CacheId(known.iter().map(|record| record.id.0).max().map_or(1, |id| id + 1));
-        let record = CacheRecord { id, ..new };
-        let mut batch = self.batch();
-        batch.put_cache(&record);
-        self.commit(batch)?;
-        Ok(record)
     }
 
     /// An empty batch.

@@ -125,12 +125,63 @@ impl Store {
             .transpose()
     }
 
-    /// Visits the whole ledger of a cache, in no useful order.
+    /// Visits the whole ledger of a cache, in no useful order; `false` ends it.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`], [`Error::Rocks`]; what `visit` fails with.
+    pub fn scan_ledger<E: From<Error>>(
+        &self,
+        cache: CacheId,
+        mut visit: impl FnMut(LedgerRecord) -> Result<bool, E>,
+    ) -> Result<(), E> {
+        let mut options = ReadOptions::default();
+        let prefix = Key::units(cache);
+        options.set_iterate_upper_bound(Key::after_prefix(&prefix));
+        options.fill_cache(false);
+        let mode = IteratorMode::From(&prefix, rocksdb::Direction::Forward);
+        for entry in self.db.iterator_cf_opt(&self.family(LEDGER), options, mode) {
+            let (_, value) = entry.map_err(|e| E::from(self.rocks(e)))?;
+            if !visit(records::decode("ledger record", &value)?)? {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// The whole ledger of a cache, in no useful order.
     ///
     /// # Errors
     /// [`Error::Damaged`], [`Error::Rocks`].
     pub fn ledger(&self, cache: CacheId) -> Result<Vec<LedgerRecord>, Error> {
-        self.scan(LEDGER, &Key::units(cache), |_, value| records::decode("ledger record", value))
+        let mut all = Vec::new();
+        self.scan_ledger(cache, |record| {
+            all.push(record);
+            Ok::<bool, Error>(true)
+        })?;
+        Ok(all)
+    }
+
+    /// Items and rows that a cache has, counted by their keys: what its record should say.
+    ///
+    /// # Errors
+    /// [`Error::Rocks`].
+    pub fn count_items(&self, cache: CacheId) -> Result<(u64, u64), Error> {
+        let count = |family: &'static str| {
+            let mut options = ReadOptions::default();
+            let prefix = Key::items(cache);
+            options.set_iterate_upper_bound(Key::after_prefix(&prefix));
+            options.fill_cache(false);
+            let mut keys = self.db.raw_iterator_cf_opt(&self.family(family), options);
+            keys.seek(&prefix);
+            let mut count = 0;
+            while keys.valid() {
+                count += 1;
+                keys.next();
+            }
+            keys.status().map_err(|e| self.rocks(e))?;
+            Ok(count)
+        };
+        Ok((count(ITEMS)?, count(VECTORS)?))
     }
 
     /// The item with this content, if there is one.

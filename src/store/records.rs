@@ -69,6 +69,9 @@ pub struct CacheRecord {
     /// Number of the last change in the log; 0 when nothing was ever upserted or deleted.
     #[serde(default)]
     pub sequence: u64,
+    /// Items that builds have put in the place of others.
+    #[serde(default)]
+    pub replaced: u64,
     /// When it was made, milliseconds since 1970.
     pub created_ms: u64,
 }
@@ -110,6 +113,8 @@ pub struct Recalls {
     pub by_kind: BTreeMap<String, RecallCurve>,
     /// For all of them, with margins, by their names. The rows are of the kind `image`, unless other queries are.
     pub margins: BTreeMap<String, MarginCurve>,
+    /// By kind, the score that the nearest item reaches in all but one of a hundred queries.
+    pub nearest: BTreeMap<String, f32>,
 }
 
 /// A committed generation.
@@ -137,6 +142,9 @@ pub struct GenerationRecord {
     /// What [`Recalls::margins`] were; empty in a generation that was measured before there were any.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub margins: BTreeMap<String, MarginCurve>,
+    /// What [`Recalls::nearest`] was; empty in a generation that was measured before it was.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub nearest: BTreeMap<String, f32>,
     /// Watermark: every change up to this one is in it. Later ones may be; replaying them again does no harm.
     #[serde(default)]
     pub sequence: u64,
@@ -214,9 +222,37 @@ pub enum Outcome {
     Duplicate(ItemId),
     /// Refused, with the reason.
     Bad(String),
+    /// Could not be read or embedded, with the reason; another time it might. Tried again by the next run.
+    Failed(String),
+    /// Not what caches are built from, with the reason.
+    Passed(String),
+    /// An archive of which everything was done: what that came to, so that it need not be opened again.
+    Archive(ArchiveRecord),
     /// Stored once; its item was deleted since, or given to something else, by request. Not read again unless its file
     /// changes.
     Deleted,
+}
+
+/// What came of the members of an archive.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ArchiveRecord {
+    /// Pictures stored, or stored before.
+    pub stored: u64,
+    /// Pictures whose content was stored already.
+    pub duplicates: u64,
+    /// Pictures refused.
+    pub bad: u64,
+    /// Pictures of a name that another one had.
+    pub repeated: u64,
+    /// What was passed over, by ending and reason.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub passed: Vec<(String, String, u64)>,
+    /// Texts beside pictures, by ending.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub beside: BTreeMap<String, u64>,
+    /// [`CacheRecord::replaced`] and [`CacheRecord::sequence`] of then: a later one may have taken away what a duplicate
+    /// relies on.
+    pub as_of: (u64, u64),
 }
 
 pub(super) fn encode<T: Serialize>(record: &T) -> Vec<u8> {

@@ -74,7 +74,8 @@ pub(in crate::serve) fn recall_curves(generation: &GenerationRecord) -> Vec<prot
             margin,
             recall_at_10: recall,
         });
-        proto::RecallCurve { kind: kind.into(), points: recall(curve), margins: margins.collect() }
+        let nearest = generation.nearest.get(kind).copied();
+        proto::RecallCurve { kind: kind.into(), points: recall(curve), margins: margins.collect(), nearest }
     };
     measured.map(with_margins).collect()
 }
