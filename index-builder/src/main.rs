@@ -1,8 +1,8 @@
 //! `index-builder`: pictures or ready embeddings in, an indexed visual cache out.
 //!
 //! ```text
-//! build   discover ─► decode ─► embed ─► write        ready embeddings (import) enter at write
-//!                                          └─ index ─► report.json
+//! build   survey ─► discover ─► decode ─► embed ─► write        ready embeddings (import) enter at write
+//!                                                    └─ index ─► report.json
 //! ```
 //! [`pipeline`] is the file to read first.
 
@@ -18,6 +18,8 @@ mod plan;
 mod progress;
 mod report;
 mod scenes;
+mod summary;
+mod survey;
 mod verify;
 mod write;
 

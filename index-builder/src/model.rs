@@ -11,13 +11,14 @@ use viscache::store::ModelSource;
 use viscache::types::{Agreement, Modality, Origin, WeightDtype};
 
 use crate::decode::decode;
-use crate::discover::Unit;
+use crate::discover::Place;
 
 /// Pictures that are embedded in f32 too when a build uses coarser numbers.
 const COMPARED: usize = 16;
 
 /// Which model.
 #[derive(Args)]
+#[command(next_help_heading = "Model")]
 pub struct ModelArgs {
     /// Checkpoint (safetensors or .pth); without it, the built-in nano model.
     #[arg(long, value_name = "FILE")]
@@ -81,14 +82,14 @@ pub fn compare_with_f32(
     encoder: &Encoder,
     source: &ModelSource,
     threads: usize,
-    units: &[Unit],
+    sample: &[Place],
 ) -> anyhow::Result<Option<Agreement>> {
     if encoder.origin().encoder_dtype == Some(WeightDtype::F32) {
         return Ok(None);
     }
-    let step = (units.len() / COMPARED).max(1);
-    let read = |unit: &Unit| decode(encoder, unit.clone()).outcome.ok().map(|(_, prepared)| prepared);
-    let inputs: Vec<Prepared> = units.iter().step_by(step).filter_map(read).take(COMPARED).collect();
+    let step = (sample.len() / COMPARED).max(1);
+    let read = |place: &Place| decode(encoder, place, |_| false).ok().and_then(|picture| picture.prepared);
+    let inputs: Vec<Prepared> = sample.iter().step_by(step).filter_map(read).take(COMPARED).collect();
     let exact = open(source, (DeviceKind::Cpu, Some(WeightDtype::F32)), threads, Limits::default())?;
     Ok(encoder::agreement(encoder, &exact, &inputs))
 }

@@ -13,7 +13,7 @@ use viscache::index::{BuildParams, CodeKind};
 use viscache::models::encoder::Encoder;
 
 use crate::decode::decode;
-use crate::discover::Unit;
+use crate::discover::Place;
 
 /// Bytes that a point takes in `hnsw_rs`: the point, its lists, and for each of M the links. A million points at M = 16 took
 /// 2600 each.
@@ -145,12 +145,13 @@ impl fmt::Display for Plan {
 }
 
 /// Seconds that one unit takes with all threads busy, from trying a few; nothing when none is good.
-pub fn probe(encoder: &Encoder, units: &[Unit], threads: usize) -> Option<f64> {
-    let step = (units.len() / PROBES).max(1);
+pub fn probe(encoder: &Encoder, sample: &[Place], threads: usize) -> Option<f64> {
+    let step = (sample.len() / PROBES).max(1);
     let (start, mut decoding, mut embedding, mut count) = (Instant::now(), 0.0, 0.0, 0usize);
-    for unit in units.iter().step_by(step).take(PROBES) {
+    for place in sample.iter().step_by(step).take(PROBES) {
         let begin = Instant::now();
-        let Ok((_, prepared)) = decode(encoder, unit.clone()).outcome else { continue };
+        let Ok(picture) = decode(encoder, place, |_| false) else { continue };
+        let Some(prepared) = picture.prepared else { continue };
         decoding += begin.elapsed().as_secs_f64();
         let begin = Instant::now();
         encoder.encode(std::slice::from_ref(&prepared));
@@ -174,13 +175,12 @@ fn free_memory() -> u64 {
     }
 }
 
+/// Bytes that may still be written where a store lies or will lie: asked of the nearest folder that is there, links followed.
 fn free_disk(store: &Path) -> u64 {
     let store = std::path::absolute(store).unwrap_or_else(|_| store.to_owned());
-    let Ok(disks) = sysinfo::Disks::new_with_refreshed_list() else { return u64::MAX };
-    let holding = disks.iter().filter(|disk| store.starts_with(disk.mount_point()));
-    let nearest = holding.max_by_key(|disk| disk.mount_point().as_os_str().len());
-    // A file system that is not listed cannot be judged; writing will tell.
-    nearest.map_or(u64::MAX, sysinfo::Disk::available_space)
+    let answer = store.ancestors().find_map(|folder| rustix::fs::statvfs(folder).ok());
+    // What no file system answers for cannot be judged; writing will tell.
+    answer.map_or(u64::MAX, |about| about.f_bavail.saturating_mul(about.f_frsize))
 }
 
 /// A number of bytes for people.
@@ -213,6 +213,23 @@ mod tests {
             seconds_per_unit: Some(0.5),
             index: true,
         })
+    }
+
+    #[test]
+    fn disk_is_asked_where_the_store_will_lie() {
+        let (dir, shm) = (tempfile::tempdir().unwrap(), Path::new("/dev/shm"));
+        let about = rustix::fs::statvfs(shm).unwrap();
+        std::os::unix::fs::symlink(shm, dir.path().join("link")).unwrap();
+        let (size, free) = (about.f_blocks * about.f_frsize, about.f_bavail * about.f_frsize);
+        for store in [shm.join("not/there/yet"), dir.path().join("link/not/there")] {
+            // Others may write there meanwhile.
+            let found = free_disk(&store);
+            assert!(
+                found <= size && found.abs_diff(free) < size / 4,
+                "{found} of {free} in {}",
+                store.display()
+            );
+        }
     }
 
     #[test]

@@ -22,7 +22,9 @@ pub struct Report {
     pub inputs: Standing,
     /// What became of them, with seconds by stage.
     pub outcomes: Outcomes,
-    /// Units refused in this run and in earlier ones.
+    /// What was changed or left out on the way.
+    pub notes: Vec<String>,
+    /// Inputs that were not stored, in this run and in earlier ones.
     pub bad_total: u64,
     /// The new generation, with recall@10 by `ef_search` and seconds by stage.
     pub index: Option<IndexReport>,

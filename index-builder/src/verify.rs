@@ -199,14 +199,9 @@ fn ledger(
     items: &HashSet<u64>,
     problems: &mut Problems,
 ) -> anyhow::Result<()> {
-    let mut stored = HashSet::new();
-    let entries = store.ledger(record.id)?;
-    // A follower opens a store whose ledger file is gone as if nothing had ever been done.
-    if entries.is_empty() && !items.is_empty() {
-        problems
-            .add("ledger", "it is empty although items are stored; their inputs would be read again".into());
-    }
-    for entry in entries {
+    let (mut stored, mut entries) = (HashSet::new(), 0_u64);
+    store.scan_ledger(record.id, |entry| {
+        entries += 1;
         if let Outcome::Stored(id) | Outcome::Duplicate(id) = entry.outcome
             && !items.contains(&id.0)
             && !pending(store, record, &entry)?
@@ -221,6 +216,12 @@ fn ledger(
                 format!("item {id} is said to be stored from two inputs, one is `{}`", entry.uri),
             );
         }
+        Ok::<bool, anyhow::Error>(true)
+    })?;
+    // A follower opens a store whose ledger file is gone as if nothing had ever been done.
+    if entries == 0 && !items.is_empty() {
+        problems
+            .add("ledger", "it is empty although items are stored; their inputs would be read again".into());
     }
     Ok(())
 }

@@ -10,6 +10,7 @@ use viscache::models::DeviceKind;
 use viscache::store::RowType;
 use viscache::types::{CacheName, WeightDtype};
 
+use crate::discover::TagRule;
 use crate::model::ModelArgs;
 use crate::{index, scenes};
 
@@ -17,7 +18,7 @@ use crate::{index, scenes};
 ///
 /// A command that was interrupted or killed goes on where it stopped when it is run again.
 ///
-/// Exit codes: 0 done, 1 failed, 2 the command line is wrong, 3 some items were bad, 130 interrupted.
+/// Exit codes: 0 done, 1 failed, 2 the command line is wrong, 3 some inputs were not stored, 130 interrupted.
 #[derive(Parser)]
 #[command(name = "index-builder", version)]
 pub(super) struct Cli {
@@ -41,7 +42,7 @@ pub(super) enum Command {
         #[arg(long, value_name = "DIR")]
         store: PathBuf,
     },
-    /// List the inputs that were refused, and why.
+    /// List the inputs that were not stored, and why.
     Ledger {
         #[command(flatten)]
         place: Place,
@@ -49,12 +50,52 @@ pub(super) enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// List, rename or delete the caches of a store.
+    Caches {
+        #[command(subcommand)]
+        what: Caches,
+    },
     /// Draw scenes of the nano model's world, with captions.
     Scenes(scenes::Args),
+    /// Print completions for a shell.
+    Completions {
+        /// Which shell.
+        shell: clap_complete::Shell,
+    },
+}
+
+#[derive(Subcommand)]
+pub(super) enum Caches {
+    /// Name, items, dimension and model of every cache.
+    List {
+        /// Folder of the store.
+        #[arg(long, value_name = "DIR")]
+        store: PathBuf,
+        /// Print one JSON object a line.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Give a cache another name.
+    Rename {
+        #[command(flatten)]
+        place: Place,
+        /// The new name.
+        #[arg(long, value_name = "NAME")]
+        to: CacheName,
+    },
+    /// Delete a cache with everything in it. There is no way back.
+    Delete {
+        #[command(flatten)]
+        place: Place,
+        /// Do it although the cache has items.
+        #[arg(long)]
+        yes: bool,
+    },
 }
 
 /// Which cache of which store.
 #[derive(Args)]
+#[command(next_help_heading = "Cache")]
 pub(super) struct Place {
     /// Folder of the store.
     #[arg(long, value_name = "DIR")]
@@ -66,6 +107,7 @@ pub(super) struct Place {
 
 /// How a run goes.
 #[derive(Args)]
+#[command(next_help_heading = "Run")]
 pub(super) struct Run {
     /// Threads; 0 means one per core.
     #[arg(long, value_name = "N", default_value_t = 0)]
@@ -97,6 +139,7 @@ pub(super) struct Run {
 
 /// How the graph is built.
 #[derive(Args)]
+#[command(next_help_heading = "Index")]
 pub(super) struct Graph {
     /// Links per node and upper level; level 0 has twice as many.
     #[arg(long, value_name = "M", default_value_t = BuildParams::DEFAULT_M)]
@@ -134,32 +177,40 @@ pub(super) enum RowTypeArg {
 pub(super) struct BuildArgs {
     #[command(flatten)]
     pub(super) place: Place,
-    /// Folder, picture or WebDataset `.tar`; repeat for several.
-    #[arg(long, value_name = "PATH", required_unless_present = "lists", num_args = 1..)]
+    /// Folder, picture or WebDataset archive (`.tar`, `.tar.gz`); several may be named. Archives inside a folder are read too.
+    #[arg(long, value_name = "PATH", required_unless_present = "lists", num_args = 1.., help_heading = "Inputs")]
     pub(super) images: Vec<PathBuf>,
-    /// File with a path a line; repeat for several.
-    #[arg(long = "list", value_name = "FILE")]
+    /// File with a path a line, or `-`; repeat for several. A path is looked for in the list's own folder, then in the
+    /// current one. Lines that begin with `#` are comments, unless a file of that name is there (`./#1.jpg` always is one).
+    #[arg(long = "list", value_name = "FILE", help_heading = "Inputs")]
     pub(super) lists: Vec<PathBuf>,
+    /// Take a tag from the text beside a picture, in a folder or a WebDataset archive: `caption=txt`, `label=cls`,
+    /// `licence=json.license`, or `json` for every plain field of it. Repeat for several.
+    #[arg(long = "tag", value_name = "NAME=ENDING", help_heading = "Inputs")]
+    pub(super) tags: Vec<TagRule>,
+    /// Leave out files of these endings, and do not count them as passed over: `--ignore mp4,zip`.
+    #[arg(long, value_name = "ENDING", value_delimiter = ',', help_heading = "Inputs")]
+    pub(super) ignore: Vec<String>,
     #[command(flatten)]
     pub(super) model: ModelArgs,
     /// Where the model runs: cpu or cuda.
-    #[arg(long, default_value = "cpu")]
+    #[arg(long, default_value = "cpu", help_heading = "Model")]
     pub(super) device: DeviceKind,
     /// Numbers of the encoder: f32, bf16 (on a card) or q8_0 (8 bits, on the CPU). Without it, the device's own. What
     /// coarser ones cost is measured on pictures of the build and kept with the cache.
-    #[arg(long, value_name = "TYPE")]
+    #[arg(long, value_name = "TYPE", help_heading = "Model")]
     pub(super) encoder_dtype: Option<WeightDtype>,
     /// Pictures embedded together.
-    #[arg(long, value_name = "N", default_value_t = 64)]
+    #[arg(long, value_name = "N", default_value_t = 64, help_heading = "Model")]
     pub(super) batch: usize,
-    /// Try inputs again that were refused before and have not changed.
-    #[arg(long)]
+    /// Try inputs again that were refused before and have not changed. What only could not be read is tried again anyway.
+    #[arg(long, help_heading = "Inputs")]
     pub(super) retry_bad: bool,
     /// Largest picture file, MiB.
-    #[arg(long, value_name = "MIB", default_value_t = Limits::DEFAULT_MAX_BYTES >> 20)]
+    #[arg(long, value_name = "MIB", default_value_t = Limits::DEFAULT_MAX_BYTES >> 20, help_heading = "Inputs")]
     pub(super) max_image_mib: usize,
     /// Largest picture, pixels.
-    #[arg(long, value_name = "N", default_value_t = Limits::DEFAULT_MAX_PIXELS)]
+    #[arg(long, value_name = "N", default_value_t = Limits::DEFAULT_MAX_PIXELS, help_heading = "Inputs")]
     pub(super) max_image_pixels: u64,
     #[command(flatten)]
     pub(super) run: Run,
@@ -169,28 +220,49 @@ pub(super) struct BuildArgs {
 pub(super) struct ImportArgs {
     #[command(flatten)]
     pub(super) place: Place,
-    /// `.npy`, `.parquet` or faiss file, or a folder of them; repeat for several.
-    #[arg(long, value_name = "PATH", required = true, num_args = 1..)]
-    pub(super) vectors: Vec<PathBuf>,
-    /// Ids, uris and tags, a row each: .jsonl, .tsv or .parquet. Without it, a file of the same name beside the vectors.
-    #[arg(long, value_name = "FILE")]
-    pub(super) metadata: Option<PathBuf>,
-    /// Column of a parquet file that holds the embeddings.
-    #[arg(long, value_name = "NAME")]
-    pub(super) embedding_column: Option<String>,
-    /// Column that holds ids.
-    #[arg(long, value_name = "NAME")]
-    pub(super) id_column: Option<String>,
-    /// Column that holds uris.
-    #[arg(long, value_name = "NAME")]
-    pub(super) uri_column: Option<String>,
+    #[command(flatten)]
+    pub(super) vectors: Vectors,
     /// The embeddings were made by the built-in nano model.
-    #[arg(long, conflicts_with = "weights")]
+    #[arg(long, conflicts_with = "weights", help_heading = "Model")]
     pub(super) nano: bool,
     #[command(flatten)]
     pub(super) model: ModelArgs,
     #[command(flatten)]
     pub(super) run: Run,
+}
+
+/// Which files an import reads, and how.
+#[derive(Args)]
+#[command(next_help_heading = "Inputs")]
+pub(super) struct Vectors {
+    /// `.npy`, `.parquet` or faiss file, or a folder of them (in the order of the numbers in their names); several may be
+    /// named.
+    #[arg(long, value_name = "PATH", required = true, num_args = 1..)]
+    pub(super) vectors: Vec<PathBuf>,
+    /// Ids, uris and tags, a row each: .jsonl, .tsv or .parquet. Without it, a file of the same name beside the vectors.
+    #[arg(long, value_name = "FILE")]
+    pub(super) metadata: Option<PathBuf>,
+    /// Components of a row; without it, what the usable rows have.
+    #[arg(long, value_name = "N")]
+    pub(super) dim: Option<usize>,
+    /// Column of a parquet file that holds the embeddings.
+    #[arg(long, value_name = "NAME")]
+    pub(super) embedding_column: Option<String>,
+    /// Column that holds ids: integers, or whole numbers of another type.
+    #[arg(long, value_name = "NAME")]
+    pub(super) id_column: Option<String>,
+    /// Take no ids from the files: every row gets the next free one.
+    #[arg(long, conflicts_with = "id_column")]
+    pub(super) no_ids: bool,
+    /// Column that holds uris.
+    #[arg(long, value_name = "NAME")]
+    pub(super) uri_column: Option<String>,
+    /// Columns that become tags; without it, all that can. A tag of many different values takes memory in a server.
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    pub(super) tag_columns: Option<Vec<String>>,
+    /// Make no column a tag.
+    #[arg(long, conflicts_with = "tag_columns")]
+    pub(super) no_tags: bool,
 }
 
 #[derive(Args)]

@@ -1,6 +1,6 @@
 //! The command line of `index-builder`.
 //!
-//! Exit codes: 0 done, 1 failed, 2 the command line is wrong, 3 some items were bad, 130 interrupted (run again to go on).
+//! Exit codes: 0 done, 1 failed, 2 the command line is wrong, 3 some inputs were not stored, 130 interrupted (run again to go on).
 
 mod args;
 mod verify;
@@ -11,22 +11,25 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, bail};
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 use serde_json::json;
 use viscache::cache::{NewCache, QuerySample, Writer};
 use viscache::index::BuildParams;
 use viscache::media::Limits;
-use viscache::store::{Access, CacheId, GenerationRecord, Store};
+use viscache::store::{Access, CacheRecord, GenerationRecord, Store};
 use viscache::types::{Agreement, CacheName, Origin};
 
-use self::args::{BuildArgs, Cli, Command, Graph, ImportArgs, IndexArgs, Place, Run};
+use self::args::{BuildArgs, Caches, Cli, Command, Graph, ImportArgs, IndexArgs, Place, Run};
 use self::verify::{curve_line, verify_all};
+use crate::discover::{Inputs, List, name};
 use crate::import::Import;
-use crate::ledger::Standing;
+use crate::ledger::{Judge, Standing};
 use crate::pipeline::{Options, Outcomes};
 use crate::plan::{Facts, Plan};
 use crate::report::Report;
-use crate::{discover, import, index, ledger, model, pipeline, plan, scenes};
+use crate::summary::{self, Summary};
+use crate::survey::{Survey, survey};
+use crate::{import, index, ledger, model, pipeline, plan, scenes};
 
 /// Exit code of a command that failed.
 pub const FAILED: u8 = 1;
@@ -51,10 +54,15 @@ pub fn run() -> anyhow::Result<ExitCode> {
             Store::open(&existing(&store)?, Access::Write)?.compact()?;
             Ok(ExitCode::SUCCESS)
         }
-        Command::Ledger { place, json } => list_bad(&place, json),
+        Command::Ledger { place, json } => list_ledger(&place, json),
+        Command::Caches { what } => caches(&what),
         Command::Scenes(args) => {
             let summary = scenes::run(&args)?;
             println!("{} pictures drawn, captions in {}", summary.pictures, summary.captions.display());
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "index-builder", &mut std::io::stdout());
             Ok(ExitCode::SUCCESS)
         }
     }
@@ -66,7 +74,18 @@ fn build(args: BuildArgs) -> anyhow::Result<ExitCode> {
         bail!("--batch is 0; it must be at least 1");
     }
     let params = build_params(&args.run.graph, threads)?;
-    let found = discover::discover(&args.images, &args.lists)?;
+    let inputs = Inputs {
+        images: args.images,
+        lists: args.lists.iter().map(|path| List::open(path)).collect::<anyhow::Result<_>>()?,
+        tags: args.tags,
+        ignore: args
+            .ignore
+            .iter()
+            .map(|ending| format!(".{}", ending.trim_start_matches('.').to_lowercase()))
+            .collect(),
+    };
+    // A mistake in the command makes no store.
+    inputs.check()?;
     let limits = Limits {
         max_bytes: args.max_image_mib << 20,
         max_pixels: args.max_image_pixels,
@@ -74,30 +93,31 @@ fn build(args: BuildArgs) -> anyhow::Result<ExitCode> {
     };
     let source = args.model.source()?;
     let encoder = model::open(&source, (args.device, args.encoder_dtype), threads, limits)?;
+    let options = Options {
+        threads,
+        batch: args.batch,
+        dedup: !args.run.keep_duplicates,
+        retry_bad: args.retry_bad,
+        json: args.run.json,
+    };
 
     let dry = args.run.dry_run;
     let store = open_store(&args.place.store, dry)?;
-    let cache = cache_id(store.as_ref(), &args.place.cache)?;
-    let all_units = found.units.clone();
-    let (units, standing) = match &store {
-        Some(store) => ledger::pending(store, cache, found.units, args.retry_bad)?,
-        None => (found.units, Standing::default()),
-    };
-    let standing = Standing { pending: units.len() as u64, ..standing };
-    let stored = stored_items(store.as_ref(), &args.place.cache)?;
+    let cache = cache_record(store.as_ref(), &args.place.cache)?;
+    let Survey { standing, sample } =
+        survey(&inputs, Judge::new(store.as_ref().zip(cache.clone()), args.retry_bad))?;
     let side = encoder.images().side;
-    let in_flight = 4 * args.batch + 2 * threads;
     let plan = Plan::new(&Facts {
-        stored,
+        stored: cache.as_ref().map_or(0, |cache| cache.items),
         pending: standing.pending,
         dim: encoder.dim(),
         row_component: args.run.row_type.row_type().bytes(),
         model_bytes: model::bytes(&source, args.encoder_dtype),
-        in_flight: (in_flight * 3 * side * side * 4) as u64
+        in_flight: (options.in_flight() * 3 * side * side * 4) as u64
             + threads as u64 * (limits.max_bytes as u64 + (64 << 20)),
         build: &params,
         store: &args.place.store,
-        seconds_per_unit: plan::probe(&encoder, &units, threads),
+        seconds_per_unit: plan::probe(&encoder, &sample, threads),
         index: !args.run.no_index,
     });
     if !check_plan(&plan, &args.run)? {
@@ -108,7 +128,7 @@ fn build(args: BuildArgs) -> anyhow::Result<ExitCode> {
     sample_queries(&args.run.graph, encoder.dim())?;
     let store = store.context("a store is open unless this is a dry run")?;
     let agreement = match cache {
-        None => model::compare_with_f32(&encoder, &source, threads, &units)?,
+        None => model::compare_with_f32(&encoder, &source, threads, &sample)?,
         Some(_) => None, // it was measured when the cache was made
     };
     if let (Some(dtype), Some(cost)) = (encoder.origin().encoder_dtype, agreement) {
@@ -126,35 +146,45 @@ fn build(args: BuildArgs) -> anyhow::Result<ExitCode> {
         model: Some(source),
     };
     let mut writer = Writer::open(&store, &args.place.cache, &new)?;
-    let standing = Standing { unreadable: found.oddities.len() as u64, ..standing };
-    record_oddities(&store, &mut writer, found.oddities)?;
-    let options =
-        Options { threads, batch: args.batch, dedup: !args.run.keep_duplicates, json: args.run.json };
-    let stop = stop_flag()?;
-    let mut outcomes = pipeline::run(&store, &mut writer, &encoder, units, &options, &stop)?;
-    if outcomes.written.replaced > 0 && !outcomes.interrupted {
-        // Duplicates of what has been replaced are now the only ones with their content.
-        let (units, _) = ledger::pending(&store, Some(writer.record().id), all_units, false)?;
-        outcomes += pipeline::run(&store, &mut writer, &encoder, units, &options, &stop)?;
-    }
+    let before = writer.record().items;
+    let stop = Stop::on_signals()?;
+    let (mut standing, outcomes) = {
+        let build =
+            pipeline::Build { store: &store, encoder: &encoder, inputs: &inputs, options, stop: stop.flag() };
+        let (seen, outcomes) = build.run(&mut writer, standing.pending)?;
+        // An interrupted run has not seen everything; the first look has.
+        (if outcomes.interrupted { standing } else { seen }, outcomes)
+    };
     drop(encoder); // its memory is needed for the graph
-    finish(&store, &mut writer, &args.run, params, standing, outcomes, &stop)
+    standing.passed.retain(|_, count| *count > 0);
+    finish(
+        &store,
+        &mut writer,
+        &args.run,
+        params,
+        Ran { before, standing, outcomes, notes: Vec::new() },
+        &stop,
+    )
 }
 
 fn import(args: ImportArgs) -> anyhow::Result<ExitCode> {
     let threads = threads(args.run.threads);
     let params = build_params(&args.run.graph, threads)?;
+    let named = args.vectors;
     let options = import::Options {
-        embedding_column: args.embedding_column,
-        id_column: args.id_column,
-        uri_column: args.uri_column,
-        metadata: args.metadata,
+        dim: named.dim,
+        embedding_column: named.embedding_column,
+        id_column: named.id_column,
+        no_ids: named.no_ids,
+        uri_column: named.uri_column,
+        tag_columns: if named.no_tags { Some(Vec::new()) } else { named.tag_columns },
+        metadata: named.metadata,
     };
-    let import: Import = import::open(&args.vectors, &options)?;
+    let import: Import = import::open(&named.vectors, &options)?;
     let (origin, model) = model::stated(args.nano, &args.model, threads, import.dim)?;
     let store = open_store(&args.place.store, args.run.dry_run)?;
-    let stored = stored_items(store.as_ref(), &args.place.cache)?;
-    let standing = Standing { pending: import.rows, ..Standing::default() };
+    let stored = cache_record(store.as_ref(), &args.place.cache)?.map_or(0, |cache| cache.items);
+    let standing = Standing { inputs: import.rows, pending: import.rows, ..Standing::default() };
     let plan = Plan::new(&Facts {
         stored,
         pending: import.rows,
@@ -175,36 +205,51 @@ fn import(args: ImportArgs) -> anyhow::Result<ExitCode> {
     let store = store.context("a store is open unless this is a dry run")?;
     let new = NewCache { dim: import.dim, rows: args.run.row_type.row_type(), origin, model };
     let mut writer = Writer::open(&store, &args.place.cache, &new)?;
-    let options = Options { threads, batch: 1, dedup: !args.run.keep_duplicates, json: args.run.json };
-    let stop = stop_flag()?;
-    let outcomes = pipeline::import(&store, &mut writer, &import, &options, &stop)?;
-    finish(&store, &mut writer, &args.run, params, standing, outcomes, &stop)
+    let before = writer.record().items;
+    let dedup = !args.run.keep_duplicates;
+    let options = Options { threads, batch: 1, dedup, retry_bad: false, json: args.run.json };
+    let stop = Stop::on_signals()?;
+    let outcomes = pipeline::import(&store, &mut writer, &import, &options, stop.flag())?;
+    let mut notes = import.notes();
+    if outcomes.normalised > 0 {
+        notes.push(format!("{} rows were not of length 1 and are stored with it", outcomes.normalised));
+    }
+    finish(&store, &mut writer, &args.run, params, Ran { before, standing, outcomes, notes }, &stop)
 }
 
-/// Indexes what is stored, writes the report, and says how it went.
+/// What a run has done before it indexes.
+struct Ran {
+    /// Items before it.
+    before: u64,
+    standing: Standing,
+    outcomes: Outcomes,
+    /// What was changed or left out on the way, in sentences.
+    notes: Vec<String>,
+}
+
+/// Checks that what was done adds up, indexes what is stored, writes the report, and says how it went.
 fn finish(
     store: &Store,
     writer: &mut Writer<'_>,
     run: &Run,
     build: BuildParams,
-    inputs: Standing,
-    outcomes: Outcomes,
-    stop: &AtomicBool,
+    ran: Ran,
+    stop: &Stop,
 ) -> anyhow::Result<ExitCode> {
+    let Ran { before, standing: inputs, outcomes, mut notes } = ran;
+    let summary = Summary { inputs: &inputs, outcomes: &outcomes };
     // Of the inputs of this run: what an earlier command was given and refused is that command's affair.
-    let bad = inputs.bad + inputs.unreadable + outcomes.known_bad + outcomes.written.bad;
+    let bad = summary.not_stored();
     let (written, cache) = (outcomes.written, writer.record().name.clone());
-    say(run, || {
-        format!(
-            "{} stored, {} replaced, {} duplicates, {} bad; {} items in `{cache}`",
-            written.stored,
-            written.replaced,
-            written.duplicates,
-            written.bad,
-            writer.record().items
-        )
-    });
-    if stop.load(Ordering::Relaxed) {
+    say(run, || format!("{}\n{}", summary.line(cache.as_str(), writer.record().items), summary.details()));
+    notes.extend(summary::strangers(store, writer)?);
+    notes.iter().for_each(|note| say(run, || note.clone()));
+    if !outcomes.interrupted {
+        let ended = written.sum() + outcomes.known_good + outcomes.known_bad;
+        summary::check_inputs(&inputs, ended)?;
+    }
+    summary::check_store(store, writer, before, written.stored)?;
+    if stop.is_set() {
         say(run, || "stopped; run the same command again to go on".into());
         return Ok(ExitCode::from(INTERRUPTED));
     }
@@ -214,17 +259,21 @@ fn finish(
         None
     } else {
         let queries = sample_queries(&run.graph, writer.record().dim)?;
+        stop.at_once();
         Some(index::run(writer, &build, &queries, run.graph.min_recall, run.json)?)
     };
     if let Some(index) = &index {
         say(run, || index_line(index));
     }
     store.flush()?;
+    let list = format!("index-builder ledger --store {} --cache {cache}", store.path().display());
+    let nothing = (writer.record().items == 0).then(|| summary.nothing_stored(&list));
     let report = Report {
         version: env!("CARGO_PKG_VERSION"),
         cache: writer.record().clone(),
         inputs,
         outcomes,
+        notes,
         bad_total: bad,
         index,
         build,
@@ -234,19 +283,13 @@ fn finish(
     if run.json {
         println!("{}", json!({ "report": report }));
     }
-    if writer.record().items == 0 {
-        bail!(
-            "there is not one good item; `index-builder ledger --store {} --cache {cache}` lists why",
-            store.path().display()
-        );
+    if let Some(nothing) = nothing {
+        bail!(nothing);
     }
     if bad == 0 {
         return Ok(ExitCode::SUCCESS);
     }
-    say(run, || {
-        let list = format!("index-builder ledger --store {} --cache {cache}", store.path().display());
-        format!("{bad} inputs are bad; `{list}` lists them")
-    });
+    say(run, || format!("{bad} inputs were not stored; `{list}` lists them"));
     Ok(ExitCode::from(SOME_BAD))
 }
 
@@ -287,33 +330,52 @@ fn reindex(args: IndexArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn list_bad(place: &Place, json: bool) -> anyhow::Result<ExitCode> {
+fn list_ledger(place: &Place, json: bool) -> anyhow::Result<ExitCode> {
     let store = Store::open(&place.store, Access::Read)?;
-    for (uri, reason) in ledger::bad(&store, store.cache(&place.cache)?.id)? {
+    for line in ledger::not_stored(&store, store.cache(&place.cache)?.id)? {
         match json {
-            true => println!("{}", json!({ "uri": uri, "reason": reason })),
-            false => println!("{uri}\t{reason}"),
+            true => println!("{}", json!(line)),
+            false => println!("{}\t{}", name::shown(&line.uri), name::shown(&line.reason)),
         }
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// Puts what could not even become a unit into the ledger.
-fn record_oddities(
-    store: &Store,
-    writer: &mut Writer<'_>,
-    oddities: Vec<discover::Oddity>,
-) -> anyhow::Result<()> {
-    let finished = oddities.into_iter().map(|oddity| crate::write::Finished {
-        uri: oddity.uri,
-        stamp: Default::default(),
-        outcome: Err(oddity.reason),
-    });
-    let finished: Vec<_> = finished.collect();
-    if !finished.is_empty() {
-        crate::write::write(store, writer, finished, true)?;
+fn caches(what: &Caches) -> anyhow::Result<ExitCode> {
+    match what {
+        Caches::List { store, json } => {
+            for cache in Store::open(store, Access::Read)?.caches()? {
+                match json {
+                    true => println!("{}", json!(cache)),
+                    false => println!(
+                        "{}\t{} items of {} components\t{}\t{}",
+                        cache.name,
+                        cache.items,
+                        cache.dim,
+                        name::shown(&cache.origin.model),
+                        cache.current.map_or_else(|| "not indexed".into(), |g| format!("generation {g}")),
+                    ),
+                }
+            }
+        }
+        Caches::Rename { place, to } => {
+            Store::open(&existing(&place.store)?, Access::Write)?.rename_cache(&place.cache, to)?;
+            println!("`{}` is `{to}` now", place.cache);
+        }
+        Caches::Delete { place, yes } => {
+            let store = Store::open(&existing(&place.store)?, Access::Write)?;
+            let items = store.cache(&place.cache)?.items;
+            if items > 0 && !yes {
+                bail!("cache `{}` has {items} items; say --yes to delete them", place.cache);
+            }
+            store.delete_cache(&place.cache)?;
+            println!(
+                "`{}` is deleted, with {items} items; `index-builder compact` gives back its space",
+                place.cache
+            );
+        }
     }
-    Ok(())
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Prints the plan; false when the run ends here.
@@ -346,14 +408,9 @@ fn existing(store: &Path) -> anyhow::Result<PathBuf> {
     Ok(store.to_owned())
 }
 
-fn cache_id(store: Option<&Store>, name: &CacheName) -> anyhow::Result<Option<CacheId>> {
+fn cache_record(store: Option<&Store>, name: &CacheName) -> anyhow::Result<Option<CacheRecord>> {
     let caches = store.map(Store::caches).transpose()?.unwrap_or_default();
-    Ok(caches.into_iter().find(|record| &record.name == name).map(|record| record.id))
-}
-
-fn stored_items(store: Option<&Store>, name: &CacheName) -> anyhow::Result<u64> {
-    let caches = store.map(Store::caches).transpose()?.unwrap_or_default();
-    Ok(caches.into_iter().find(|record| &record.name == name).map_or(0, |record| record.items))
+    Ok(caches.into_iter().find(|record| &record.name == name))
 }
 
 fn build_params(graph: &Graph, threads: usize) -> anyhow::Result<BuildParams> {
@@ -384,17 +441,45 @@ fn threads(asked: usize) -> usize {
     }
 }
 
-/// A flag that Ctrl-C and SIGTERM set; a second one ends the process at once, which loses nothing that was written.
-fn stop_flag() -> anyhow::Result<Arc<AtomicBool>> {
-    let stop = Arc::new(AtomicBool::new(false));
-    let flag = stop.clone();
-    ctrlc::set_handler(move || {
-        if flag.swap(true, Ordering::Relaxed) {
-            std::process::exit(i32::from(INTERRUPTED));
-        }
-        eprintln!("finishing what is in hand; once more to stop at once");
-    })?;
-    Ok(stop)
+/// What Ctrl-C and SIGTERM do: let what is in hand be finished, or end the process at once where nothing is in hand that a
+/// later run could not do as well. A second one always ends it, which loses nothing that was written.
+struct Stop {
+    flag: Arc<AtomicBool>,
+    at_once: Arc<AtomicBool>,
+}
+
+impl Stop {
+    fn on_signals() -> anyhow::Result<Self> {
+        let stop = Stop { flag: Arc::default(), at_once: Arc::default() };
+        let (flag, at_once) = (stop.flag.clone(), stop.at_once.clone());
+        ctrlc::set_handler(move || {
+            let at_once = at_once.load(Ordering::Relaxed);
+            if at_once {
+                eprintln!(
+                    "stopped while indexing; everything is stored, and the same command or `index-builder index` builds the graph"
+                );
+            }
+            if at_once || flag.swap(true, Ordering::Relaxed) {
+                std::process::exit(i32::from(INTERRUPTED));
+            }
+            eprintln!("finishing what is in hand; once more to stop at once");
+        })?;
+        Ok(stop)
+    }
+
+    /// Set by the first signal.
+    fn flag(&self) -> &AtomicBool {
+        &self.flag
+    }
+
+    fn is_set(&self) -> bool {
+        self.flag.load(Ordering::Relaxed)
+    }
+
+    /// From now on, the first signal ends the process.
+    fn at_once(&self) {
+        self.at_once.store(true, Ordering::Relaxed);
+    }
 }
 
 /// Says something to people; programs do not hear it.

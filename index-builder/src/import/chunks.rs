@@ -61,13 +61,12 @@ impl<'a> Chunks<'a> {
                 Chunk { first: self.next, rows: Vec::with_capacity(batch.len()), bad: Vec::new() };
             for raw in batch {
                 let about = match own.as_mut().or(self.shared.as_mut()) {
-                    Some(records) => records.read()?.or(raw.about),
-                    None => raw.about,
+                    Some(records) => records.read()?.map(|about| about.or(raw.about)),
+                    None => Ok(raw.about),
                 };
                 let (source, row) = (self.source, self.next - source.first);
-                match raw.values {
-                    Ok(values) => {
-                        let About { id, uri, tags } = about;
+                match raw.values.and_then(|values| Ok((values, about?))) {
+                    Ok((values, About { id, uri, tags })) => {
                         chunk.rows.push(Row { source, row, values, id, uri, tags });
                     }
                     Err(reason) => chunk.bad.push(BadRow { source, row, reason }),

@@ -104,7 +104,7 @@ pub enum Error {
         /// Its rows.
         expected: u64,
     },
-    /// One row of metadata makes no sense.
+    /// A line of metadata after which none can be trusted.
     #[error("{path}, {place}: {problem}; correct it or leave the metadata out")]
     MetadataRow {
         /// The metadata file.

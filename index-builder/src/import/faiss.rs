@@ -11,6 +11,7 @@
 //!            'ilar'  lists u64  bytes per vector u64 (= 4·d)
 //!            'full'  vec<u64> of sizes   or   'sprs'  vec<u64> of pairs (list, size)
 //!            per list: size · d f32, then size · id i64
+//! IxMp IxM2  header  one of those above  vec<i64>: the ids of its vectors, by their numbers in it
 //! ```
 //!
 //! An inverted file stores vectors by list. They come out in the order of their ids, by way of a table of 16
@@ -38,6 +39,10 @@ pub(super) struct Faiss {
     pub(super) rows: u64,
     pub(super) dim: usize,
     place: Place,
+    /// Offset of the ids that a map gives to the vectors by their numbers, if one does.
+    map: Option<u64>,
+    /// Whether it was made for distances, not inner products.
+    pub(super) distances: bool,
 }
 
 /// Where the vectors are.
@@ -53,13 +58,28 @@ enum Place {
 struct Header {
     dim: u64,
     rows: u64,
+    metric: i32,
 }
+
+impl Header {
+    fn size(&self) -> (u64, u64) {
+        (self.dim, self.rows)
+    }
+}
+
+/// The metric of an index that was made for distances.
+const METRIC_L2: i32 = 1;
 
 impl Faiss {
     /// Reads everything but the vectors, and compares it with the size of the file.
     pub(super) fn open(path: &Path) -> Result<Faiss, Error> {
         let mut bytes = Bytes::open(path)?;
-        let tag = bytes.tag()?;
+        let mut tag = bytes.tag()?;
+        let mapped = matches!(&tag, b"IxMp" | b"IxM2");
+        let outer = if mapped { Some(bytes.header()?) } else { None };
+        if mapped {
+            tag = bytes.tag()?;
+        }
         let (header, place) = match &tag {
             b"IxFI" | b"IxF2" | b"IHNf" => {
                 bytes.index(tag).map(|(header, body)| (header, Place::Flat(body)))?
@@ -67,12 +87,33 @@ impl Faiss {
             b"IwFl" => bytes.inverted_file()?,
             _ => {
                 let problem = format!(
-                    "begins with '{}', which is not numpy, parquet or IxFI, IxF2, IHNf, IwFl of faiss",
+                    "{} '{}', which is not numpy, parquet or IxFI, IxF2, IHNf, IwFl of faiss",
+                    if mapped { "maps ids onto" } else { "begins with" },
                     tag.escape_ascii()
                 );
-                let cure = "convert it, for instance with reconstruct_n of the index and numpy.save";
+                let cure = match mapped {
+                    true => {
+                        "write its vectors with numpy.save(index.index.reconstruct_n(0, index.ntotal)) and its ids, faiss.vector_to_array(index.id_map), as metadata"
+                    }
+                    false => "convert it, for instance with reconstruct_n of the index and numpy.save",
+                };
                 return Err(Error::unsupported(path, problem, cure));
             }
+        };
+        let map = match outer {
+            Some(outer) if outer.size() != header.size() => {
+                return Err(bytes.damaged("maps ids onto an index of another size"));
+            }
+            Some(_) => {
+                let count = bytes.u64()?;
+                if count != header.rows {
+                    return Err(bytes.damaged(format!("maps {count} ids onto {} vectors", header.rows)));
+                }
+                let at = bytes.at;
+                bytes.skip(count, 8)?;
+                Some(at)
+            }
+            None => None,
         };
         if bytes.left() > 0 {
             return Err(bytes.damaged(format!("has {} bytes after its end", bytes.left())));
@@ -82,7 +123,8 @@ impl Faiss {
         }
         let dim =
             usize::try_from(header.dim).map_err(|_| bytes.damaged("announces vectors longer than memory"))?;
-        Ok(Faiss { path: path.to_owned(), rows: header.rows, dim, place })
+        let distances = header.metric == METRIC_L2;
+        Ok(Faiss { path: path.to_owned(), rows: header.rows, dim, place, map, distances })
     }
 
     /// Reads rows from `from` on, at most `size` (at least 1) at once.
@@ -95,8 +137,9 @@ impl Faiss {
                 Ok(Box::new(runs(from, self.rows, size).map(move |(first, count)| {
                     bytes.resize(count * row, 0);
                     read_at(&mut file, &self.path, body + first * row as u64, &mut bytes)?;
-                    let rows = bytes.chunks_exact(row).map(|row| (decode(LITTLE_F32, row), About::default()));
-                    Ok(rows.map(|(values, about)| Raw { values, about }).collect())
+                    let ids = self.mapped(&mut file, first, count)?;
+                    let rows = bytes.chunks_exact(row).enumerate();
+                    Ok(rows.map(|(at, row)| raw(decode(LITTLE_F32, row), ids.get(at).copied())).collect())
                 })))
             }
             Place::Lists(body, sizes) => {
@@ -107,17 +150,29 @@ impl Faiss {
                     let rows = order[first as usize..][..count].iter();
                     rows.map(|&(id, offset)| {
                         read_at(&mut file, &self.path, offset, &mut bytes)?;
-                        let mut raw = Raw { values: decode(LITTLE_F32, &bytes), about: About::default() };
-                        match u64::try_from(id) {
-                            Ok(id) => raw.about.id = (!plain).then_some(id),
-                            Err(_) => raw.values = Err(format!("id {id} is negative")),
-                        }
-                        Ok(raw)
+                        let values = decode(LITTLE_F32, &bytes);
+                        // Below a map, an id is a number in the map.
+                        let number =
+                            u64::try_from(id).ok().filter(|number| self.map.is_some() && *number < self.rows);
+                        let id = match (number, self.map) {
+                            (Some(number), _) => self.mapped(&mut file, number, 1)?.pop(),
+                            (None, Some(_)) => Some(-1),
+                            (None, None) => Some(id).filter(|id| !plain || *id < 0),
+                        };
+                        Ok(raw(values, id))
                     })
                     .collect()
                 })))
             }
         }
+    }
+
+    /// The ids that a map gives to `count` vectors; none without a map.
+    fn mapped(&self, file: &mut File, first: u64, count: usize) -> Result<Vec<i64>, Error> {
+        let Some(map) = self.map else { return Ok(Vec::new()) };
+        let mut bytes = vec![0; count * 8];
+        read_at(file, &self.path, map + first * 8, &mut bytes)?;
+        Ok(bytes.as_chunks::<8>().0.iter().map(|id| i64::from_le_bytes(*id)).collect())
     }
 
     /// The id and the offset of every vector of an inverted file, by id.
@@ -136,6 +191,17 @@ impl Faiss {
         order.sort_unstable();
         Ok(order)
     }
+}
+
+/// A row with its id, if it has one.
+fn raw(values: Result<Vec<f32>, String>, id: Option<i64>) -> Raw {
+    let mut about = About::default();
+    match id.map(|id| (id, u64::try_from(id))) {
+        Some((id, Err(_))) => return Raw { values: Err(format!("id {id} is negative")), about },
+        Some((_, Ok(id))) => about.id = Some(id),
+        None => {}
+    }
+    Raw { values, about }
 }
 
 /// A file read from front to back, which knows how much of it is left.
@@ -163,7 +229,7 @@ impl Bytes<'_> {
             self.skip(5, 4)?;
             let inner = self.tag()?;
             // Flat only: an HNSW in an HNSW in an HNSW would be a loop that the file decides the length of.
-            if !matches!(&inner, b"IxFI" | b"IxF2") || self.header()? != header {
+            if !matches!(&inner, b"IxFI" | b"IxF2") || self.header()?.size() != header.size() {
                 return Err(self.damaged(format!("has '{}' of another size inside", inner.escape_ascii())));
             }
         } else if !matches!(&tag, b"IxFI" | b"IxF2") {
@@ -171,7 +237,7 @@ impl Bytes<'_> {
         }
         let count = self.u64()?;
         if header.rows.checked_mul(header.dim) != Some(count) {
-            let Header { dim, rows } = header;
+            let Header { dim, rows, .. } = header;
             return Err(self.damaged(format!("announces {rows} vectors of {dim} but has {count} numbers")));
         }
         let body = self.at;
@@ -246,11 +312,12 @@ impl Bytes<'_> {
         let dim = i32::from_le_bytes(self.array()?);
         let rows = i64::from_le_bytes(self.array()?);
         self.skip(8 + 8 + 1, 1)?;
-        if i32::from_le_bytes(self.array()?) > 1 {
+        let metric = i32::from_le_bytes(self.array()?);
+        if metric > 1 {
             self.skip(1, 4)?;
         }
         match (u64::try_from(dim), u64::try_from(rows)) {
-            (Ok(dim @ 1..), Ok(rows)) => Ok(Header { dim, rows }),
+            (Ok(dim @ 1..), Ok(rows)) => Ok(Header { dim, rows, metric }),
             _ => Err(self.damaged(format!("announces {rows} vectors of {dim} values"))),
         }
     }
@@ -394,6 +461,32 @@ pub(super) mod tests {
         assert_eq!((bad[0].row, &bad[0].reason[..]), (0, "id -5 is negative"));
     }
 
+    /// An index below a map of ids.
+    fn mapped(tag: &str, inner: Vec<u8>, ids: &[i64]) -> Vec<u8> {
+        let ids: Vec<u64> = ids.iter().map(|id| *id as u64).collect();
+        [header(tag, 4, 0), inner, words(&[ids.len() as u64]), words(&ids)].concat()
+    }
+
+    #[test]
+    fn a_map_gives_the_ids() {
+        for inner in all_kinds() {
+            for (tag, size) in [("IxMp", 1), ("IxM2", 3), ("IxMp", 100)] {
+                let bytes = mapped(tag, inner.clone(), &[9, 1 << 40, 0, -3]);
+                let (rows, bad) = read_all(&write("x.index", &bytes), size).unwrap();
+                let read: Vec<_> = rows.iter().map(|row| (row.id, row.values[0])).collect();
+                assert_eq!(read, [(Some(9), 1.0), (Some(1 << 40), 2.0), (Some(0), 3.0)]);
+                assert_eq!(bad[0].reason, "id -3 is negative");
+            }
+        }
+        let short = mapped("IxMp", flat("IxFI", &FOUR), &[1, 2]);
+        assert!(problem("x.index", &short).0.contains("maps 2 ids onto 4 vectors"));
+        let packed = [header("IxM2", 4, 0), b"IxPQ".to_vec()].concat();
+        let message = problem("x.index", &packed).0;
+        assert!(message.contains("maps ids onto 'IxPQ'") && message.contains("vector_to_array"), "{message}");
+        let twice = [header("IxMp", 4, 0), b"IxMp".to_vec()].concat();
+        assert!(problem("x.index", &twice).0.contains("maps ids onto 'IxMp'"));
+    }
+
     #[test]
     fn refusals_name_the_tag_or_the_length() {
         let flat_but = |at: usize, bytes: &[u8]| {
@@ -436,7 +529,7 @@ pub(super) mod tests {
         }
 
         #[test]
-        fn any_bytes_never_panic(tag in "IxFI|IxF2|IHNf|IwFl|.{4}", bytes in vec(any::<u8>(), 0..200)) {
+        fn any_bytes_never_panic(tag in "IxFI|IxF2|IHNf|IwFl|IxMp|IxM2|.{4}", bytes in vec(any::<u8>(), 0..200)) {
             let _ = read_all(&write("x.index", &[tag.as_bytes(), &bytes].concat()), 3);
         }
 

@@ -11,11 +11,12 @@
 //! .parquet  columns id, uri, label
 //!             │    │    └─ every other string, integer or boolean is a tag
 //!             │    └─ the first of URI_NAMES that is there
-//!             └─ `id`, an integer of 0 or more
+//!             └─ `id`, an integer of 0 or more; whole floats are integers too (what pandas makes of a gap)
 //! ```
 //!
 //! A TSV column `row` says which row a line is for; it must agree with the place of the line, and is no tag.
-//! Empty lines are passed over. Empty TSV fields and nulls mean "not known".
+//! Empty lines are passed over. Empty TSV fields and nulls mean "not known". A row that makes no sense is set aside with its
+//! reason; the others are read. A column `id` that begins with text is no id: it is the uri where there is none, else a tag.
 //!
 //! Left out: quotes in TSV (a tab or line break cannot be part of a field: that is what JSON lines are for),
 //! lists and objects in JSON, and looking a row up by anything but its number.
@@ -53,21 +54,18 @@ pub(super) enum Role {
     Uri,
     Position,
     Tag(String),
+    /// Not asked for.
+    Unused,
 }
 
 impl About {
     /// Notes what one column says. `Err` is the reason why it cannot be so.
     pub(super) fn note(&mut self, role: &Role, text: String) -> Result<(), String> {
         match role {
-            Role::Id => match text.parse() {
-                Ok(id) => self.id = Some(id),
-                Err(_) => {
-                    return Err(format!("id {} is not an integer from 0 to {}", short(&text), u64::MAX));
-                }
-            },
+            Role::Id => self.id = Some(whole(&text)?),
             Role::Uri => self.uri = Some(text),
             Role::Tag(name) => drop(self.tags.insert(name.clone(), text)),
-            Role::Embedding | Role::Position => {}
+            Role::Embedding | Role::Position | Role::Unused => {}
         }
         Ok(())
     }
@@ -81,16 +79,44 @@ impl About {
     }
 }
 
+/// An id from text: an integer, or one written as a float.
+fn whole(text: &str) -> Result<u64, String> {
+    /// From here on a float stands for several integers.
+    const EXACT: f64 = 9_007_199_254_740_992.0;
+    let wrong = || format!("id {} is not an integer from 0 to {}", short(text), u64::MAX);
+    if let Ok(id) = text.parse() {
+        return Ok(id);
+    }
+    match text.parse::<f64>() {
+        Ok(float) if (0.0..EXACT).contains(&float) && float.fract() == 0.0 => Ok(float as u64),
+        Ok(float) if float >= EXACT && float.is_finite() => {
+            Err(format!("id {} is a float too large to be exact; store ids as integers", short(text)))
+        }
+        _ => Err(wrong()),
+    }
+}
+
 /// A metadata file whose rows have been counted.
 pub(super) struct Metadata {
     path: PathBuf,
     form: Form,
+    /// What is not as its names would have it.
+    pub(super) notes: Vec<String>,
 }
 
 enum Form {
-    JsonLines { id: String, uri: Option<String> },
+    JsonLines(JsonRoles),
     Tsv { roles: Vec<Role> },
     Parquet(Table),
+}
+
+/// What keys of JSON lines are for.
+struct JsonRoles {
+    /// The key that holds ids, if one does.
+    id: Option<String>,
+    uri: Option<String>,
+    /// The only keys that become tags, if not all do.
+    tags: Option<Vec<String>>,
 }
 
 /// The metadata files that a file of vectors has by its name; more than one is for the caller to sort out.
@@ -118,17 +144,37 @@ impl Metadata {
         vectors: &Path,
         expected: u64,
     ) -> Result<Metadata, Error> {
+        let mut notes = Vec::new();
         let (form, received) = if has_extension(path, "parquet") {
             let table = Table::metadata(path, options)?;
             let rows = table.rows;
+            notes.clone_from(&table.notes);
             (Form::Parquet(table), rows)
         } else if has_extension(path, "tsv") {
             let mut lines = Lines::open(path)?;
-            let roles = if lines.advance()? { tsv_roles(&lines, options)? } else { Vec::new() };
-            (Form::Tsv { roles }, lines.count_rest()?)
+            let mut roles = if lines.advance()? { tsv_roles(&lines, options)? } else { Vec::new() };
+            let rows = lines.count_rest()?;
+            if options.id_column.is_none()
+                && first_tsv_id(path, &roles)?.is_some_and(|id| whole(&id).is_err())
+            {
+                let no_uri = !roles.contains(&Role::Uri);
+                let id = if no_uri { Role::Uri } else { tag_role("id", options) };
+                roles.iter_mut().filter(|role| **role == Role::Id).for_each(|role| *role = id.clone());
+                notes.push(text_ids(path, no_uri));
+            }
+            (Form::Tsv { roles }, rows)
         } else if has_extension(path, "jsonl") || has_extension(path, "ndjson") {
-            let id = options.id_column.clone().unwrap_or_else(|| "id".to_owned());
-            (Form::JsonLines { id, uri: options.uri_column.clone() }, Lines::open(path)?.count_rest()?)
+            let name = options.id_column.clone().unwrap_or_else(|| "id".to_owned());
+            let mut id = Some(name).filter(|_| !options.no_ids);
+            if options.id_column.is_none()
+                && id.is_some()
+                && first_json_id(path)?.is_some_and(|id| id.is_string())
+            {
+                id = None;
+                notes.push(text_ids(path, false));
+            }
+            let roles = JsonRoles { id, uri: options.uri_column.clone(), tags: options.tag_columns.clone() };
+            (Form::JsonLines(roles), Lines::open(path)?.count_rest()?)
         } else {
             let problem = "is not known as metadata by its name";
             return Err(Error::unsupported(path, problem, "use a .jsonl, .tsv or .parquet file"));
@@ -137,7 +183,7 @@ impl Metadata {
             let (path, vectors) = (path.to_owned(), vectors.to_owned());
             return Err(Error::RowsDiffer { path, received, vectors, expected });
         }
-        Ok(Metadata { path: path.to_owned(), form })
+        Ok(Metadata { path: path.to_owned(), form, notes })
     }
 
     /// Reads the rows from `from` on.
@@ -150,7 +196,7 @@ impl Metadata {
             Ok(text)
         };
         let rows = match &self.form {
-            Form::JsonLines { .. } => Rows::Text(skip(from)?),
+            Form::JsonLines(_) => Rows::Text(skip(from)?),
             Form::Tsv { .. } => Rows::Text(skip(from + 1)?),
             Form::Parquet(table) => Rows::Table(Box::new(table.rows_from(from)?)),
         };
@@ -171,34 +217,78 @@ enum Rows<'a> {
 }
 
 impl Records<'_> {
-    /// Reads the next row, which is there unless the file has changed.
-    pub(super) fn read(&mut self) -> Result<About, Error> {
+    /// Reads the next row, which is there unless the file has changed; the inner error is the reason why the row makes no
+    /// sense.
+    pub(super) fn read(&mut self) -> Result<Result<About, String>, Error> {
         let row = self.next;
         self.next += 1;
-        let gone = || Error::damaged(&self.metadata.path, format!("has lost row {row} since it was opened"));
+        let path = &self.metadata.path;
+        let gone = || Error::damaged(path, format!("has lost row {row} since it was opened"));
         match (&mut self.rows, &self.metadata.form) {
             (Rows::Table(rows), _) => {
                 let about = rows.next().ok_or_else(gone)??;
-                about.map_err(|problem| {
-                    let (path, place) = (self.metadata.path.clone(), format!("row {row}"));
-                    Error::MetadataRow { path, place, problem }
-                })
+                Ok(about.map_err(|problem| format!("{}, row {row}: {problem}", path.display())))
             }
             (Rows::Text(lines), form) => {
                 if !lines.advance()? {
                     return Err(gone());
                 }
                 let about = match form {
-                    Form::Tsv { roles } => lines.text().and_then(|line| tsv_row(line, roles, row)),
-                    Form::JsonLines { id, uri } => {
-                        lines.text().and_then(|line| json_row(line, id, uri.as_deref()))
-                    }
+                    Form::Tsv { roles } => match lines.text() {
+                        Ok(line) => tsv_row(line, roles, row).map_err(|problem| lines.error(problem))?,
+                        Err(problem) => Err(problem),
+                    },
+                    Form::JsonLines(roles) => lines.text().and_then(|line| json_row(line, roles)),
                     Form::Parquet(_) => return Err(gone()),
                 };
-                about.map_err(|problem| lines.error(problem))
+                let number = lines.number;
+                Ok(about.map_err(|problem| format!("{}, line {number}: {problem}", path.display())))
             }
         }
     }
+}
+
+/// What is said of a column `id` that holds text.
+pub(super) fn text_ids(path: &Path, as_uri: bool) -> String {
+    let what = if as_uri { "uri" } else { "tag" };
+    format!(
+        "{}: its `id` is text and kept as {what}; items get ids of their own (--id-column id takes numbers that are written as text)",
+        path.display()
+    )
+}
+
+/// What a column that is neither id nor uri is for.
+pub(super) fn tag_role(name: &str, options: &Options) -> Role {
+    match &options.tag_columns {
+        Some(wanted) if !wanted.iter().any(|wanted| wanted == name) => Role::Unused,
+        _ => Role::Tag(name.to_owned()),
+    }
+}
+
+/// The first id of a table that has any.
+fn first_tsv_id(path: &Path, roles: &[Role]) -> Result<Option<String>, Error> {
+    let Some(column) = roles.iter().position(|role| *role == Role::Id) else { return Ok(None) };
+    let mut lines = Lines::open(path)?;
+    lines.advance()?;
+    while lines.advance()? {
+        let field = lines.text().ok().and_then(|line| line.split('\t').nth(column));
+        if let Some(field) = field.filter(|field| !field.is_empty()) {
+            return Ok(Some(field.to_owned()));
+        }
+    }
+    Ok(None)
+}
+
+/// The first `id` of JSON lines that have any.
+fn first_json_id(path: &Path) -> Result<Option<Value>, Error> {
+    let mut lines = Lines::open(path)?;
+    while lines.advance()? {
+        let object = lines.text().ok().and_then(|line| serde_json::from_str::<Map<String, Value>>(line).ok());
+        if let Some(id) = object.and_then(|mut object| object.remove("id")).filter(|id| !id.is_null()) {
+            return Ok(Some(id));
+        }
+    }
+    Ok(None)
 }
 
 /// What the columns of a header line are for.
@@ -215,46 +305,48 @@ fn tsv_roles(lines: &Lines, options: &Options) -> Result<Vec<Role>, Error> {
     let uri = options.uri_column.as_deref();
     let uri = uri.or_else(|| URI_NAMES.into_iter().find(|name| names.contains(name)));
     let role = |name: &str| match name {
-        _ if name == id => Role::Id,
+        _ if name == id && !options.no_ids => Role::Id,
         _ if Some(name) == uri => Role::Uri,
         "row" => Role::Position,
-        _ => Role::Tag(name.to_owned()),
+        _ => tag_role(name, options),
     };
     Ok(names.into_iter().map(role).collect())
 }
 
-fn tsv_row(line: &str, roles: &[Role], row: u64) -> Result<About, String> {
+/// The outer error is one of the whole table: its rows are not those of the vectors.
+fn tsv_row(line: &str, roles: &[Role], row: u64) -> Result<Result<About, String>, String> {
     let fields = line.split('\t').count();
     if fields != roles.len() {
-        return Err(format!("has {fields} fields, the header has {}", roles.len()));
+        return Ok(Err(format!("has {fields} fields, the header has {}", roles.len())));
     }
-    let mut about = About::default();
+    let (mut about, mut wrong) = (About::default(), None);
     for (role, field) in roles.iter().zip(line.split('\t')) {
         if *role == Role::Position && field.parse() != Ok(row) {
             return Err(format!("is row {row} by its place but says {} in the column 'row'", short(field)));
         }
-        if !field.is_empty() {
-            about.note(role, field.to_owned())?;
+        if !field.is_empty() && wrong.is_none() {
+            wrong = about.note(role, field.to_owned()).err();
         }
     }
-    Ok(about)
+    Ok(wrong.map_or(Ok(about), Err))
 }
 
-fn json_row(line: &str, id: &str, uri: Option<&str>) -> Result<About, String> {
+fn json_row(line: &str, roles: &JsonRoles) -> Result<About, String> {
     let object: Map<String, Value> =
         serde_json::from_str(line).map_err(|error| format!("is not a JSON object ({error})"))?;
     let is_text = |name: &&str| object.get(*name).is_some_and(Value::is_string);
-    let uri = uri.or_else(|| URI_NAMES.into_iter().find(is_text)).map(str::to_owned);
+    let uri = roles.uri.as_deref().or_else(|| URI_NAMES.into_iter().find(is_text)).map(str::to_owned);
     let mut about = About::default();
     for (name, value) in object {
         let role = match () {
-            () if name == id => Role::Id,
+            () if roles.id.as_ref() == Some(&name) => Role::Id,
             () if uri.as_ref() == Some(&name) => Role::Uri,
+            () if roles.tags.as_ref().is_some_and(|wanted| !wanted.contains(&name)) => continue,
             () => Role::Tag(name),
         };
         let text = match (&role, value) {
             (_, Value::Null) => continue,
-            (Role::Id, value) if !value.is_number() => {
+            (Role::Id, value @ (Value::Bool(_) | Value::Array(_) | Value::Object(_))) => {
                 return Err(format!("id {} is not an integer", short(&value.to_string())));
             }
             (Role::Uri, value) if !value.is_string() => {
@@ -342,13 +434,15 @@ mod tests {
         let folder = TempDir::new().unwrap();
         let path = folder.path().join(name);
         fs::write(&path, text).unwrap();
-        let read = || {
-            let metadata = Metadata::open(&path, options, Path::new("x.npy"), rows)?;
-            let mut records = metadata.records(from)?;
-            (from..rows).map(|_| records.read()).collect::<Result<Vec<_>, Error>>()
+        let read = || -> Result<Vec<About>, String> {
+            let open = || Metadata::open(&path, options, Path::new("x.npy"), rows);
+            let metadata = open().map_err(|error| error.to_string())?;
+            let mut records = metadata.records(from).map_err(|error| error.to_string())?;
+            let rows = (from..rows).map(|_| records.read()).collect::<Result<Vec<_>, Error>>();
+            rows.map_err(|error| error.to_string())?.into_iter().collect()
         };
         let prefix = format!("{}/", folder.path().display());
-        read().map_err(|error: Error| error.to_string().replace(&prefix, ""))
+        read().map_err(|error: String| error.replace(&prefix, ""))
     }
 
     fn about(id: Option<u64>, uri: Option<&str>, tags: &[(&str, &str)]) -> About {
@@ -384,6 +478,33 @@ mod tests {
     }
 
     #[test]
+    fn ids_may_be_whole_floats_or_text() {
+        let none = Options::default();
+        assert_eq!(read("m.jsonl", "{\"id\": 11.0}\n{\"id\": null}", &none, 0, 2).unwrap()[0].id, Some(11));
+        assert_eq!(read("m.tsv", "id\n13.0\n", &none, 0, 1).unwrap(), [about(Some(13), None, &[])]);
+        // Text is no id: a tag, or the uri where there is none.
+        let text = "{\"id\": \"a\", \"url\": \"u\"}\n{\"id\": 7}";
+        let rows = [about(None, Some("u"), &[("id", "a")]), about(None, None, &[("id", "7")])];
+        assert_eq!(read("m.jsonl", text, &none, 0, 2).unwrap(), rows);
+        assert_eq!(read("m.tsv", "id\n\nx1\n", &none, 0, 1).unwrap(), [about(None, Some("x1"), &[])]);
+        assert_eq!(
+            read("m.tsv", "id\turl\nx1\tu\n", &none, 0, 1).unwrap(),
+            [about(None, Some("u"), &[("id", "x1")])]
+        );
+        // Named, it has to hold numbers, however they are written.
+        let named = Options { id_column: Some("id".into()), ..Options::default() };
+        assert_eq!(read("m.jsonl", "{\"id\": \"12\"}", &named, 0, 1).unwrap(), [about(Some(12), None, &[])]);
+        let left_out = Options { no_ids: true, ..Options::default() };
+        assert_eq!(read("m.tsv", "id\n3\n", &left_out, 0, 1).unwrap(), [about(None, None, &[("id", "3")])]);
+        let only = Options { tag_columns: Some(vec!["b".into()]), ..Options::default() };
+        assert_eq!(
+            read("m.jsonl", "{\"a\": 1, \"b\": 2}", &only, 0, 1).unwrap(),
+            [about(None, None, &[("b", "2")])]
+        );
+        assert_eq!(read("m.tsv", "a\tb\n1\t2\n", &only, 0, 1).unwrap(), [about(None, None, &[("b", "2")])]);
+    }
+
+    #[test]
     fn mistakes_name_the_line() {
         let uri = Options { uri_column: Some("photo".into()), ..Options::default() };
         let none = Options::default();
@@ -393,11 +514,19 @@ mod tests {
             ("m.csv", "a\n", &none, 1, "m.csv: is not known as metadata by its name; use a .jsonl"),
             ("m.jsonl", "{}\n\n[]\n", &none, 2, "m.jsonl, line 3: is not a JSON object (invalid type"),
             ("m.jsonl", "{\"id\": -1}", &none, 1, "m.jsonl, line 1: id '-1' is not an integer from 0 to"),
-            ("m.jsonl", "{\"id\": 1.0}", &none, 1, "m.jsonl, line 1: id '1.0' is not an integer from 0 to"),
-            ("m.jsonl", "{\"id\": \"1\"}", &none, 1, "m.jsonl, line 1: id '\\\"1\\\"' is not an integer;"),
-            ("m.jsonl", "{\"photo\": 1}", &uri, 1, "m.jsonl, line 1: uri '1' is not a string;"),
-            ("m.tsv", "id\nx\n", &none, 1, "m.tsv, line 2: id 'x' is not an integer from 0 to"),
-            ("m.tsv", "a\tb\n1\n", &none, 1, "m.tsv, line 2: has 1 fields, the header has 2;"),
+            ("m.jsonl", "{\"id\": 1.5}", &none, 1, "m.jsonl, line 1: id '1.5' is not an integer from 0 to"),
+            ("m.jsonl", "{\"id\": 1e17}", &none, 1, "m.jsonl, line 1: id '1e+17' is a float too large"),
+            ("m.jsonl", "{\"id\": [1]}", &none, 1, "m.jsonl, line 1: id '[1]' is not an integer"),
+            (
+                "m.jsonl",
+                "{\"id\": 1}\n{\"id\": \"x\"}",
+                &none,
+                2,
+                "m.jsonl, line 2: id 'x' is not an integer from",
+            ),
+            ("m.jsonl", "{\"photo\": 1}", &uri, 1, "m.jsonl, line 1: uri '1' is not a string"),
+            ("m.tsv", "id\n1\nx\n", &none, 2, "m.tsv, line 3: id 'x' is not an integer from 0 to"),
+            ("m.tsv", "a\tb\n1\n", &none, 1, "m.tsv, line 2: has 1 fields, the header has 2"),
             ("m.tsv", "row\n0\n2\n", &none, 2, "m.tsv, line 3: is row 1 by its place but says '2' in the"),
             (
                 "m.tsv",

@@ -17,7 +17,7 @@
 //! |---|---|
 //! | `npy` | numpy arrays |
 //! | `parquet` | tables with a column of vectors; tables of metadata |
-//! | `faiss` | flat, HNSW-flat and inverted-file-flat indexes |
+//! | `faiss` | flat, HNSW-flat and inverted-file-flat indexes, with or without a map of ids |
 //! | `metadata` | id, uri and tags of a row from JSON lines, TSV or parquet |
 //! | `values` | numbers of any width to the `f32` of a usable row |
 //! | `chunks` | the sequence of chunks |
@@ -31,6 +31,7 @@
 //! somewhere), `.npz` (unpack it), folders inside folders, and normalisation, which belongs to the caller:
 //! values are handed on as they are.
 
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, HashSet};
 use std::fs;
 use std::io::Read;
@@ -93,12 +94,18 @@ pub struct File {
 /// What the caller may say when the files do not speak for themselves.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Options {
+    /// Length of the vectors of a parquet file; without it, that of its first usable rows.
+    pub dim: Option<usize>,
     /// Parquet column with the vectors; without it, the only column that could be it.
     pub embedding_column: Option<String>,
-    /// Column or key of the id, an integer; without it, `id`.
+    /// Column or key of the id, a whole number; without it, `id`.
     pub id_column: Option<String>,
+    /// Whether ids in the files are not taken.
+    pub no_ids: bool,
     /// Column or key of the uri, a string; without it, the first of the usual names that is there.
     pub uri_column: Option<String>,
+    /// Columns or keys that become tags; without it, all that can.
+    pub tag_columns: Option<Vec<String>>,
     /// One metadata file for the whole import, row by global row; without it, each file may have its own
     /// beside it.
     pub metadata: Option<PathBuf>,
@@ -143,7 +150,7 @@ enum Vectors {
 /// Opens files of vectors and their metadata for import.
 ///
 /// * `paths`: `.npy`, `.parquet` and faiss files, told apart by their first bytes; a folder stands for the
-///   `.npy` and `.parquet` files in it, by name, less those that are metadata of another.
+///   `.npy` and `.parquet` files in it, by the numbers in their names, less those that are metadata of another.
 ///
 /// # Errors
 /// Any [`Error`], about the first file that cannot be imported: not there, damaged, of an unknown kind,
@@ -181,6 +188,50 @@ pub fn open(paths: &[PathBuf], options: &Options) -> Result<Import, Error> {
 }
 
 impl Import {
+    /// What is read otherwise than its file would have it, in sentences.
+    pub fn notes(&self) -> Vec<String> {
+        let mut notes = Vec::new();
+        for (source, file) in self.sources.iter().zip(&self.files) {
+            notes.extend(source.metadata.iter().flat_map(|metadata| metadata.notes.clone()));
+            match &source.vectors {
+                Vectors::Parquet(table) => notes.extend(table.notes().iter().cloned()),
+                Vectors::Faiss(index) if index.distances => notes.push(format!(
+                    "{} was made for L2 distances; here the score is the inner product of rows of length 1, so neighbours may come in \
+                     another order unless its rows are of length 1 already",
+                    file.path.display()
+                )),
+                Vectors::Faiss(_) | Vectors::Npy(_) => {}
+            }
+        }
+        notes.extend(self.metadata.iter().flat_map(|metadata| metadata.notes.clone()));
+        notes
+    }
+
+    /// The largest id that a row names, if one does: read before the first row is stored, so that no other row is given it.
+    ///
+    /// # Errors
+    /// As [`Import::chunks`].
+    pub fn last_named_id(&self) -> Result<Option<u64>, Error> {
+        if !self.names_ids() {
+            return Ok(None);
+        }
+        let mut last = None;
+        for chunk in self.chunks(4096, 0) {
+            last = last.max(chunk?.rows.iter().filter_map(|row| row.id).max());
+        }
+        Ok(last)
+    }
+
+    /// Whether rows can have ids at all.
+    fn names_ids(&self) -> bool {
+        let file = |source: &Source| match &source.vectors {
+            Vectors::Npy(_) => source.metadata.is_some(),
+            Vectors::Parquet(table) => table.has_ids(),
+            Vectors::Faiss(_) => true,
+        };
+        self.metadata.is_some() || self.sources.iter().any(file)
+    }
+
     /// Reads the rows from the first, or from where an earlier run stopped.
     ///
     /// * `rows_per_chunk`: at most so many rows at once, taken as 1 when 0. A chunk never spans two files.
@@ -284,10 +335,32 @@ fn expand(paths: &[PathBuf], options: &Options) -> Result<Vec<PathBuf>, Error> {
         if found.is_empty() {
             return Err(Error::EmptyFolder { folder: path.clone() });
         }
-        found.sort();
+        found.sort_by(|a, b| by_number(a.as_os_str().as_encoded_bytes(), b.as_os_str().as_encoded_bytes()));
         files.append(&mut found);
     }
     Ok(files)
+}
+
+/// Orders names as people number them: `part_2` before `part_10`, and so as one metadata file for all of them would.
+fn by_number(a: &[u8], b: &[u8]) -> Ordering {
+    let pieces = |name| Pieces(name);
+    pieces(a).cmp(pieces(b)).then_with(|| a.cmp(b))
+}
+
+/// Runs of digits, as numbers, and single bytes.
+struct Pieces<'a>(&'a [u8]);
+
+impl<'a> Iterator for Pieces<'a> {
+    /// A number is its digits without leading zeros: first how many, then which.
+    type Item = (usize, &'a [u8]);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let digits = self.0.iter().take_while(|b| b.is_ascii_digit()).count();
+        let (piece, rest) = self.0.split_at_checked(digits.max(1))?;
+        self.0 = rest;
+        let zeros = piece.iter().take_while(|b| **b == b'0').count();
+        Some(if digits == 0 { (0, piece) } else { (1 + digits - zeros, &piece[zeros..]) })
+    }
 }
 
 /// Whether a path ends in `.{extension}`, in whatever case.

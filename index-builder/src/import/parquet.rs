@@ -34,7 +34,7 @@ use arrow_schema::{DataType, Field};
 use super::Options;
 use super::chunks::{Batches, Raw};
 use super::error::Error;
-use super::metadata::{About, Role, URI_NAMES};
+use super::metadata::{About, Role, URI_NAMES, tag_role, text_ids};
 use super::values::usable;
 
 /// How every file begins (and ends).
@@ -50,6 +50,8 @@ pub(super) struct Table {
     metadata: ArrowReaderMetadata,
     /// Columns that are read, by number, in order.
     roles: Vec<(usize, Role)>,
+    /// What is not as its names would have it.
+    pub(super) notes: Vec<String>,
 }
 
 /// A parquet file with a column of vectors.
@@ -63,9 +65,6 @@ impl Table {
     pub(super) fn metadata(path: &Path, options: &Options) -> Result<Table, Error> {
         let mut table = Table::open(path)?;
         table.assign(options, None)?;
-        if let Some(id) = table.field("id").filter(|id| options.id_column.is_none() && !is_integer(id)) {
-            return Err(table.choose(format!("has a column 'id' of {}", id.data_type()), "--id-column"));
-        }
         Ok(table)
     }
 
@@ -75,27 +74,52 @@ impl Table {
         let metadata = guard(path, || ArrowReaderMetadata::load(&file, options))?;
         let rows = metadata.metadata().file_metadata().num_rows();
         let rows = u64::try_from(rows).map_err(|_| Error::damaged(path, format!("announces {rows} rows")))?;
-        Ok(Table { path: path.to_owned(), rows, metadata, roles: Vec::new() })
+        Ok(Table { path: path.to_owned(), rows, metadata, roles: Vec::new(), notes: Vec::new() })
     }
 
     /// Gives every usable column its role; `embedding` is the number of the column of vectors.
     fn assign(&mut self, options: &Options, embedding: Option<usize>) -> Result<(), Error> {
-        let id = self.named(&options.id_column, "--id-column", "integer", is_integer)?;
-        let id = id.or_else(|| self.field("id").filter(|id| is_integer(id)).map(|_| "id"));
+        let id = self.named(&options.id_column, "--id-column", "integer, float or string", could_be_id)?;
+        let id = id.or_else(|| self.field("id").filter(|id| is_number(id)).map(|_| "id"));
+        let id = id.filter(|_| !options.no_ids);
         let uri = self.named(&options.uri_column, "--uri-column", "string", is_string)?;
         let uri = uri.or_else(|| URI_NAMES.into_iter().find(|name| self.field(name).is_some_and(is_string)));
-        let mut roles = Vec::new();
+        let text_id = id.is_none() && !options.no_ids && self.field("id").is_some_and(is_string);
+        // Text in a column `id` names the thing as well as a uri does.
+        let uri = uri.or(if text_id { Some("id") } else { None });
+        let (mut roles, mut dropped, mut notes) = (Vec::new(), Vec::new(), Vec::new());
+        if text_id {
+            notes.push(text_ids(&self.path, uri == Some("id")));
+        }
         for (number, field) in self.metadata.schema().fields().iter().enumerate() {
             let role = match field.name() {
                 _ if Some(number) == embedding => Role::Embedding,
                 name if Some(name.as_str()) == id => Role::Id,
                 name if Some(name.as_str()) == uri => Role::Uri,
-                name if is_scalar(field) => Role::Tag(name.clone()),
-                _ => continue,
+                name if is_scalar(field) => tag_role(name, options),
+                name => {
+                    dropped.push(format!("{name} ({})", field.data_type()));
+                    continue;
+                }
             };
-            roles.push((number, role));
+            if role != Role::Unused {
+                roles.push((number, role));
+            }
         }
-        self.roles = roles;
+        let missing =
+            options.tag_columns.iter().flatten().filter(|name| !self.field(name).is_some_and(is_scalar));
+        if let Some(missing) = missing.clone().next() {
+            let problem = format!("has no column '{missing}' of strings, integers or booleans");
+            return Err(self.choose(problem, "--tag-columns"));
+        }
+        if !dropped.is_empty() && options.tag_columns.is_none() {
+            notes.push(format!(
+                "{}: not read, because no tag can be made of them: {}",
+                self.path.display(),
+                dropped.join(", ")
+            ));
+        }
+        (self.roles, self.notes) = (roles, notes);
         Ok(())
     }
 
@@ -231,12 +255,25 @@ impl Embeddings {
         // With one metadata file for everything, that is where the named columns are.
         let unnamed = Options::default();
         table.assign(if options.metadata.is_some() { &unnamed } else { options }, Some(column))?;
-        let dim = dimension(&table)?;
+        let dim = match options.dim {
+            Some(dim) => dim,
+            None => dimension(&table)?,
+        };
         Ok(Embeddings { table, dim })
     }
 
     pub(super) fn rows(&self) -> u64 {
         self.table.rows
+    }
+
+    /// What is not as its names would have it.
+    pub(super) fn notes(&self) -> &[String] {
+        &self.table.notes
+    }
+
+    /// Whether a column holds ids.
+    pub(super) fn has_ids(&self) -> bool {
+        self.table.roles.iter().any(|(_, role)| *role == Role::Id)
     }
 
     /// Reads rows from `from` on, at most `size` (at least 1) at once.
@@ -265,13 +302,14 @@ impl Embeddings {
     }
 }
 
-/// The commonest length (the greatest of several) in the first batch that has a vector at all.
+/// The commonest length (the greatest of several) of the usable vectors in the first batch that has any: a placeholder such as
+/// one NaN is none.
 fn dimension(table: &Table) -> Result<usize, Error> {
     for batch in table.read(BATCH, 0, |role| *role == Role::Embedding)? {
         let batch = batch?;
         let mut lengths = BTreeMap::<usize, usize>::new();
         for row in 0..batch.num_rows() {
-            if let Some(values) = list(batch.column(0), row).filter(|values| !values.is_empty()) {
+            if let Some(values) = list(batch.column(0), row).and_then(|values| floats(&values).ok()) {
                 *lengths.entry(values.len()).or_default() += 1;
             }
         }
@@ -279,7 +317,8 @@ fn dimension(table: &Table) -> Result<usize, Error> {
             return Ok(dim);
         }
     }
-    Err(Error::unsupported(&table.path, "has only nulls where its vectors should be", "leave it out"))
+    let problem = "has no usable vector: only nulls, NaN or zeros where they should be";
+    Err(Error::unsupported(&table.path, problem, "leave it out"))
 }
 
 /// The list at a row, if it is not null.
@@ -302,7 +341,7 @@ fn floats(values: &ArrayRef) -> Result<Vec<f32>, String> {
     }
 }
 
-/// A string, integer or boolean as text; `None` if it is null or something else.
+/// A string, number or boolean as text; `None` if it is null or something else. A float that is NaN is null to pandas.
 fn text(column: &ArrayRef, row: usize) -> Option<String> {
     fn number<T: ArrowPrimitiveType<Native: ToString>>(column: &ArrayRef, row: usize) -> String {
         column.as_primitive::<T>().value(row).to_string()
@@ -310,9 +349,13 @@ fn text(column: &ArrayRef, row: usize) -> Option<String> {
     if column.is_null(row) {
         return None;
     }
-    Some(match column.data_type() {
+    let text = match column.data_type() {
         DataType::Utf8 => column.as_string::<i32>().value(row).to_owned(),
         DataType::Boolean => column.as_boolean().value(row).to_string(),
+        // Only ids are read from floats.
+        DataType::Float16 => column.as_primitive::<Float16Type>().value(row).to_f64().to_string(),
+        DataType::Float32 => number::<Float32Type>(column, row),
+        DataType::Float64 => number::<Float64Type>(column, row),
         DataType::Int8 => number::<Int8Type>(column, row),
         DataType::Int16 => number::<Int16Type>(column, row),
         DataType::Int32 => number::<Int32Type>(column, row),
@@ -322,7 +365,8 @@ fn text(column: &ArrayRef, row: usize) -> Option<String> {
         DataType::UInt32 => number::<UInt32Type>(column, row),
         DataType::UInt64 => number::<UInt64Type>(column, row),
         _ => return None,
-    })
+    };
+    Some(text).filter(|text| text != "NaN" || !column.data_type().is_floating())
 }
 
 fn is_vector(field: &Field) -> bool {
@@ -331,6 +375,14 @@ fn is_vector(field: &Field) -> bool {
 
 fn is_integer(field: &Field) -> bool {
     field.data_type().is_integer()
+}
+
+fn is_number(field: &Field) -> bool {
+    is_integer(field) || field.data_type().is_floating()
+}
+
+fn could_be_id(field: &Field) -> bool {
+    is_number(field) || is_string(field)
 }
 
 fn is_string(field: &Field) -> bool {
@@ -451,7 +503,7 @@ pub(super) mod tests {
             (
                 &columns,
                 Options { id_column: Some("v".into()), ..Options::default() },
-                "t.parquet: has no integer column 'v'; name one with --id-column;",
+                "t.parquet: has no integer, float or string column 'v'; name one with --id-column;",
             ),
             (
                 &columns,
@@ -461,7 +513,7 @@ pub(super) mod tests {
             (
                 &[("v", lists(vec![None]))],
                 Options::default(),
-                "t.parquet: has only nulls where its vectors should be; leave it out",
+                "t.parquet: has no usable vector: only nulls, NaN or zeros where they should be; leave it out",
             ),
             (&[("v", lists(vec![]))], Options::default(), "t.parquet: has no rows; leave it out"),
         ];
@@ -471,6 +523,56 @@ pub(super) mod tests {
         }
         let (_, bad) = read(&columns, &Options::default(), 9).unwrap();
         assert_eq!(bad[0].reason, format!("id '-1' is not an integer from 0 to {}", u64::MAX));
+    }
+
+    #[test]
+    fn placeholders_do_not_decide_the_dimension() {
+        let placeholder = Some(vec![Some(f32::NAN)]);
+        let vectors = [vec![placeholder; 300], vec![Some(vec![Some(1.0); 8])]].concat();
+        let (rows, bad) = read(&[("v", lists(vectors.clone()))], &Options::default(), 64).unwrap();
+        assert_eq!((rows.len(), bad.len(), rows[0].values.len()), (1, 300, 8));
+        let (rows, _) =
+            read(&[("v", lists(vectors))], &Options { dim: Some(3), ..Options::default() }, 64).unwrap();
+        assert!(rows.is_empty());
+    }
+
+    #[test]
+    fn ids_are_integers_whole_floats_or_text() {
+        let vectors = || lists(vec![Some(vec![Some(1.0)]); 3]);
+        let ids = |ids: ArrayRef, more: Option<ArrayRef>, options: &Options| {
+            let mut columns = vec![("v", vectors()), ("id", ids)];
+            columns.extend(more.map(|more| ("url", more)));
+            read(&columns, options, 2).unwrap()
+        };
+        let floats = || Arc::new(Float64Array::from(vec![Some(11.0), None, Some(13.0)]));
+        let (rows, _) = ids(floats(), None, &Options::default());
+        assert_eq!(rows.iter().map(|row| row.id).collect::<Vec<_>>(), [Some(11), None, Some(13)]);
+        let (rows, _) = ids(floats(), None, &Options { no_ids: true, ..Options::default() });
+        assert!(rows.iter().all(|row| row.id.is_none()));
+        let (rows, bad) =
+            ids(Arc::new(Float64Array::from(vec![0.5, f64::NAN, 2.0])), None, &Options::default());
+        assert_eq!((rows.len(), bad.len()), (2, 1), "a NaN is a gap, a half is no id");
+        let text = || Arc::new(StringArray::from(vec!["a", "b", "7"]));
+        let (rows, _) = ids(text(), None, &Options::default());
+        assert_eq!(rows[0].uri.as_deref(), Some("a"));
+        let (rows, _) = ids(text(), Some(text()), &Options::default());
+        assert_eq!((rows[1].id, &rows[1].tags["id"][..]), (None, "b"));
+        let (rows, bad) = ids(text(), None, &Options { id_column: Some("id".into()), ..Options::default() });
+        assert_eq!((rows[0].id, bad.len()), (Some(7), 2));
+    }
+
+    #[test]
+    fn only_the_columns_asked_for_become_tags() {
+        let text = || -> ArrayRef { Arc::new(StringArray::from(vec!["x"])) };
+        let columns = [("v", lists(vec![Some(vec![Some(1.0)])])), ("a", text()), ("b", text())];
+        let only = |names: &[&str]| Options {
+            tag_columns: Some(names.iter().map(|name| (*name).to_owned()).collect()),
+            ..Options::default()
+        };
+        let (rows, _) = read(&columns, &only(&["b"]), 2).unwrap();
+        assert_eq!(format!("{:?}", rows[0].tags), r#"{"b": "x"}"#);
+        assert!(read(&columns, &only(&[]), 2).unwrap().0[0].tags.is_empty());
+        assert!(read(&columns, &only(&["c"]), 2).unwrap_err().contains("no column 'c'"));
     }
 
     /// A small file of seven vectors.

@@ -119,6 +119,19 @@ fn a_folder_is_read_in_order_with_its_metadata_from_any_row_on() {
 }
 
 #[test]
+fn parts_are_taken_by_the_numbers_in_their_names() {
+    let folder = TempDir::new().unwrap();
+    for part in 0..12 {
+        fs::write(folder.path().join(format!("emb_{part}.npy")), array(part, 1)).unwrap();
+    }
+    fs::write(folder.path().join("emb_007b.npy"), array(100, 1)).unwrap();
+    let import = open(&[folder.path().to_owned()], &Options::default()).unwrap();
+    let (rows, _) = collect(&import, 3, 0).unwrap();
+    let firsts: Vec<f32> = rows.iter().map(|row| row.values[0]).collect();
+    assert_eq!(firsts, [0., 1., 2., 3., 4., 5., 6., 7., 100., 8., 9., 10., 11.]);
+}
+
+#[test]
 fn disagreements_are_found_before_the_first_row() {
     let folder = TempDir::new().unwrap();
     let path = |name: &str| folder.path().join(name);

@@ -236,3 +236,106 @@ fn what_does_not_fit_is_refused_before_a_row_is_stored() {
     assert!(ran.out.contains("6 items afterwards"), "{}", ran.out);
     assert_eq!(bench.record("a").items, 3);
 }
+
+/// Writes a table of vectors of one component more than zero, with an `id` and a `url` column.
+fn write_ids(path: &Path, ids: arrow_array::ArrayRef, urls: &[&str]) {
+    let rows: Vec<Vec<f32>> =
+        (0..urls.len()).map(|i| (0..8).map(|j| ((i * 9 + j) as f32).cos()).collect()).collect();
+    let lists = rows.iter().map(|row| Some(row.iter().map(|&v| Some(v)).collect::<Vec<_>>()));
+    let vectors = FixedSizeListArray::from_iter_primitive::<Float32Type, _, _>(lists, 8);
+    let columns: [(&str, arrow_array::ArrayRef); 3] = [
+        ("id", ids),
+        ("url", Arc::new(StringArray::from_iter_values(urls))),
+        ("embedding", Arc::new(vectors)),
+    ];
+    let batch =
+        RecordBatch::try_from_iter_with_nullable(columns.map(|(name, column)| (name, column, true))).unwrap();
+    let mut writer =
+        parquet::arrow::ArrowWriter::try_new(File::create(path).unwrap(), batch.schema(), None).unwrap();
+    writer.write(&batch).unwrap();
+    writer.close().unwrap();
+}
+
+#[test]
+fn rows_without_an_id_get_none_that_a_row_of_the_import_names() {
+    // The gap comes first, in the middle, and in a file of its own before the one that names ids.
+    for gap in [0, 1, 2] {
+        let bench = Bench::new();
+        let path = bench.path("t.parquet");
+        let ids: Vec<Option<u64>> =
+            (0..3).map(|i| (i != gap).then_some(if i > gap { i - 1 } else { i })).collect();
+        write_ids(&path, Arc::new(UInt64Array::from(ids)), &["a", "b", "c"]);
+        bench.run("import --cache c --vectors", &[&path]).expect(0);
+        let items: Vec<_> = bench.items("c").into_iter().map(|(id, item)| (id, item.uri)).collect();
+        assert_eq!(items.len(), 3, "{items:?}");
+        assert!(items.contains(&(2, ["a", "b", "c"][gap as usize].into())), "{items:?}");
+        bench.assert_sound();
+    }
+    let bench = Bench::new();
+    let folder = bench.path("in");
+    fs::create_dir(&folder).unwrap();
+    write_npy(&folder.join("1.npy"), &some_rows(1500));
+    with_ids(&bench, "in/2.npy", &some_rows(1503)[1500..], [0, 700, 1499].into_iter());
+    bench.run("import --cache c --no-index --vectors", &[&folder]).expect(0);
+    let items = bench.items("c");
+    assert_eq!(items.len(), 1503);
+    assert!([0, 700, 1499].iter().all(|id| items[id].uri.starts_with("in/2.npy/")));
+}
+
+#[test]
+fn two_rows_of_one_id_are_two_lines_also_when_they_are_of_one_thing() {
+    let bench = Bench::new();
+    let path = bench.path("t.parquet");
+    write_ids(&path, Arc::new(UInt64Array::from(vec![7, 7, 8])), &["same", "same", "other"]);
+    let ran = bench.run("import --cache c --vectors", &[&path]).expect(3);
+    assert!(ran.out.starts_with("2 stored, 0 replaced, 0 duplicates, 1 bad; 2 items"), "{}", ran.out);
+    let bad = bench.bad("c");
+    assert!(bad.len() == 1 && bad.keys().all(|uri| uri.ends_with("#1")), "{bad:?}");
+    // A run that goes on after a kill knows them too.
+    bench.run("import --cache c --vectors", &[&path]).expect(3);
+    assert_eq!(bench.items("c").len(), 2);
+    // Another file that says something new of the same thing replaces it.
+    let newer = bench.path("u.parquet");
+    write_ids(&newer, Arc::new(UInt64Array::from(vec![8, 7])), &["other", "same"]);
+    let ran = bench.run("import --cache c --vectors", &[&newer]).expect(0);
+    assert!(ran.out.starts_with("0 stored, 2 replaced"), "{}", ran.out);
+}
+
+#[test]
+fn rows_that_name_their_ids_are_never_dropped_as_duplicates() {
+    let bench = Bench::new();
+    let rows = [some_rows(3), some_rows(3)].concat();
+    let path = with_ids(&bench, "v.npy", &rows, 10..16);
+    bench.run("import --cache a --vectors", &[&path]).expect(0);
+    assert_eq!(bench.items("a").len(), 6);
+    let ran = bench.run("import --cache b --no-ids --vectors", &[&path]).expect(0);
+    assert!(ran.out.starts_with("3 stored, 0 replaced, 3 duplicates"), "{}", ran.out);
+    bench.assert_sound();
+}
+
+#[test]
+fn one_bad_line_of_metadata_costs_its_row() {
+    let bench = Bench::new();
+    let path = with_ids(&bench, "v.npy", &some_rows(4), 0..4);
+    let lines = "{\"id\": 3}\nno json\n{\"id\": -1}\n{\"id\": 5, \"uri\": \"last\"}\n";
+    fs::write(path.with_extension("jsonl"), lines).unwrap();
+    let ran = bench.run("import --cache a --vectors", &[&path]).expect(3);
+    assert!(ran.out.starts_with("2 stored, 0 replaced, 0 duplicates, 2 bad"), "{}", ran.out);
+    let bad = bench.bad("a");
+    assert!(bad.values().any(|reason| reason.contains("line 2: is not a JSON object")), "{bad:?}");
+    assert_eq!(bench.items("a")[&5].uri, "last");
+}
+
+#[test]
+fn columns_that_are_not_taken_and_rows_that_are_changed_are_said() {
+    let bench = Bench::new();
+    let path = bench.path("t.parquet");
+    write_ids(&path, Arc::new(StringArray::from(vec!["x1", "x2"])), &["a", "b"]);
+    let ran = bench.run("import --cache a --vectors", &[&path]).expect(0);
+    assert!(ran.out.contains("its `id` is text and kept as tag"), "{}", ran.out);
+    assert!(ran.out.contains("2 rows were not of length 1 and are stored with it"), "{}", ran.out);
+    assert_eq!(bench.items("a")[&0].tags["id"], "x1");
+    bench.run("import --cache b --no-tags --vectors", &[&path]).expect(0);
+    assert!(bench.items("b")[&0].tags.is_empty());
+    assert_eq!(bench.report()["notes"].as_array().unwrap().len(), 2);
+}

@@ -8,4 +8,5 @@ mod common;
 mod build;
 mod damage;
 mod import;
+mod mixed;
 mod resume;

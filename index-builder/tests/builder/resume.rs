@@ -160,6 +160,41 @@ fn an_interrupt_finishes_what_is_in_hand() {
     finish_and_compare(&bench, &folder, words);
 }
 
+/// While the graph is built nothing is in hand that could be finished, so the first interrupt ends it.
+#[test]
+fn an_interrupt_while_indexing_ends_at_once_and_keeps_everything() {
+    const ROWS: usize = 60_000;
+    let bench = Bench::new();
+    let vectors = bench.path("v.npy");
+    write_rows(&vectors, ROWS, 32, &mut Pcg64::seed_from_u64(seed()));
+    let words = "import --cache a --ef-construction 400 --min-recall 0 --vectors";
+    let mut command = bench.command(words, &[&vectors]);
+    let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    while !bench.store.join("CURRENT").exists() || look(&bench, "a").0 < ROWS as u64 {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    std::thread::sleep(Duration::from_millis(500));
+    let begin = Instant::now();
+    let kill = Command::new("sh").args(["-c", &format!("kill -INT {}", child.id())]).status().unwrap();
+    assert!(kill.success());
+    let output = child.wait_with_output().unwrap();
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(130), "{told}");
+    assert!(told.contains("stopped while indexing; everything is stored"), "{told}");
+    assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
+    assert_eq!(look(&bench, "a"), (ROWS as u64, 0));
+}
+
+/// Writes an array of so many rows.
+fn write_rows(path: &Path, rows: usize, dim: usize, random: &mut Pcg64) {
+    let mut header = format!("{{'descr': '<f4', 'fortran_order': False, 'shape': ({rows}, {dim}), }}");
+    header.extend(std::iter::repeat_n(' ', 117 - header.len()));
+    let mut bytes = b"\x93NUMPY\x01\x00\x76\x00".to_vec();
+    bytes.extend(header.bytes().chain([b'\n']));
+    bytes.extend((0..rows * dim).flat_map(|_| random.random_range(-1.0f32..1.0).to_le_bytes()));
+    fs::write(path, bytes).unwrap();
+}
+
 #[test]
 fn a_killed_import_goes_on() {
     const ROWS: usize = 8_000;
@@ -167,12 +202,7 @@ fn a_killed_import_goes_on() {
     let mut random = Pcg64::seed_from_u64(seed());
     let bench = Bench::new();
     let vectors = bench.path("v.npy");
-    let mut header = format!("{{'descr': '<f4', 'fortran_order': False, 'shape': ({ROWS}, {DIM}), }}");
-    header.extend(std::iter::repeat_n(' ', 117 - header.len()));
-    let mut bytes = b"\x93NUMPY\x01\x00\x76\x00".to_vec();
-    bytes.extend(header.bytes().chain([b'\n']));
-    bytes.extend((0..ROWS * DIM).flat_map(|_| random.random_range(-1.0f32..1.0).to_le_bytes()));
-    fs::write(&vectors, bytes).unwrap();
+    write_rows(&vectors, ROWS, DIM, &mut random);
     let (mut before, mut killed) = ((0, 0), 0);
     for round in 0..15 {
         let child = start(bench.command("import --cache a --vectors", &[&vectors]));
