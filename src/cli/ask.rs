@@ -4,7 +4,9 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
+use tonic::transport::Channel;
 use viscache::media::npy;
+use viscache::serve::proto::cache_service_client::CacheServiceClient;
 use viscache::serve::proto::{self, Dtype, EmbedOutput, part};
 use viscache::serve::{decode_tensor, encode_tensor};
 use viscache::types::Filter;
@@ -30,6 +32,7 @@ pub async fn enhance(config: &Config, args: EnhanceArgs) -> anyhow::Result<ExitC
         target::open(config, &args.target, target::wants(args.inputs.vectors.is_none())).await?,
     );
     let (mut shown, mut rows, mut dim) = (shown(args.json, &args.filter), Vec::new(), 0);
+    let mut best = Vec::new();
     for batch in batches {
         let (vectors, queries) = batch.split();
         let request = proto::EnhanceRequest {
@@ -58,6 +61,7 @@ pub async fn enhance(config: &Config, args: EnhanceArgs) -> anyhow::Result<ExitC
         let matrix = decode_tensor(tensor).map_err(|e| anyhow::anyhow!("the reply's tensor {e}"))?;
         for (result, row) in reply.results.iter().zip(matrix.iter()) {
             shown.enhanced(result, reply.source.as_ref(), args.out.is_none().then_some(row))?;
+            best.extend(result.neighbors.iter().map(|_| result.max_score).next());
         }
         dim = matrix.dim;
         rows.extend(matrix.values);
@@ -65,6 +69,9 @@ pub async fn enhance(config: &Config, args: EnhanceArgs) -> anyhow::Result<ExitC
     if let Some(out) = &args.out {
         write_npy(out, &rows, dim)?;
         shown.written("enhanced queries", out);
+    }
+    if args.filter.is_none() {
+        say_if_strange(&mut client, &shown, &args.target, kind(&args.inputs, &args.search), &best).await;
     }
     Ok(shown.exit_code())
 }
@@ -74,7 +81,7 @@ pub async fn search(config: &Config, args: SearchArgs) -> anyhow::Result<ExitCod
     let mut client = target::cache(
         target::open(config, &args.target, target::wants(args.inputs.vectors.is_none())).await?,
     );
-    let mut shown = shown(args.json, &args.filter);
+    let (mut shown, mut best) = (shown(args.json, &args.filter), Vec::new());
     for batch in batches {
         let (vectors, queries) = batch.split();
         let request = proto::SearchRequest {
@@ -89,7 +96,11 @@ pub async fn search(config: &Config, args: SearchArgs) -> anyhow::Result<ExitCod
         let reply = client.search(request).await.map_err(show::refused)?.into_inner();
         for result in &reply.results {
             shown.searched(result, reply.source.as_ref())?;
+            best.extend(result.neighbors.first().map(|hit| hit.score));
         }
+    }
+    if args.filter.is_none() {
+        say_if_strange(&mut client, &shown, &args.target, kind(&args.inputs, &args.search), &best).await;
     }
     Ok(shown.exit_code())
 }
@@ -129,6 +140,35 @@ pub async fn describe(config: &Config, target: &Target, json: bool) -> anyhow::R
     let reply = client.describe(request).await.map_err(show::refused)?.into_inner();
     show::described(&reply, json)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// What kind of queries the inputs are, where that is one: of mixtures nothing was measured.
+fn kind(inputs: &Inputs, search: &SearchOptions) -> Option<String> {
+    let named = search.query_kind.as_ref().map(ToString::to_string);
+    named.or_else(|| inputs.media.kind().map(str::to_owned))
+}
+
+/// Says to people, in one line, when all queries of a kind score less than such queries do of things that the cache has.
+///
+/// * `best`: the best score of each.
+async fn say_if_strange(
+    client: &mut CacheServiceClient<Channel>,
+    shown: &Shown,
+    target: &Target,
+    kind: Option<String>,
+    best: &[f32],
+) {
+    let (Some(kind), Some(best)) = (kind, best.iter().copied().reduce(f32::max)) else { return };
+    let request = proto::DescribeRequest { cache: target.cache.clone().unwrap_or_default() };
+    // A hint is not worth an error.
+    let Ok(reply) = client.describe(request).await else { return };
+    let curves = reply.into_inner().recall_curves;
+    let usual = curves.iter().find(|curve| curve.kind == kind).and_then(|curve| curve.nearest);
+    if let Some(usual) = usual.filter(|usual| best < *usual) {
+        shown.note(&format!(
+            "the cache may have nothing like this {kind}: its nearest item scores {best:.2}, where 99 of 100 score {usual:.2} or more"
+        ));
+    }
 }
 
 fn shown(json: bool, filter: &Option<Filter>) -> Shown {

@@ -4,30 +4,27 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
+use prost::Message as _;
 use serde_json::json;
 use viscache::media::npy;
 use viscache::serve::encode_tensor;
 use viscache::serve::proto::{self, Dtype, upsert_item};
 
 use super::ask::{ROWS_PER_REQUEST, read};
+use super::media::MediaArgs;
 use super::show::{self, Shown};
 use super::{DeleteArgs, UpsertArgs, target};
 use crate::config::Config;
 
+/// Bytes of files after which a request is full: one more file of the largest size has room in what a server takes by default.
+const BYTES_PER_REQUEST: usize = 16 << 20;
+
 pub async fn upsert(config: &Config, args: UpsertArgs) -> anyhow::Result<ExitCode> {
     let ids = args.ids.as_deref().map(ids).transpose()?;
     let cache = args.target.cache.clone().unwrap_or_default();
-    let (count, requests) = match &args.vectors {
+    let (count, requests): (usize, Requests<'_>) = match &args.vectors {
         Some(path) => vectors(path, &cache)?,
-        None => {
-            let item = |(uri, media): (String, proto::Media)| proto::UpsertItem {
-                content: Some(upsert_item::Content::Media(media)),
-                uri,
-                ..Default::default()
-            };
-            let items: Vec<_> = args.media.read()?.into_iter().map(item).collect();
-            (items.len(), vec![proto::UpsertRequest { cache, items, vectors: None }])
-        }
+        None => media(&args.media, &cache),
     };
     if count == 0 {
         bail!("there is nothing to store; give --image, --text, --audio, another input, or --vectors");
@@ -41,7 +38,8 @@ pub async fn upsert(config: &Config, args: UpsertArgs) -> anyhow::Result<ExitCod
     let mut client =
         target::admin(target::open(config, &args.target, target::wants(args.vectors.is_none())).await?);
     let mut shown = Shown::new("item", args.json);
-    for mut request in requests {
+    for request in requests {
+        let mut request = request?;
         for item in &mut request.items {
             item.id = ids.next();
             item.tags.extend(args.tags.iter().cloned());
@@ -52,6 +50,36 @@ pub async fn upsert(config: &Config, args: UpsertArgs) -> anyhow::Result<ExitCod
         }
     }
     Ok(shown.exit_code())
+}
+
+/// Requests, made one after the other: files are read when their turn comes.
+type Requests<'a> = Box<dyn Iterator<Item = anyhow::Result<proto::UpsertRequest>> + 'a>;
+
+/// Files and texts as requests that a server's limits let pass, and their number.
+fn media<'a>(media: &'a MediaArgs, cache: &'a str) -> (usize, Requests<'a>) {
+    let sources = media.sources();
+    let count = sources.len();
+    let mut sources = sources.into_iter().peekable();
+    let requests = std::iter::from_fn(move || {
+        sources.peek()?;
+        let (mut items, mut bytes) = (Vec::new(), 0);
+        while bytes < BYTES_PER_REQUEST && items.len() < ROWS_PER_REQUEST {
+            let Some((uri, read)) = sources.next() else { break };
+            let kind = match read() {
+                Ok(kind) => kind,
+                Err(error) => return Some(Err(error)),
+            };
+            let media = proto::Media { kind: Some(kind) };
+            bytes += media.encoded_len();
+            items.push(proto::UpsertItem {
+                content: Some(upsert_item::Content::Media(media)),
+                uri,
+                ..Default::default()
+            });
+        }
+        Some(Ok(proto::UpsertRequest { cache: cache.to_owned(), items, vectors: None }))
+    });
+    (count, Box::new(requests))
 }
 
 pub async fn delete(config: &Config, args: DeleteArgs) -> anyhow::Result<ExitCode> {
@@ -85,7 +113,7 @@ pub fn tag(text: &str) -> Result<(String, String), String> {
 }
 
 /// The rows of a file as requests, and their number.
-fn vectors(path: &Path, cache: &str) -> anyhow::Result<(usize, Vec<proto::UpsertRequest>)> {
+fn vectors(path: &Path, cache: &str) -> anyhow::Result<(usize, Requests<'static>)> {
     let bytes = read(path)?;
     let matrix = npy::read(&bytes).map_err(|e| anyhow::anyhow!("{}: {e}", path.display()))?;
     let request = |(i, rows): (usize, &[f32])| {
@@ -99,11 +127,12 @@ fn vectors(path: &Path, cache: &str) -> anyhow::Result<(usize, Vec<proto::Upsert
         }
     };
     let chunks = matrix.values.chunks(ROWS_PER_REQUEST * matrix.dim);
-    Ok((matrix.values.len() / matrix.dim, chunks.enumerate().map(request).collect()))
+    let requests: Vec<_> = chunks.enumerate().map(request).map(Ok).collect();
+    Ok((matrix.values.len() / matrix.dim, Box::new(requests.into_iter())))
 }
 
 /// Ids from a list, or from a file of them.
-fn ids(words: &str) -> anyhow::Result<Vec<u64>> {
+pub(super) fn ids(words: &str) -> anyhow::Result<Vec<u64>> {
     if words.ends_with(".npy") {
         let bytes = read(Path::new(words))?;
         return npy::read_ids(&bytes).map_err(|e| anyhow::anyhow!("{words}: {e}"));

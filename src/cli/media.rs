@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use viscache::serve::proto::{self, media};
+use viscache::types::Modality;
 
 use super::ask::read;
 
@@ -44,41 +45,84 @@ pub(super) struct MediaArgs {
     normalize_points: bool,
 }
 
+/// One input: the name of its file, or the text itself, and how to read it.
+pub(super) type Source<'a> = (String, Box<dyn Fn() -> anyhow::Result<media::Kind> + 'a>);
+
 impl MediaArgs {
-    /// All of it, in the order of the options above, each with the name of its file or the text itself.
-    pub(super) fn read(&self) -> anyhow::Result<Vec<(String, proto::Media)>> {
-        let mut all = Vec::new();
-        let mut add = |name: String, kind| all.push((name, proto::Media { kind: Some(kind) }));
-        let named = |path: &Path| path.display().to_string();
+    /// The options that name files.
+    pub(super) const FILES: [&str; 7] =
+        ["images", "sounds", "videos", "depths", "thermals", "imus", "clouds"];
+
+    /// All of it, in the order of the options above; nothing is read yet.
+    pub(super) fn sources(&self) -> Vec<Source<'_>> {
+        let mut all: Vec<Source<'_>> = Vec::new();
         for path in &self.images {
-            add(named(path), media::Kind::Image(read(path)?.into()));
+            all.push((named(path), Box::new(|| Ok(media::Kind::Image(read(path)?.into())))));
         }
         for text in &self.texts {
-            add(text.clone(), media::Kind::Text(text.clone()));
+            all.push((text.clone(), Box::new(|| Ok(media::Kind::Text(text.clone())))));
         }
         for path in &self.sounds {
-            add(named(path), media::Kind::Audio(read(path)?.into()));
+            all.push((named(path), Box::new(|| Ok(media::Kind::Audio(read(path)?.into())))));
         }
         for path in &self.videos {
-            let source = Some(proto::video::Source::File(read(path)?.into()));
-            add(named(path), media::Kind::Video(proto::Video { source }));
+            let film = || {
+                let source = Some(proto::video::Source::File(read(path)?.into()));
+                Ok(media::Kind::Video(proto::Video { source }))
+            };
+            all.push((named(path), Box::new(film)));
         }
         for path in &self.depths {
-            let depth = proto::Depth { file: read(path)?.into(), ..Default::default() };
-            add(named(path), media::Kind::Depth(depth));
+            let depth =
+                || Ok(media::Kind::Depth(proto::Depth { file: read(path)?.into(), ..Default::default() }));
+            all.push((named(path), Box::new(depth)));
         }
         for path in &self.thermals {
-            let thermal = proto::Thermal { file: read(path)?.into(), ..Default::default() };
-            add(named(path), media::Kind::Thermal(thermal));
+            let thermal = || {
+                Ok(media::Kind::Thermal(proto::Thermal { file: read(path)?.into(), ..Default::default() }))
+            };
+            all.push((named(path), Box::new(thermal)));
         }
         for path in &self.imus {
-            let (file, rate) = (read(path)?.into(), self.imu_rate);
-            add(named(path), media::Kind::Imu(proto::Imu { file, rate, ..Default::default() }));
+            let imu = || {
+                let (file, rate) = (read(path)?.into(), self.imu_rate);
+                Ok(media::Kind::Imu(proto::Imu { file, rate, ..Default::default() }))
+            };
+            all.push((named(path), Box::new(imu)));
         }
         for path in &self.clouds {
-            let (file, normalize) = (read(path)?.into(), self.normalize_points);
-            add(named(path), media::Kind::PointCloud(proto::PointCloud { file, normalize, seed: 0 }));
+            let cloud = || {
+                let (file, normalize) = (read(path)?.into(), self.normalize_points);
+                Ok(media::Kind::PointCloud(proto::PointCloud { file, normalize, seed: 0 }))
+            };
+            all.push((named(path), Box::new(cloud)));
         }
-        Ok(all)
+        all
     }
+
+    /// What kind of query it makes, if it is one input alone.
+    pub(super) fn kind(&self) -> Option<&'static str> {
+        let kinds = [
+            (Modality::Image, self.images.len()),
+            (Modality::Text, self.texts.len()),
+            (Modality::Audio, self.sounds.len()),
+            (Modality::Video, self.videos.len()),
+            (Modality::Depth, self.depths.len()),
+            (Modality::Thermal, self.thermals.len()),
+            (Modality::Imu, self.imus.len()),
+            (Modality::Point, self.clouds.len()),
+        ];
+        let mut given = kinds.iter().filter(|(_, count)| *count > 0);
+        given.next().filter(|(_, count)| *count == 1 && given.next().is_none()).map(|(kind, _)| kind.word())
+    }
+
+    /// All of it, read.
+    pub(super) fn read(&self) -> anyhow::Result<Vec<(String, proto::Media)>> {
+        let media = |(name, read): Source<'_>| Ok((name, proto::Media { kind: Some(read()?) }));
+        self.sources().into_iter().map(media).collect()
+    }
+}
+
+fn named(path: &Path) -> String {
+    path.display().to_string()
 }

@@ -8,6 +8,7 @@
 mod answer;
 mod ask;
 mod bench;
+mod caches;
 mod change;
 mod check;
 mod convert;
@@ -61,7 +62,12 @@ impl Cli {
     /// The command line: flags that each command lists for itself are not listed again before all of them.
     fn described() -> clap::Command {
         let listed = |arg: &clap::Arg| arg.is_global_set();
-        Cli::command().mut_args(|arg| if listed(&arg) { arg } else { arg.hide(true) })
+        let described = Cli::command().mut_args(|arg| if listed(&arg) { arg } else { arg.hide(true) });
+        // Nothing else follows the files to be stored, so one flag may name many.
+        let many = |arg: clap::Arg| {
+            if MediaArgs::FILES.contains(&arg.get_id().as_str()) { arg.num_args(1..) } else { arg }
+        };
+        described.mut_subcommand("upsert", |upsert| upsert.mut_args(many))
     }
 }
 
@@ -83,6 +89,42 @@ enum Command {
     Upsert(UpsertArgs),
     /// Delete items by id.
     Delete(DeleteArgs),
+    /// Every cache of the store, served or not.
+    Caches {
+        #[command(flatten)]
+        target: Target,
+        /// Print one JSON object a line.
+        #[arg(long, help_heading = "Output")]
+        json: bool,
+    },
+    /// What is known of items: where they came from, and their tags.
+    Items(ItemsArgs),
+    /// What a server has done since it started.
+    Stats {
+        #[command(flatten)]
+        target: Target,
+        /// Print one JSON object.
+        #[arg(long, help_heading = "Output")]
+        json: bool,
+    },
+    /// Serve another stored generation: a roll-back, or its opposite.
+    Publish {
+        #[command(flatten)]
+        target: Target,
+        /// Which generation.
+        #[arg(long, value_name = "N")]
+        generation: u64,
+    },
+    /// Let a server look at what others have published and changed.
+    Reload {
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Build a generation of everything that has changed, and serve it.
+    Compact {
+        #[command(flatten)]
+        target: Target,
+    },
     /// What a cache is, what may be asked of it, and every limit.
     Describe {
         #[command(flatten)]
@@ -316,6 +358,21 @@ struct UpsertArgs {
 }
 
 #[derive(Args)]
+struct ItemsArgs {
+    /// Ids of the items.
+    #[arg(long, value_name = "ID,ID,…|FILE.npy", help_heading = "Input")]
+    ids: String,
+    #[command(flatten)]
+    target: Target,
+    /// Print their embeddings too, as JSON.
+    #[arg(long, requires = "json", help_heading = "Output")]
+    vectors: bool,
+    /// Print one JSON object per item.
+    #[arg(long, help_heading = "Output")]
+    json: bool,
+}
+
+#[derive(Args)]
 struct DeleteArgs {
     /// Ids of the items.
     #[arg(long, value_name = "ID,ID,…|FILE.npy", help_heading = "Input")]
@@ -396,7 +453,14 @@ fn given(command: &Command) -> Given<'_> {
             Given { model: Some(model), writable: true, ..target.given() }
         }
         Command::Delete(DeleteArgs { target, .. }) => Given { writable: true, ..target.given() },
-        Command::Describe { target, .. } => target.given(),
+        Command::Publish { target, .. } | Command::Compact { target } => {
+            Given { writable: true, ..target.given() }
+        }
+        Command::Items(ItemsArgs { target, .. })
+        | Command::Caches { target, .. }
+        | Command::Stats { target, .. }
+        | Command::Reload { target }
+        | Command::Describe { target, .. } => target.given(),
         Command::Check { target, model, decoder, .. } => {
             Given { model: Some(model), decoder: Some(decoder), ..target.given() }
         }
@@ -419,6 +483,12 @@ async fn dispatch(command: Command, config: Config) -> anyhow::Result<ExitCode> 
         Command::Score(args) => answer::score(&config, args).await,
         Command::Upsert(args) => change::upsert(&config, args).await,
         Command::Delete(args) => change::delete(&config, args).await,
+        Command::Caches { target, json } => caches::list(&config, &target, json).await,
+        Command::Items(args) => caches::items(&config, args).await,
+        Command::Stats { target, json } => caches::stats(&config, &target, json).await,
+        Command::Publish { target, generation } => caches::publish(&config, &target, generation).await,
+        Command::Reload { target } => caches::reload(&config, &target).await,
+        Command::Compact { target } => caches::compact(&config, &target).await,
         Command::Describe { target, json } => ask::describe(&config, &target, json).await,
         Command::Check { target, json, .. } => check::run(&config, &target, json).await,
         Command::Bench(bench) => bench::run(&config, bench).await,

@@ -1,5 +1,6 @@
 //! Replies as text for people or JSON for programs.
 
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
@@ -181,6 +182,27 @@ impl Shown {
         }
     }
 
+    pub fn item(&mut self, item: &proto::ItemResult) -> anyhow::Result<()> {
+        let Some(_) = self.begin(item.status.as_ref())? else { return Ok(()) };
+        let modality = item.modality().as_str_name().trim_start_matches("MODALITY_").to_lowercase();
+        let modality = Some(modality).filter(|word| word != "unspecified");
+        if self.json {
+            let mut line = json!({
+                "id": item.id, "uri": item.uri, "modality": modality, "digest": item.digest, "tags": item.tags,
+            });
+            if let Some(tensor) = &item.embedding {
+                line["vector"] =
+                    json!(viscache::serve::decode_tensor(tensor).map_err(anyhow::Error::msg)?.values);
+            }
+            return print_line(&line);
+        }
+        let tags: BTreeMap<&String, &String> = item.tags.iter().collect();
+        let tags: Vec<String> = tags.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        let mut out = std::io::stdout().lock();
+        writeln!(out, "{:>9}  {}  {}  {}", item.id, item.uri, modality.unwrap_or_default(), tags.join(" "))?;
+        Ok(())
+    }
+
     /// The number of the next result, or nothing when it is an error that has now been printed.
     fn begin(&mut self, status: Option<&pb::Status>) -> anyhow::Result<Option<usize>> {
         let number = self.count;
@@ -211,7 +233,7 @@ pub fn described(reply: &proto::DescribeResponse, json: bool) -> anyhow::Result<
     };
     let margin = |m: &proto::MarginRecall| json!({ "ef_search": m.ef_search, "margin": m.margin, "recall_at_10": m.recall_at_10 });
     let margins = |c: &proto::RecallCurve| c.margins.iter().map(margin).collect::<Vec<_>>();
-    let curve = |c: &proto::RecallCurve| json!({ "kind": c.kind, "points": points(&c.points), "margins": margins(c) });
+    let curve = |c: &proto::RecallCurve| json!({ "kind": c.kind, "points": points(&c.points), "margins": margins(c), "nearest": c.nearest });
     let live = |l: &proto::LiveRecall| {
         json!({
             "kind": l.kind,
@@ -297,7 +319,7 @@ pub fn described(reply: &proto::DescribeResponse, json: bool) -> anyhow::Result<
             writeln!(out, "the last compaction failed: {}", delta.compaction_problem)?;
         }
     }
-    for proto::RecallCurve { kind, points, margins } in &reply.recall_curves {
+    for proto::RecallCurve { kind, points, margins, .. } in &reply.recall_curves {
         for r in points {
             writeln!(out, "recall@10 {:.4} at ef_search {} for {kind} queries", r.recall_at_10, r.ef_search)?;
         }

@@ -4,6 +4,7 @@ use std::process::Command;
 
 use tempfile::TempDir;
 use viscache::media::npy;
+use viscache::store::Recalls;
 
 use crate::store::{self, ROWS, ROWS_DIM, SCENES};
 use crate::world::{Served, World, expect, lines, viscache};
@@ -315,7 +316,7 @@ fn help_lists_what_a_command_takes() {
     assert!(
         all.contains("0 done, 1 failed, 2 the command line is wrong, 3 some items were bad, 130 interrupted")
     );
-    assert!(!all.contains("--decoder") && all.lines().count() < 40, "{all}");
+    assert!(!all.contains("--decoder") && all.lines().count() < 46, "{all}");
     for (command, model, decoder) in [
         ("serve", true, true),
         ("enhance", true, false),
@@ -362,4 +363,64 @@ fn completions_are_printed_for_every_shell() {
         let script = String::from_utf8(expect(0, &[shell], output).stdout).unwrap();
         assert!(script.contains("viscache") && script.contains("enhance"), "{shell}");
     }
+}
+
+#[test]
+fn a_query_unlike_anything_in_the_cache_is_told_in_a_line() {
+    let world = World::new();
+    let store = world.store.to_str().unwrap().to_owned();
+    let told = |command: &str, more: &[&str]| {
+        let arguments = [&["--store", &store, command, "--cache", SCENES, "--image", "0.png"], more].concat();
+        let output = expect(0, &arguments, world.run(&arguments));
+        String::from_utf8(output.stderr).unwrap().contains("the cache may have nothing like this image")
+    };
+    assert!(!told("search", &[]), "nothing was measured");
+    for (usual, strange) in [(0.0, false), (1.5, true)] {
+        let nearest = [("image".to_owned(), usual)].into();
+        store::publish(
+            &world.store,
+            SCENES,
+            Recalls { rows: vec![(96, 1.0)], nearest, ..Recalls::default() },
+        );
+        assert_eq!([told("search", &[]), told("enhance", &[])], [strange; 2]);
+        assert!(!told("search", &["--json"]), "programs have the score");
+        assert!(!told("search", &["--filter", "not id in (1)"]), "a filter may leave out what is near");
+        // Of mixtures nothing is measured.
+        assert!(!told("search", &["--text", "a disc"]));
+    }
+}
+
+#[test]
+fn a_store_is_looked_after_by_commands() {
+    let world = World::new();
+    let caches = world.on_store(0, &["caches", "--json"]);
+    assert!(caches.iter().any(|line| line["name"] == ROWS && line["served_generation"] == 1), "{caches:?}");
+    let items = world.on_store(3, &["items", "--json", "--vectors", "--cache", ROWS, "--ids", "0,999999"]);
+    assert_eq!((&items[0]["id"], items[0]["vector"].as_array().unwrap().len()), (&0.into(), ROWS_DIM));
+    assert_eq!(items[1]["error"]["code"], "NOT_FOUND");
+    let store = world.store.to_str().unwrap();
+    let on_store = |words: &[&str]| {
+        let arguments = [&["--store", store], words].concat();
+        String::from_utf8(expect(0, &arguments, world.run(&arguments)).stdout).unwrap()
+    };
+    world.on_store(0, &["upsert", "--json", "--cache", ROWS, "--vectors", "q.npy"]);
+    assert!(on_store(&["compact", "--cache", ROWS]).starts_with("generation 2 has "));
+    assert_eq!(on_store(&["publish", "--cache", ROWS, "--generation", "1"]), "generation 1 is served\n");
+    assert!(on_store(&["reload", "--cache", ROWS]).starts_with("generation 1 and changes up to 3"));
+    assert!(on_store(&["stats"]).starts_with("up for "));
+    assert!(on_store(&["items", "--cache", ROWS, "--ids", "0"]).contains("        0  "));
+}
+
+#[test]
+fn many_pictures_are_stored_by_one_command_in_messages_that_pass() {
+    let world = World::new();
+    let names: Vec<String> = (0..300).map(|i| format!("copy-{i}.png")).collect();
+    let picture = std::fs::read(world.folder.path().join("0.png")).unwrap();
+    for name in &names {
+        std::fs::write(world.folder.path().join(name), &picture).unwrap();
+    }
+    let words = ["upsert", "--json", "--cache", SCENES, "--image"];
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let stored = world.on_store(0, &[&words[..], &names].concat());
+    assert_eq!(stored.len(), 300);
 }
