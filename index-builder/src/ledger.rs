@@ -103,10 +103,12 @@ pub struct Judge<'a> {
     standing: Standing,
     /// Names seen, by the first half of their digests.
     seen: HashSet<u128>,
-    /// Of those, the pending ones.
-    pending: HashSet<u128>,
+    /// Of those, the pending ones, where a second pass may have to know them.
+    pending: Option<HashSet<u128>>,
     /// In a second pass, what the first one saw.
     first: Option<Box<Judge<'a>>>,
+    /// What the second pass has taken up again.
+    taken: HashSet<u128>,
     /// What was met in the archive under way.
     archive: ArchiveRecord,
     /// That archive's name.
@@ -118,8 +120,23 @@ pub struct Judge<'a> {
 impl<'a> Judge<'a> {
     /// * `retry_bad`: whether units that were refused are tried again.
     pub fn new(place: Option<(&'a Store, CacheRecord)>, retry_bad: bool) -> Self {
-        let (standing, seen, pending, archive) = Default::default();
-        Judge { place, retry_bad, standing, seen, pending, first: None, archive, open: None, reopen: false }
+        Judge {
+            place,
+            retry_bad,
+            standing: Standing::default(),
+            seen: HashSet::new(),
+            pending: None,
+            first: None,
+            taken: HashSet::new(),
+            archive: ArchiveRecord::default(),
+            open: None,
+            reopen: false,
+        }
+    }
+
+    /// For a pass that may be followed by another.
+    pub fn remembering(self) -> Self {
+        Judge { pending: Some(HashSet::new()), ..self }
     }
 
     /// For a second pass over the same inputs: of what the first one saw, only what failed, or lost what it relied on.
@@ -173,9 +190,7 @@ impl<'a> Judge<'a> {
     pub fn judge(&mut self, found: Found) -> anyhow::Result<Option<Work>> {
         if self.first.is_some() {
             return match found {
-                Found::Unit(unit) if self.is_new(&unit.uri) => {
-                    self.first.as_mut().map_or(Ok(None), |first| first.unit_again(unit))
-                }
+                Found::Unit(unit) => self.first.as_mut().map_or(Ok(None), |first| first.unit_again(unit)),
                 _ => Ok(None),
             };
         }
@@ -229,7 +244,9 @@ impl<'a> Judge<'a> {
             // An archive or something foreign had its name before.
             None | Some(Outcome::Bad(_) | Outcome::Failed(_) | Outcome::Passed(_) | Outcome::Archive(_)) => {
                 self.standing.pending += 1;
-                self.pending.insert(key(&unit.uri));
+                if let Some(pending) = &mut self.pending {
+                    pending.insert(key(&unit.uri));
+                }
                 return Ok(Some(Work::Unit { unit, earlier: None }));
             }
         }
@@ -240,25 +257,28 @@ impl<'a> Judge<'a> {
     fn unit_again(&mut self, unit: Unit) -> anyhow::Result<Option<Work>> {
         let (Some((store, cache)), key) = (&self.place, key(&unit.uri)) else { return Ok(None) };
         let known = store.ledger_unit(cache.id, &unit.uri)?;
-        let pending = self.pending.contains(&key);
+        let pending = self.pending.as_ref().is_some_and(|pending| pending.contains(&key));
         let earlier = match known {
             // Taken for a duplicate of what was gone when it came to be written.
-            None if pending => Again::Duplicate,
-            Some(LedgerRecord { outcome: Outcome::Failed(_), .. }) if pending => Again::Failed,
+            None if pending => Some(Again::Duplicate),
+            Some(LedgerRecord { outcome: Outcome::Failed(_), .. }) if pending => Some(Again::Failed),
             Some(LedgerRecord { outcome: Outcome::Duplicate(_), digest: Some(digest), .. })
                 if store.item_of_digest(cache.id, &digest)?.is_none() =>
             {
-                if !pending {
-                    // It was one of an earlier run, and counted as done: by itself, or with its archive.
-                    self.standing.done -= 1;
-                    self.standing.pending += 1;
-                    return Ok(Some(Work::Unit { unit, earlier: None }));
-                }
-                Again::Duplicate
+                pending.then_some(Again::Duplicate)
             }
             _ => return Ok(None),
         };
-        Ok(Some(Work::Unit { unit, earlier: Some(earlier) }))
+        // Named twice, it is taken up once.
+        if !self.taken.insert(key) {
+            return Ok(None);
+        }
+        if earlier.is_none() {
+            // It was one of an earlier run, and counted as done: by itself, or with its archive.
+            self.standing.done -= 1;
+            self.standing.pending += 1;
+        }
+        Ok(Some(Work::Unit { unit, earlier }))
     }
 
     fn not(&mut self, uri: String, stamp: Stamp, refusal: Refusal) -> anyhow::Result<Option<Work>> {

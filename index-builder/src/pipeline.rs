@@ -129,7 +129,8 @@ impl<'a> Build<'a> {
     /// When the store fails; what was written before stays.
     pub fn run(&self, writer: &mut Writer<'_>, pending: u64) -> anyhow::Result<(Standing, Outcomes)> {
         let mut memory = Memory::new(self.options.dedup);
-        let judge = Judge::new(Some((self.store, writer.record().clone())), self.options.retry_bad);
+        let judge =
+            Judge::new(Some((self.store, writer.record().clone())), self.options.retry_bad).remembering();
         let (judge, mut outcomes, _) = self.pass(writer, &mut memory, judge, pending)?;
         let Written { replaced, failed, .. } = outcomes.written;
         if outcomes.interrupted || replaced + failed + memory.again == 0 {
