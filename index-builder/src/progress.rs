@@ -1,5 +1,6 @@
 //! Progress for people (a bar on a terminal) or for programs (`--json`: an object a line, at most one a second).
 
+use std::io::Write as _;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
@@ -43,7 +44,9 @@ impl Progress {
             let (done, total) = (self.bar.position(), self.bar.length());
             let rate = self.bar.per_sec();
             let eta = self.bar.eta().as_secs();
-            println!(
+            // Who has stopped listening does not stop the build.
+            let _ = writeln!(
+                std::io::stdout(),
                 "{}",
                 json!({ "stage": self.stage, "done": done, "total": total, "per_second": rate, "eta_seconds": eta, "bad": bad })
             );

@@ -2,6 +2,13 @@
 //!
 //! Exit codes: 0 done, 1 failed, 2 the command line is wrong, 3 some inputs were not stored, 130 interrupted (run again to go on).
 
+/// Prints a line for whoever still listens: a reader that has gone, as `head` does, must not end a build half-way.
+macro_rules! told {
+    ($($line:tt)*) => {{
+        let _ = std::io::Write::write_fmt(&mut std::io::stdout(), format_args!("{}\n", format_args!($($line)*)));
+    }};
+}
+
 mod args;
 mod verify;
 
@@ -58,7 +65,7 @@ pub fn run() -> anyhow::Result<ExitCode> {
         Command::Caches { what } => caches(&what),
         Command::Scenes(args) => {
             let summary = scenes::run(&args)?;
-            println!("{} pictures drawn, captions in {}", summary.pictures, summary.captions.display());
+            told!("{} pictures drawn, captions in {}", summary.pictures, summary.captions.display());
             Ok(ExitCode::SUCCESS)
         }
         Command::Completions { shell } => {
@@ -281,7 +288,7 @@ fn finish(
     };
     report.write(&run.report.clone().unwrap_or_else(|| store.path().join("report.json")))?;
     if run.json {
-        println!("{}", json!({ "report": report }));
+        told!("{}", json!({ "report": report }));
     }
     if let Some(nothing) = nothing {
         bail!(nothing);
@@ -324,8 +331,8 @@ fn reindex(args: IndexArgs) -> anyhow::Result<ExitCode> {
     let queries = sample_queries(&args.graph, writer.record().dim)?;
     let report = index::run(&mut writer, &params, &queries, args.graph.min_recall, args.json)?;
     match args.json {
-        true => println!("{}", json!({ "index": report })),
-        false => println!("{}", index_line(&report)),
+        true => told!("{}", json!({ "index": report })),
+        false => told!("{}", index_line(&report)),
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -334,8 +341,8 @@ fn list_ledger(place: &Place, json: bool) -> anyhow::Result<ExitCode> {
     let store = Store::open(&place.store, Access::Read)?;
     for line in ledger::not_stored(&store, store.cache(&place.cache)?.id)? {
         match json {
-            true => println!("{}", json!(line)),
-            false => println!("{}\t{}", name::shown(&line.uri), name::shown(&line.reason)),
+            true => told!("{}", json!(line)),
+            false => told!("{}\t{}", name::shown(&line.uri), name::shown(&line.reason)),
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -346,8 +353,8 @@ fn caches(what: &Caches) -> anyhow::Result<ExitCode> {
         Caches::List { store, json } => {
             for cache in Store::open(store, Access::Read)?.caches()? {
                 match json {
-                    true => println!("{}", json!(cache)),
-                    false => println!(
+                    true => told!("{}", json!(cache)),
+                    false => told!(
                         "{}\t{} items of {} components\t{}\t{}",
                         cache.name,
                         cache.items,
@@ -360,7 +367,7 @@ fn caches(what: &Caches) -> anyhow::Result<ExitCode> {
         }
         Caches::Rename { place, to } => {
             Store::open(&existing(&place.store)?, Access::Write)?.rename_cache(&place.cache, to)?;
-            println!("`{}` is `{to}` now", place.cache);
+            told!("`{}` is `{to}` now", place.cache);
         }
         Caches::Delete { place, yes } => {
             let store = Store::open(&existing(&place.store)?, Access::Write)?;
@@ -369,7 +376,7 @@ fn caches(what: &Caches) -> anyhow::Result<ExitCode> {
                 bail!("cache `{}` has {items} items; say --yes to delete them", place.cache);
             }
             store.delete_cache(&place.cache)?;
-            println!(
+            told!(
                 "`{}` is deleted, with {items} items; `index-builder compact` gives back its space",
                 place.cache
             );
@@ -382,8 +389,8 @@ fn caches(what: &Caches) -> anyhow::Result<ExitCode> {
 fn check_plan(plan: &Plan, run: &Run) -> anyhow::Result<bool> {
     if run.dry_run {
         match run.json {
-            true => println!("{}", json!({ "plan": plan })),
-            false => println!("{plan}"),
+            true => told!("{}", json!({ "plan": plan })),
+            false => told!("{plan}"),
         }
     }
     if !run.force {
@@ -485,6 +492,6 @@ impl Stop {
 /// Says something to people; programs do not hear it.
 fn say(run: &Run, text: impl FnOnce() -> String) {
     if !run.json {
-        println!("{}", text());
+        told!("{}", text());
     }
 }

@@ -27,20 +27,17 @@ pub(super) fn verify_all(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
         let verdict = verify::verify(&store, &record, args.sample, &args.queries)?;
         sound &= verdict.problems.is_empty();
         if args.json {
-            println!("{}", json!(verdict));
+            told!("{}", json!(verdict));
             continue;
         }
         let state = if verdict.problems.is_empty() { "sound" } else { "NOT SOUND" };
-        println!(
-            "{}: {state}; {} items, generations {:?}",
-            verdict.cache, verdict.items, verdict.generations
-        );
+        told!("{}: {state}; {} items, generations {:?}", verdict.cache, verdict.items, verdict.generations);
         match args.recall {
-            true => print!("{}", recall_table(&verdict)),
+            true => told!("{}", recall_table(&verdict).trim_end()),
             false if verdict.recall.is_empty() => {}
-            false => println!("  recall@10 by ef_search: {}", curve_line(&verdict.recall)),
+            false => told!("  recall@10 by ef_search: {}", curve_line(&verdict.recall)),
         }
-        verdict.problems.iter().for_each(|problem| println!("  {problem}"));
+        verdict.problems.iter().for_each(|problem| told!("  {problem}"));
     }
     Ok(if sound { ExitCode::SUCCESS } else { ExitCode::from(FAILED) })
 }

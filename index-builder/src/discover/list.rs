@@ -3,7 +3,7 @@
 //! * A line is a name as it is on disk, whatever its encoding; `\r\n` ends it as well as `\n`, and a mark of UTF-8 at the
 //!   beginning of the file is no part of it.
 //! * It is taken from the list's own folder; where nothing of that name is there, from the current one. So a list can
-//!   travel with its pictures, and `find . -name '*.jpg' >/tmp/list` works too.
+//!   travel with its pictures, and a list that `find` wrote from here works wherever it is kept.
 //! * A line that begins with `#` is a comment, unless a file of that very name is there. `./#1.jpg` is always a name.
 
 use std::fs::{self, File};

@@ -493,6 +493,20 @@ fn the_built_in_model_says_that_it_does_not_know_photographs() {
 }
 
 #[test]
+fn a_reader_that_goes_away_does_not_end_a_build() {
+    for words in ["build --cache a --images", "build --cache a --json --images"] {
+        let bench = Bench::new();
+        let folder = bench.path("in");
+        crate::common::draw(&folder, 0, 20);
+        let mut child =
+            bench.command(words, &[&folder]).stdout(std::process::Stdio::piped()).spawn().unwrap();
+        drop(child.stdout.take());
+        assert_eq!(child.wait().unwrap().code(), Some(0));
+        assert_eq!(bench.record("a").current.map(|generation| generation.0), Some(1));
+    }
+}
+
+#[test]
 fn the_ledger_is_a_line_an_input() {
     let bench = Bench::new();
     let folder = bench.path("in");
