@@ -18,7 +18,7 @@ mod common;
 use common::{Noise, fbin, machine, timed, verdict};
 use rayon::prelude::*;
 use viscache::index::exact;
-use viscache::index::{AlignedBytes, BuildParams, Codec, Index, Parts, SearchParams, Searcher, build};
+use viscache::index::{BuildParams, Codec, Index, Parts, SearchParams, Searcher, build};
 use viscache::kernels::Kernels;
 use viscache::types::ItemId;
 
@@ -123,7 +123,7 @@ fn index(rows: &[f32], dim: usize, queries: &[f32]) -> Index {
     let ids: Vec<ItemId> = (0..(rows.len() / dim) as u64).map(ItemId).collect();
     let (codes, mut bytes) = (codec.encode(rows), Vec::new());
     Parts { graph: &graph, codec: &codec, ids: &ids, codes: &codes }.write(&mut bytes).unwrap();
-    Index::open(AlignedBytes::copy_of(&bytes).unwrap()).unwrap()
+    Index::open(&bytes).unwrap()
 }
 
 /// The beams up to the one that reaches the set's recall, each asked once.
@@ -132,13 +132,13 @@ fn curve(set: &Set, index: &Index, rows: &[f32]) -> Vec<Point> {
     let (mut searcher, mut curve, count) = (Searcher::default(), Vec::new(), queries.len() as f64);
     for ef in EFS {
         let rescore = SearchParams::DEFAULT_RESCORE.min(ef);
-        let params = SearchParams { ef_search: ef, rescore, ..Default::default() };
+        let params = SearchParams { ef_search: ef, ..Default::default() };
         let (found, time) = timed(|| {
             let all = searcher.search_all(index, &queries, rescore, &params).unwrap();
             let best = |(query, (candidates, cost)): (&&[f32], (Vec<_>, viscache::index::Cost))| {
                 let score =
                     |slots: &[u32], out: &mut Vec<f32>| Kernels::get().score_f32(rows, slots, query, out);
-                (exact::rescore(&candidates, TOP_K, index.score_error(query), score).0, cost)
+                (exact::rescore(&candidates, TOP_K, None, index.score_error(query), score).0, cost)
             };
             queries.iter().zip(all).map(best).collect::<Vec<_>>()
         });

@@ -24,9 +24,11 @@ use std::path::Path;
 use common::{Noise, fbin, machine, median, setting, timed, verdict};
 use hnsw_rs::prelude::{Distance, Hnsw};
 use rayon::prelude::*;
-use viscache::cache::{RECALL_SAMPLE, RowMatrix, calibrate};
+use viscache::cache::{RECALL_SAMPLE, calibrate};
 use viscache::index::exact;
-use viscache::index::{AlignedBytes, BuildParams, Codec, Cost, Index, Parts, SearchParams, Searcher, build};
+use viscache::index::{
+    AlignedBytes, BuildParams, Codec, Cost, InMemory, Index, Parts, SearchParams, Searcher, build,
+};
 use viscache::kernels::Kernels;
 use viscache::types::ItemId;
 
@@ -118,9 +120,9 @@ fn main() {
     let rescore = setting("VISCACHE_BENCH_RESCORE", SearchParams::DEFAULT_RESCORE);
     let held_out = held_out.chunks_exact(dim).take(RECALL_SAMPLE).map(<[f32]>::to_vec).collect::<Vec<_>>();
     let margins = (!held_out.is_empty()).then(|| {
-        let matrix = RowMatrix { rows: &rows, dim };
+        let matrix = InMemory { rows: &rows, dim };
         let kinds = BTreeMap::from([("xq".to_owned(), held_out)]);
-        calibrate(&index, &matrix, RECALL_SAMPLE, &kinds).unwrap().margins
+        calibrate(&index, &matrix, RECALL_SAMPLE, &kinds).unwrap().measured
     });
     let (mut our_curves, mut margin_curves, mut peer_curves) = (Vec::new(), Vec::new(), Vec::new());
     for set in &sets {
@@ -130,7 +132,7 @@ fn main() {
         let mut search = |queries: &[&[f32]], (ef, margin): Beam| {
             // Rescoring more than ef would widen the beam beyond it.
             let rescore = rescore.min(ef);
-            let search = SearchParams { ef_search: ef, rescore, margin, ..Default::default() };
+            let search = SearchParams { ef_search: ef, margin, ..Default::default() };
             let mut found = Vec::with_capacity(queries.len());
             for batch in queries.chunks(BATCH) {
                 let (_, all) = searcher.find_all(&index, batch, rescore, &search).unwrap();
@@ -148,8 +150,8 @@ fn main() {
         if let Some(margins) = &margins {
             let kind = if set.name == "inq" { "image" } else { set.name };
             // None where a scan is always cheaper.
-            let points = margins.get(kind).into_iter().flatten();
-            let beams: Vec<Beam> = points.map(|point| (point.ef_search, Some(point.margin))).collect();
+            let points = margins.get(kind).and_then(|measured| measured.ways.get(1)).into_iter().flatten();
+            let beams: Vec<Beam> = points.map(|point| (point.ef_search, point.margin)).collect();
             let curve = sweep(set, &beams, &mut search);
             print_curve("margin", &curve);
             margin_curves.push(curve);
@@ -200,7 +202,7 @@ fn ours(params: &BuildParams, rows: &[f32], dim: usize, train: &[f32], folder: &
     let repair = train.len() / dim;
     let kept = folder.join(format!("search-{m}-{ef_construction}-{refine}-{repair}-{}.idx", codes.word()));
     if setting("VISCACHE_BENCH_REUSE", 0) == 1 && kept.exists() {
-        return Index::open(AlignedBytes::copy_of(&std::fs::read(kept).unwrap()).unwrap()).unwrap();
+        return Index::open(&std::fs::read(kept).unwrap()).unwrap();
     }
     let codec = Codec::train(params.codes, rows, dim);
     let graph = build(params, &codec, rows, train, |_, _| ()).unwrap();
@@ -209,7 +211,7 @@ fn ours(params: &BuildParams, rows: &[f32], dim: usize, train: &[f32], folder: &
     let mut bytes = Vec::new();
     Parts { graph: &graph, codec: &codec, ids: &ids, codes: &codes }.write(&mut bytes).unwrap();
     std::fs::write(kept, &bytes).unwrap();
-    Index::open(AlignedBytes::copy_of(&bytes).unwrap()).unwrap()
+    Index::open(&bytes).unwrap()
 }
 
 fn theirs(m: usize, ef: usize, rows: &[f32], dim: usize) -> Hnsw<'static, f32, InnerProduct> {
@@ -228,7 +230,7 @@ fn rescored(
     candidates: &[viscache::index::Candidate],
 ) -> Vec<u32> {
     let score = |slots: &[u32], out: &mut Vec<f32>| Kernels::get().score_f32(rows, slots, query, out);
-    let (best, _) = exact::rescore(candidates, TOP_K, index.score_error(query), score);
+    let (best, _) = exact::rescore(candidates, TOP_K, None, index.score_error(query), score);
     best.iter().map(|scored| scored.slot.0).collect()
 }
 
@@ -336,9 +338,12 @@ fn kernels() {
             time(&|| _ = black_box(kernels.dot_f16(black_box(a), &halves))),
             time(&|| _ = black_box(kernels.dot_codes(black_box(&codes), &query))),
             time(&|| _ = black_box(kernels.distance_codes(black_box(&codes), &others))),
-            time(&|| kernels.score_codes(black_box(&codes), &slots, &query, &mut out.borrow_mut())) / 100.0,
-            time(&|| kernels.score_nibbles(black_box(&codes), &slots, &query, &mut out.borrow_mut())) / 100.0,
-            time(&|| kernels.score_signs(black_box(&codes), &slots, &planes, &mut out.borrow_mut())) / 100.0,
+            time(&|| kernels.score_codes(black_box(&codes[..]), &slots, &query, &mut out.borrow_mut()))
+                / 100.0,
+            time(&|| kernels.score_nibbles(black_box(&codes[..]), &slots, &query, &mut out.borrow_mut()))
+                / 100.0,
+            time(&|| kernels.score_signs(black_box(&codes[..]), &slots, &planes, &mut out.borrow_mut()))
+                / 100.0,
         ];
         if kernels.name() == "scalar" {
             base = times;

@@ -18,7 +18,7 @@ use viscache::types::CacheName;
 use crate::config::Config;
 
 /// In place of a store: there is none, and models alone are served.
-const NO_STORE: &str = "none";
+pub const NO_STORE: &str = "none";
 
 /// What may be asked of an app.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,6 +27,8 @@ pub struct Wants {
     pub encoder: bool,
     /// Answers may be wanted.
     pub decoder: bool,
+    /// Caches may be asked, or their items changed; without it, only made, named and deleted.
+    pub caches: bool,
 }
 
 /// Opens store, caches and models.
@@ -39,10 +41,15 @@ pub struct Wants {
 pub fn open(config: &Config, wants: Wants) -> anyhow::Result<App> {
     let store = store(config)?;
     let records = store.as_ref().map_or(Ok(Vec::new()), |store| chosen(config, store))?;
-    let encoder = match wants.encoder {
-        true => model(config, &records)?,
-        false => None,
+    let default = match (&config.default_cache, &store) {
+        (Some(default), Some(store)) => Some(store.alias(default)?.unwrap_or_else(|| default.clone())),
+        (default, _) => default.clone(),
     };
+    let (encoder, source) = match wants.encoder {
+        true => model(config, &records, default.as_ref())?.unzip(),
+        false => (None, None),
+    };
+    let records = if wants.caches { records } else { Vec::new() };
     let llm = match wants.decoder {
         true => decoder(config, encoder.as_ref())?,
         false => None,
@@ -73,7 +80,8 @@ pub fn open(config: &Config, wants: Wants) -> anyhow::Result<App> {
         };
         caches.insert(record.name.clone(), opened);
     }
-    if let Some(default) = &config.default_cache
+    if wants.caches
+        && let Some(default) = &default
         && !caches.contains_key(default)
     {
         bail!("the default cache `{default}` is not among those served");
@@ -82,8 +90,13 @@ pub fn open(config: &Config, wants: Wants) -> anyhow::Result<App> {
     let mut app = App::new(store, caches, config.default_cache.clone(), embedder, config.limits());
     let generator = llm.map(|llm| Generator::start(llm, config.answers())).transpose()?;
     app.generator = generator;
+    app.load = config.load_options();
+    app.source = source;
+    if !config.caches.is_empty() {
+        app.caches.serve_only(config.caches.clone());
+    }
     if wants.decoder {
-        app.experts = Experts::new(&config.experts, captioner(config)?);
+        app.experts = Experts { settings: config.experts.clone(), captioner: captioner(config)? };
     }
     app.default_blend = config.blend_params();
     app.default_search = config.search_params();
@@ -117,11 +130,17 @@ fn chosen(config: &Config, store: &Store) -> anyhow::Result<Vec<CacheRecord>> {
 }
 
 /// The model that is asked for, or that made the caches.
-fn model(config: &Config, records: &[CacheRecord]) -> anyhow::Result<Option<Encoder>> {
+///
+/// * `default`: the name of the default cache, if there is one.
+fn model(
+    config: &Config,
+    records: &[CacheRecord],
+    default: Option<&CacheName>,
+) -> anyhow::Result<Option<(Encoder, ModelSource)>> {
     let (source, named) = match config.model.as_str() {
         "none" => return Ok(None),
         "auto" => {
-            let default = records.iter().find(|record| Some(&record.name) == config.default_cache.as_ref());
+            let default = records.iter().find(|record| Some(&record.name) == default);
             let source = default.into_iter().chain(records).find_map(|record| record.model.clone());
             let Some(source) = source else {
                 info!("no cache says which model made it: serving embeddings only");
@@ -140,11 +159,17 @@ fn model(config: &Config, records: &[CacheRecord]) -> anyhow::Result<Option<Enco
         }
     };
     let options = encoder_options(config, &source);
+    // As a cache's record names it: by the settings that it was opened with.
+    let source = ModelSource {
+        weights: options.weights.clone(),
+        sizes: options.sizes.clone(),
+        orientation: options.orientation,
+    };
     match Encoder::open(&options) {
         Ok(encoder) => {
             let origin = encoder.origin();
             info!(model = origin.model, weights = origin.weights.map(|w| w.short()), "model loaded");
-            Ok(Some(encoder))
+            Ok(Some((encoder, source)))
         }
         Err(error) if named => Err(error).context("the model cannot be loaded"),
         Err(error) => {

@@ -89,7 +89,8 @@ pub struct Config {
     /// How a cache is searched when the request does not say. `target_recall`, when it is set, takes the place of the others.
     pub search: Search,
     /// When and how what was upserted and deleted is compacted into a new generation: `automatic`, `after_changes` and
-    /// `after_share` (both have to be reached), `threads` (0 means half of the cores).
+    /// `after_share` (both have to be reached), `threads` (0 means half of the cores), `rebuild_below` (items from which on changes
+    /// are built in, and not everything anew).
     pub compact: CompactOptions,
     /// How many searches a server measures the recall of, by an exact search beside: `rate` (share of them, 0 for none) and
     /// `max_per_second`.
@@ -108,8 +109,8 @@ pub struct Config {
 pub struct Search {
     /// Width of the beam.
     pub ef_search: usize,
-    /// Candidates scored again on the stored rows.
-    pub rescore: usize,
+    /// Candidates scored again on the stored rows; without it, as many as the cache was measured to need.
+    pub rescore: Option<usize>,
     /// Scan every row.
     pub exact: bool,
     /// Recall@10 to be reached.
@@ -148,6 +149,8 @@ pub struct LimitSettings {
     pub max_parts: usize,
     /// Requests worked on or waiting.
     pub max_concurrent: usize,
+    /// Caches of the store, beyond which none is made by request.
+    pub max_caches: usize,
     /// Bytes of one picture file, MiB.
     pub max_image_mib: usize,
     /// Longest side of a picture.
@@ -199,7 +202,7 @@ impl Default for Config {
             encoder_dtype: None,
             threads: 0,
             rows: RowsMode::Auto,
-            memory_budget_mib: 8192,
+            memory_budget_mib: LoadOptions::DEFAULT_MEMORY_BUDGET >> 20,
             writable: false,
             log: "info".into(),
             log_json: false,
@@ -236,6 +239,7 @@ impl Default for LimitSettings {
             max_batch: limits.max_batch,
             max_parts: limits.max_parts,
             max_concurrent: limits.max_concurrent,
+            max_caches: limits.max_caches,
             max_image_mib: limits.media.image.max_bytes >> 20,
             max_image_side: limits.media.image.max_side,
             max_image_pixels: limits.media.image.max_pixels,
@@ -296,6 +300,7 @@ impl Config {
             ("max_batch", limits.max_batch),
             ("max_parts", limits.max_parts),
             ("max_concurrent", limits.max_concurrent),
+            ("max_caches", limits.max_caches),
             ("max_image_mib", limits.max_image_mib),
             ("max_image_side", limits.max_image_side as usize),
             ("max_image_pixels", limits.max_image_pixels as usize),
@@ -378,6 +383,7 @@ impl Config {
             max_batch: limits.max_batch,
             max_parts: limits.max_parts,
             max_concurrent: limits.max_concurrent,
+            max_caches: limits.max_caches,
             media: MediaLimits {
                 image: media::Limits {
                     max_bytes: limits.max_image_mib << 20,

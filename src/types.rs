@@ -298,6 +298,8 @@ pub struct CacheName(String);
 impl CacheName {
     /// Longest accepted name, in bytes.
     pub const MAX_LEN: usize = 64;
+    /// Names that a message lists before the rest are only counted: there may be thousands.
+    pub const SHOWN: usize = 20;
 
     /// Checks a name.
     ///
@@ -320,6 +322,12 @@ impl CacheName {
 impl fmt::Display for CacheName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
+    }
+}
+
+impl std::borrow::Borrow<str> for CacheName {
+    fn borrow(&self) -> &str {
+        &self.0
     }
 }
 

@@ -6,6 +6,7 @@
 #![allow(dead_code, reason = "every bench is a crate of its own and uses a part of this")]
 
 pub mod huge;
+pub mod nano;
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -198,7 +199,7 @@ pub fn make_tagged_cache(
         writer.put(rows.collect(), |_, _, _| ()).expect("rows can be put");
     }
     writer
-        .index(params, &Default::default(), |_| (), |_, _| Ok(Default::default()))
+        .index(params, &Default::default(), |_| (), |_, _, _| Ok(Default::default()))
         .expect("rows can be indexed");
     store.compact().expect("a store can be compacted");
 }

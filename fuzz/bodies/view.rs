@@ -3,7 +3,7 @@
 //! Checksums would refuse nearly everything a fuzzer makes. [`mended`] takes its input as edits of a sound index and makes
 //! the checksums fit, so that it is the checks of the structure that have to hold.
 
-use viscache::index::{AlignedBytes, Index, SearchParams, Searcher};
+use viscache::index::{Index, SearchParams, Searcher};
 use viscache::types::Slot;
 
 /// Sound indexes of every kind of code.
@@ -86,7 +86,7 @@ pub fn mend(bytes: &mut [u8]) {
 
 /// Opens bytes; what is taken for an index is asked for everything it can tell.
 pub fn open(bytes: &[u8]) -> Option<Index> {
-    let index = Index::open(AlignedBytes::copy_of(bytes).ok()?).ok()?;
+    let index = Index::open(bytes).ok()?;
     let (n, dim) = (index.len(), index.dim());
     assert!(n > 0 && dim > 0 && index.ids().len() == n && index.summary().nodes == n);
     assert!(index.unreachable().len() < n);

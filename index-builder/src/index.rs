@@ -119,7 +119,7 @@ impl Stages {
 
     fn step(&self, step: IndexStep) {
         let (name, total, steps) = match step {
-            IndexStep::Read | IndexStep::Publish => ("", 0, 0),
+            IndexStep::Read | IndexStep::Choose | IndexStep::Publish => ("", 0, 0),
             IndexStep::Coded(n) => ("code", self.rows, n),
             IndexStep::Built(Stage::Insert, n) => ("insert", self.rows, n),
             IndexStep::Built(Stage::Refine(_), n) => ("refine", self.refined, n),
@@ -172,8 +172,8 @@ pub fn run(
         params,
         queries,
         |step| stages.step(step),
-        |index, rows| {
-            let recalls = calibrate(index, rows, RECALL_SAMPLE, &queries.held_out)?;
+        |index, rows, asked| {
+            let recalls = calibrate(index, rows, RECALL_SAMPLE, asked)?;
             let widest = recalls.rows.last().map_or(0.0, |&(_, recall)| recall);
             if widest < floor {
                 lowest = Some(widest);

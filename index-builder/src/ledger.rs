@@ -14,6 +14,7 @@ use viscache::store::{ArchiveRecord, CacheId, CacheRecord, LedgerRecord, Outcome
 use viscache::types::Fingerprint;
 
 use crate::discover::{self, Found, Refusal, Unit};
+use crate::sorted::Sorter;
 
 /// How the inputs of a run stand, before anything is done.
 #[derive(Debug, Default, Clone, PartialEq, Eq, serde::Serialize)]
@@ -394,34 +395,54 @@ pub fn forget_members(
 }
 
 /// One line of the ledger about an input that was not stored.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 pub struct Line {
     /// Its name.
     pub uri: String,
     /// Why.
     pub reason: String,
-    /// `bad`, `failed` (tried again by the next run) or `passed` over.
-    pub outcome: &'static str,
+    /// How it ended.
+    pub outcome: Missed,
 }
 
-/// The inputs that were not stored, by name.
+/// How an input ended that was not stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Missed {
+    /// It is no good.
+    Bad,
+    /// The next run tries it again.
+    Failed,
+    /// It was passed over.
+    Passed,
+}
+
+/// Bytes of lines that are held while they are sorted.
+const HELD: usize = 64 << 20;
+
+/// Visits the inputs that were not stored, by name. However many there are, few are held at a time.
 ///
 /// # Errors
-/// When the store cannot be read.
-pub fn not_stored(store: &Store, cache: CacheId) -> anyhow::Result<Vec<Line>> {
-    let mut lines = Vec::new();
+/// When the store cannot be read; what `visit` fails with.
+pub fn not_stored(
+    store: &Store,
+    cache: CacheId,
+    visit: impl FnMut(Line) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let mut lines = Sorter::new(HELD);
     store.scan_ledger(cache, |record| {
         let (outcome, reason) = match record.outcome {
-            Outcome::Bad(reason) => ("bad", reason),
-            Outcome::Failed(reason) => ("failed", reason),
-            Outcome::Passed(reason) => ("passed", reason),
+            Outcome::Bad(reason) => (Missed::Bad, reason),
+            Outcome::Failed(reason) => (Missed::Failed, reason),
+            Outcome::Passed(reason) => (Missed::Passed, reason),
             Outcome::Stored(_) | Outcome::Duplicate(_) | Outcome::Deleted | Outcome::Archive(_) => {
                 return Ok(true);
             }
         };
-        lines.push(Line { uri: record.uri, reason, outcome });
-        Ok::<bool, viscache::store::Error>(true)
+        let line = Line { uri: record.uri, reason, outcome };
+        let bytes = size_of::<Line>() + line.uri.len() + line.reason.len();
+        lines.push(line, bytes)?;
+        Ok::<bool, anyhow::Error>(true)
     })?;
-    lines.sort();
-    Ok(lines)
+    lines.each(visit)
 }

@@ -18,8 +18,10 @@ mod plan;
 mod progress;
 mod report;
 mod scenes;
+mod sorted;
 mod summary;
 mod survey;
+mod tag_cost;
 mod verify;
 mod write;
 

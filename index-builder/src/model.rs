@@ -11,7 +11,7 @@ use viscache::store::ModelSource;
 use viscache::types::{Agreement, Modality, Origin, WeightDtype};
 
 use crate::decode::decode;
-use crate::discover::Place;
+use crate::discover::Unit;
 
 /// Pictures that are embedded in f32 too when a build uses coarser numbers.
 const COMPARED: usize = 16;
@@ -82,13 +82,14 @@ pub fn compare_with_f32(
     encoder: &Encoder,
     source: &ModelSource,
     threads: usize,
-    sample: &[Place],
+    sample: &[Unit],
 ) -> anyhow::Result<Option<Agreement>> {
     if encoder.origin().encoder_dtype == Some(WeightDtype::F32) {
         return Ok(None);
     }
     let step = (sample.len() / COMPARED).max(1);
-    let read = |place: &Place| decode(encoder, place, |_| false).ok().and_then(|picture| picture.prepared);
+    let read =
+        |unit: &Unit| decode(encoder, &unit.place, |_| false).ok().and_then(|picture| picture.prepared);
     let inputs: Vec<Prepared> = sample.iter().step_by(step).filter_map(read).take(COMPARED).collect();
     let exact = open(source, (DeviceKind::Cpu, Some(WeightDtype::F32)), threads, Limits::default())?;
     Ok(encoder::agreement(encoder, &exact, &inputs))

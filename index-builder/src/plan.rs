@@ -13,7 +13,8 @@ use viscache::index::{BuildParams, CodeKind};
 use viscache::models::encoder::Encoder;
 
 use crate::decode::decode;
-use crate::discover::Place;
+use crate::discover::Unit;
+use crate::tag_cost::TagSample;
 
 /// Bytes that a point takes in `hnsw_rs`: the point, its lists, and for each of M the links. A million points at M = 16 took
 /// 2600 each.
@@ -74,6 +75,8 @@ pub struct Facts<'a> {
     pub seconds_per_unit: Option<f64>,
     /// Whether the graph will be built at all.
     pub index: bool,
+    /// Tags of some of the items, stored ones and pending ones.
+    pub tags: &'a TagSample,
 }
 
 impl Plan {
@@ -83,11 +86,14 @@ impl Plan {
         let [wide, narrow] = [CodeKind::U8, CodeKind::U4]
             .map(|codes| BuildParams { codes, ..facts.build.clone() }.code_bytes(facts.dim));
         let links = 4 * (2 * facts.build.m as u64 + 16);
-        let index_bytes = items * (facts.build.code_bytes(facts.dim) + links + 8);
+        // Codes that are to be chosen may be the wider ones.
+        let codes = if facts.build.choose_codes { wide } else { facts.build.code_bytes(facts.dim) };
+        let index_bytes = items * (codes + links + 8);
         let row = (facts.dim * facts.row_component) as u64;
         // Codes of 8 and of 4 bits, the graph under construction, and the finished index. Rows are read in passes.
         let graph = POINT_BYTES + POINT_BYTES_PER_M * facts.build.m as u64;
-        let indexing = items * (wide + narrow + graph) + index_bytes;
+        let tags = facts.tags.cost(items);
+        let indexing = items * (wide + narrow + graph) + index_bytes + tags.memory;
         let embedding = facts.model_bytes + facts.in_flight;
         let growth = (items as f64).max(2.0).log2() / 100_000f64.log2();
         let index_seconds = items as f64 * INSERT_SECONDS * growth * (facts.dim as f64 / 1024.0).max(0.25)
@@ -99,7 +105,7 @@ impl Plan {
             memory_free: free_memory(),
             // Twice the rows: RocksDB keeps old and new files while it merges them.
             disk_bytes: facts.pending * (2 * row + RECORD_BYTES)
-                + if facts.index { 2 * index_bytes } else { 0 },
+                + if facts.index { 2 * (index_bytes + tags.disk) } else { 0 },
             disk_free: free_disk(facts.store),
             embed_seconds: facts.seconds_per_unit.map(|s| s * facts.pending as f64),
             index_seconds: if facts.index { index_seconds } else { 0.0 },
@@ -145,12 +151,12 @@ impl fmt::Display for Plan {
 }
 
 /// Seconds that one unit takes with all threads busy, from trying a few; nothing when none is good.
-pub fn probe(encoder: &Encoder, sample: &[Place], threads: usize) -> Option<f64> {
+pub fn probe(encoder: &Encoder, sample: &[Unit], threads: usize) -> Option<f64> {
     let step = (sample.len() / PROBES).max(1);
     let (start, mut decoding, mut embedding, mut count) = (Instant::now(), 0.0, 0.0, 0usize);
-    for place in sample.iter().step_by(step).take(PROBES) {
+    for unit in sample.iter().step_by(step).take(PROBES) {
         let begin = Instant::now();
-        let Ok(picture) = decode(encoder, place, |_| false) else { continue };
+        let Ok(picture) = decode(encoder, &unit.place, |_| false) else { continue };
         let Some(prepared) = picture.prepared else { continue };
         decoding += begin.elapsed().as_secs_f64();
         let begin = Instant::now();
@@ -212,6 +218,7 @@ mod tests {
             store: Path::new("."),
             seconds_per_unit: Some(0.5),
             index: true,
+            tags: &TagSample::default(),
         })
     }
 

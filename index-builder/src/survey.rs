@@ -6,7 +6,7 @@ use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64;
 use viscache::store::Stamp;
 
-use crate::discover::{Found, Inputs, Place, Visitor};
+use crate::discover::{Found, Inputs, Place, Unit, Visitor};
 use crate::ledger::{Judge, Standing, Work};
 
 /// Pending units that are kept to be tried.
@@ -17,7 +17,7 @@ pub struct Survey {
     /// How the inputs stand.
     pub standing: Standing,
     /// Some pending units, spread over all of them, in their order.
-    pub sample: Vec<Place>,
+    pub sample: Vec<Unit>,
 }
 
 /// Looks at all inputs.
@@ -30,12 +30,12 @@ pub fn survey(inputs: &Inputs, judge: Judge<'_>) -> anyhow::Result<Survey> {
     inputs.walk(None, &mut surveyor)?;
     let Surveyor { judge, mut sample, .. } = surveyor;
     sample.sort_by_key(|(number, _)| *number);
-    Ok(Survey { standing: judge.standing(), sample: sample.into_iter().map(|(_, place)| place).collect() })
+    Ok(Survey { standing: judge.standing(), sample: sample.into_iter().map(|(_, unit)| unit).collect() })
 }
 
 struct Surveyor<'a> {
     judge: Judge<'a>,
-    sample: Vec<(u64, Place)>,
+    sample: Vec<(u64, Unit)>,
     pending: u64,
     random: Pcg64,
 }
@@ -54,10 +54,10 @@ impl Visitor for Surveyor<'_> {
             self.pending += 1;
             // Every unit has the same chance to be kept, however many there turn out to be.
             if self.sample.len() < SAMPLE {
-                self.sample.push((number, unit.place));
+                self.sample.push((number, unit));
             } else if let Some(kept) = self.sample.get_mut(self.random.random_range(0..self.pending) as usize)
             {
-                *kept = (number, unit.place);
+                *kept = (number, unit);
             }
         }
         Ok(ControlFlow::Continue(()))

@@ -121,9 +121,9 @@ pub fn write(
     let mut forget = Vec::new();
     let leaving = leaving(store, cache, &batch)?;
     for unit in batch {
-        let earlier = store.ledger_unit(cache, &unit.uri)?.and_then(|record| record.item);
+        let (earlier, content) = own_item(store, cache, &unit.uri)?.unzip();
         let (uri, stamp) = (unit.uri, unit.stamp);
-        let entry = |outcome, digest| LedgerRecord { uri, stamp, outcome, item: earlier, digest };
+        let entry = |outcome, digest| LedgerRecord { uri, stamp, outcome, item: earlier, content, digest };
         let (good, digest) = match unit.outcome {
             Finish::Good(good) => {
                 let digest = good.record.digest;
@@ -234,7 +234,7 @@ pub fn write(
                 Slot::DuplicateOf(at) => entry.outcome = Outcome::Duplicate(ids[at]),
                 Slot::StoredAs(at, digest) => {
                     entry.outcome = Outcome::Stored(ids[at]);
-                    entry.item = Some(ids[at]);
+                    (entry.item, entry.content) = (Some(ids[at]), Some(digest));
                     batch.put_digest(record.id, &digest, ids[at]);
                 }
             }
@@ -315,6 +315,19 @@ fn taken(
         Some(owner) if owner != uri => Some(format!("its id {id} is already that of `{owner}`")),
         _ => None,
     })
+}
+
+/// The item that a unit was stored as, and its content, while it still is the unit's: others may have changed it or taken it out.
+fn own_item(store: &Store, cache: CacheId, uri: &str) -> anyhow::Result<Option<(ItemId, Fingerprint)>> {
+    let Some(unit) = store.ledger_unit(cache, uri)? else { return Ok(None) };
+    let Some(id) = unit.item else { return Ok(None) };
+    let Some(item) = store.item(cache, id)? else { return Ok(None) };
+    let own = match unit.content {
+        Some(content) => item.digest == content,
+        // A ledger of before contents were kept in it.
+        None => item.uri == uri || matches!(unit.outcome, Outcome::Stored(_)),
+    };
+    Ok(own.then_some((id, item.digest)))
 }
 
 /// Items whose content this batch replaces.

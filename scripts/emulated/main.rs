@@ -1,7 +1,7 @@
 //! Holds every path of the kernels against the scalar one on random cases, on whatever processor runs it.
 
 #[path = "../../src/kernels/mod.rs"]
-#[allow(dead_code, reason = "only what is compared is called")]
+#[allow(dead_code, unused_imports, reason = "only what is compared is called")]
 mod kernels;
 #[path = "../../src/kernels/twins.rs"]
 mod twins;

@@ -1,4 +1,4 @@
-//! A wished recall becomes the width of a beam.
+//! A wished recall becomes a beam and a depth of rescoring: the cheapest pair that was measured to reach it.
 //!
 //! ```text
 //! ln(1 − recall)  ●
@@ -8,29 +8,46 @@
 //!                      ln ef
 //! ```
 //!
-//! A target that no measured beam reached, or that lies beyond what a sample can tell ([`ENOUGH`]), is reached by a scan of
-//! every row, which is what happens then: a promise that is dear beats one that is broken. A kind that was not measured, or is not known, gets the widest beam that any measured kind
-//! needs.
+//! Of several ways that reach a target (by margins or without, rescoring more or less) the one that costs least is taken, in
+//! rows scored. A target that no measured way reached, or that lies beyond what a measurement can tell ([`ENOUGH`]), is reached
+//! by a scan of every row, which is what happens then: a promise that is dear beats one that is broken.
+//!
+//! **A promise is only as good as its sample.** Of few queries, a share that was found may be luck: more is asked of it, so
+//! that the truth is not more than [`SLACK`] below the target, 99 times in 100. And by `n` queries of which none missed anything,
+//! no more is known than that less than 3 in 10·n neighbours are missed (the rule of three): a target beyond that counts as not
+//! measured.
+//!
+//! A kind that was not measured, or is not known, gets a beam that is as wide, and rescores as many, as any measured kind needs,
+//! without a margin: margins of one kind say nothing of another. It is never narrower than the default beam: of spoken scenes, a kind
+//! that was not measured, a beam that was enough for pictures and made queries found 0.6 where 0.95 was asked for (`benches/nano.rs`).
 //!
 //! The promise is of the ten nearest and of queries as those that were measured. For more hits at the same target, ask for
 //! a higher one.
 
-use std::collections::BTreeMap;
+use std::borrow::Cow;
 
-use super::calibrate::{ENOUGH, RECALL_K, RECALL_SAMPLE};
+use super::calibrate::{ENOUGH, RECALL_K};
 use super::{Error, Snapshot};
 use crate::index::{SearchParams, TargetRecall};
-use crate::store::{MarginCurve, MarginPoint, RecallCurve};
+use crate::store::{GenerationRecord, Measured, RecallCurve, RecallPoint};
 use crate::types::{Modality, QueryKind};
 
-/// What a perfect measurement may have missed: one neighbour of the sample. Without it, a line towards ln 0 would promise
-/// too much from the first point on.
-const MISSED: f64 = 1.0 / (RECALL_SAMPLE * RECALL_K) as f64;
+/// How far below a target its truth may lie.
+const SLACK: f64 = 0.01;
+/// Deviations that a share of few queries may err by: one in a hundred errs by more, to the side that counts.
+const DEVIATIONS: f64 = 2.33;
+/// Neighbours of one query are missed together: so many are worth one that is independent.
+const TOGETHER: f64 = 3.0;
 
-/// What reaches a target; later is dearer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Beam {
-    Width(usize),
+/// Queries that a curve is taken to be of when it is not known how many they were: it is believed, as it was when it was measured.
+const UNCOUNTED: usize = 2000;
+
+/// What reaches a target.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Way {
+    /// A beam.
+    Beam(RecallPoint),
+    /// All rows.
     Scan,
 }
 
@@ -42,77 +59,155 @@ impl Snapshot {
     /// # Errors
     /// [`Error::NotCalibrated`] for a generation whose recall was never measured.
     pub fn params_for(&self, target: TargetRecall, kind: Option<&QueryKind>) -> Result<SearchParams, Error> {
-        let record = self.generation_record();
-        match beam(&record.recall, &record.recall_by, &record.margins, target, kind) {
-            Some((Beam::Width(ef_search), margin)) => {
-                Ok(SearchParams { margin, ..SearchParams::of_beam(ef_search) })
+        let measured = kinds(self.generation_record());
+        let measured: Vec<(&str, &Measured)> =
+            measured.iter().map(|(kind, measured)| (kind.as_str(), measured.as_ref())).collect();
+        match way(&measured, target, kind, self.row_price()) {
+            Some(Way::Beam(RecallPoint { ef_search, rescore, margin, .. })) => {
+                Ok(SearchParams { ef_search, rescore: Some(rescore), margin, ..SearchParams::default() })
             }
-            Some((Beam::Scan, _)) => Ok(SearchParams { exact: true, ..SearchParams::default() }),
+            Some(Way::Scan) => Ok(SearchParams { exact: true, ..SearchParams::default() }),
+            // What has no generation is scanned whatever is asked for.
+            None if self.index().is_empty() => Ok(SearchParams { exact: true, ..SearchParams::default() }),
             None => Err(Error::NotCalibrated(self.record().name.clone())),
         }
     }
 }
 
-/// * `recall`: for queries like the stored rows, which are images. `by_kind`: for others. A sample of real queries that was
-///   named `image` counts for more than moved rows. `margins`: by kind, the rows' under `image`.
-fn beam(
-    recall: &RecallCurve,
-    by_kind: &BTreeMap<String, RecallCurve>,
-    margins: &BTreeMap<String, MarginCurve>,
+/// What was measured, by kind. The rows' own stand for images, unless a sample of real queries was named so.
+fn kinds(record: &GenerationRecord) -> Vec<(String, Cow<'_, Measured>)> {
+    let own = record.measured.iter().map(|(kind, measured)| (kind.clone(), Cow::Borrowed(measured)));
+    if !record.measured.is_empty() {
+        return own.collect();
+    }
+    // A generation of before: curves by width alone, of which it is not known how many queries they are of.
+    let of_curve = |curve: &RecallCurve| {
+        let point = |&(ef_search, recall): &(usize, f64)| RecallPoint {
+            ef_search,
+            rescore: SearchParams::DEFAULT_RESCORE.min(ef_search),
+            margin: None,
+            recall,
+            scored: ef_search as f64,
+        };
+        Cow::Owned(Measured { queries: UNCOUNTED, ways: vec![curve.iter().map(point).collect()] })
+    };
+    let image = Modality::Image.word();
+    let rows =
+        Some((image, &record.recall)).filter(|_| record.recall_by.get(image).is_none_or(Vec::is_empty));
+    let given = record.recall_by.iter().map(|(kind, curve)| (kind.as_str(), curve));
+    let all = rows.into_iter().chain(given).filter(|(_, curve)| !curve.is_empty());
+    all.map(|(kind, curve)| (kind.to_owned(), of_curve(curve))).collect()
+}
+
+/// * `measured`: by kind; nothing that is empty. `row_price`: of a row scored in full, in rows scored on codes.
+fn way(
+    measured: &[(&str, &Measured)],
     target: TargetRecall,
     kind: Option<&QueryKind>,
-) -> Option<(Beam, Option<f32>)> {
-    let image = Modality::Image.word();
-    let rows = Some((image, recall)).filter(|_| by_kind.get(image).is_none_or(Vec::is_empty));
-    let named = by_kind.iter().map(|(kind, curve)| (kind.as_str(), curve));
-    let measured = || rows.into_iter().chain(named.clone()).filter(|(_, curve)| !curve.is_empty());
-    let reached = |(kind, curve): (&str, &RecallCurve)| {
-        let plain = reach(curve, target);
-        let with_margin = margins.get(kind).and_then(|points| reach_by_margin(points, target));
-        match with_margin {
-            Some((width, margin)) if Beam::Width(width) < plain => (Beam::Width(width), Some(margin)),
-            _ => (plain, None),
-        }
-    };
-    match measured().find(|(word, _)| kind.is_some_and(|kind| kind.as_str() == *word)) {
-        Some(curve) => Some(reached(curve)),
-        None => measured().map(reached).max_by_key(|&(beam, _)| beam),
-    }
-}
-
-/// The narrowest beam that reaches a target by its margin, and the margin.
-fn reach_by_margin(points: &MarginCurve, target: TargetRecall) -> Option<(usize, f32)> {
-    let curve: RecallCurve = points.iter().map(|point| (point.ef_search, point.recall)).collect();
-    let Beam::Width(width) = reach(&curve, target) else { return None };
-    let at = points.iter().position(|point| point.ef_search >= width)?;
-    let MarginPoint { ef_search: wide, margin, .. } = points[at];
-    let Some(before) = at.checked_sub(1).map(|before| points[before]) else { return Some((width, margin)) };
-    // Straight in the logarithm of the width.
-    let share = (width as f32 / before.ef_search as f32).ln() / (wide as f32 / before.ef_search as f32).ln();
-    Some((width, before.margin + share * (margin - before.margin)))
-}
-
-/// The narrowest beam of a curve that reaches a target.
-///
-/// * `curve`: by width, ascending; at least one point.
-fn reach(curve: &RecallCurve, target: TargetRecall) -> Beam {
+    row_price: f64,
+) -> Option<Way> {
     let target = target.get();
-    if target > ENOUGH {
-        return Beam::Scan;
+    if measured.is_empty() {
+        return None;
     }
-    let Some(at) = curve.iter().position(|&(_, recall)| recall >= target) else { return Beam::Scan };
-    let (width, recall) = curve[at];
-    let Some((narrow, poor)) = at.checked_sub(1).map(|before| curve[before]) else {
-        return Beam::Width(width);
-    };
-    let missed = |recall: f64| (1.0 - recall).max(MISSED).ln();
-    let (from, to) = (missed(poor), missed(recall));
-    // Above 0, because `poor` is below the target and `recall` is not.
-    let share = (from - missed(target)) / (from - to);
-    let (from, to) = ((narrow as f64).ln(), (width as f64).ln());
+    let own = measured.iter().find(|(word, _)| kind.is_some_and(|kind| kind.as_str() == *word));
+    if let Some((_, own)) = own.filter(|(_, own)| tells(own.queries, target)) {
+        return Some(cheapest(own, target, row_price, |_| true));
+    }
+    // What little its own sample says counts as well.
+    let known = measured
+        .iter()
+        .filter(|(word, of)| tells(of.queries, target) || own.is_some_and(|(own, _)| own == word));
+    if !measured.iter().any(|(_, of)| tells(of.queries, target)) {
+        return Some(Way::Scan);
+    }
+    let plain = |points: &[RecallPoint]| points.iter().all(|point| point.margin.is_none());
+    let enough = known.map(|(_, of)| cheapest(of, target, row_price, plain)).reduce(wider);
+    // What is easy for those that were measured may be hard for others.
+    enough.map(|way| match way {
+        Way::Beam(point) => Way::Beam(RecallPoint {
+            ef_search: point.ef_search.max(SearchParams::DEFAULT_EF_SEARCH),
+            ..point
+        }),
+        Way::Scan => Way::Scan,
+    })
+}
+
+/// Whether so many queries can tell that a target is reached.
+fn tells(queries: usize, target: f64) -> bool {
+    target <= 1.0 - 3.0 / (queries * RECALL_K) as f64 + 1e-9
+}
+
+/// The recall that so many queries must show for a target.
+fn needed(queries: usize, target: f64) -> f64 {
+    let error = (target * (1.0 - target) * TOGETHER / (queries * RECALL_K) as f64).sqrt();
+    (target + (DEVIATIONS * error - SLACK).max(0.0)).min(ENOUGH.max(target))
+}
+
+/// The way that costs least of those that reach a target.
+fn cheapest(
+    measured: &Measured,
+    target: f64,
+    row_price: f64,
+    allowed: impl Fn(&[RecallPoint]) -> bool,
+) -> Way {
+    // What a perfect measurement may have missed: one neighbour of the sample. Without it, a line towards ln 0 would promise too
+    // much from the first point on.
+    let missed = 1.0 / (measured.queries * RECALL_K).max(1) as f64;
+    let needed = needed(measured.queries, target);
+    let ways = measured.ways.iter().filter(|points| allowed(points));
+    let reached = ways.filter_map(|points| reach(points, needed, missed));
+    let price = |point: &RecallPoint| point.scored + row_price * point.rescore as f64;
+    reached.min_by(|a, b| price(a).total_cmp(&price(b))).map_or(Way::Scan, Way::Beam)
+}
+
+/// What does for both.
+fn wider(one: Way, other: Way) -> Way {
+    match (one, other) {
+        (Way::Beam(one), Way::Beam(other)) => Way::Beam(RecallPoint {
+            ef_search: one.ef_search.max(other.ef_search),
+            rescore: one.rescore.max(other.rescore),
+            margin: None,
+            recall: one.recall.min(other.recall),
+            scored: one.scored.max(other.scored),
+        }),
+        _ => Way::Scan,
+    }
+}
+
+/// The narrowest beam of one way that shows a recall.
+///
+/// * `points`: by width, ascending. `missed`: the least share that is taken for missed.
+fn reach(points: &[RecallPoint], needed: f64, missed: f64) -> Option<RecallPoint> {
+    if needed > ENOUGH {
+        return None;
+    }
+    let at = points.iter().position(|point| point.recall >= needed)?;
+    let wide = points[at];
+    let Some(narrow) = at.checked_sub(1).map(|before| points[before]) else { return Some(wide) };
+    let missed = |recall: f64| (1.0 - recall).max(missed).ln();
+    let (from, to) = (missed(narrow.recall), missed(wide.recall));
+    // Above 0, because the narrow one's recall is below what is needed and the wide one's is not; where both are taken for
+    // perfect, the wide one it is.
+    let share = if from > to { (from - missed(needed)) / (from - to) } else { 1.0 };
+    let (from, to) = ((narrow.ef_search as f64).ln(), (wide.ef_search as f64).ln());
     // Rounded up; what the logarithms lose adds nothing to a whole number, and never leads out of the two.
     let ef_search = ((from + share * (to - from)).exp() - 1e-9).ceil() as usize;
-    Beam::Width(ef_search.clamp(narrow, width))
+    let ef_search = ef_search.clamp(narrow.ef_search, wide.ef_search);
+    // All else is straight in the logarithm of the width.
+    let share = ((ef_search as f64).ln() - from) / (to - from);
+    let between = |narrow: f64, wide: f64| narrow + share * (wide - narrow);
+    let margin = match (narrow.margin, wide.margin) {
+        (Some(narrow), Some(wide)) => Some(between(f64::from(narrow), f64::from(wide)) as f32),
+        (_, margin) => margin,
+    };
+    Some(RecallPoint {
+        ef_search,
+        rescore: wide.rescore.min(ef_search),
+        margin,
+        recall: needed,
+        scored: between(narrow.scored, wide.scored),
+    })
 }
 
 #[cfg(test)]
@@ -128,96 +223,189 @@ mod tests {
         Some(QueryKind::new(word).unwrap())
     }
 
+    fn point(ef_search: usize, recall: f64) -> RecallPoint {
+        RecallPoint {
+            ef_search,
+            rescore: ef_search.min(40),
+            margin: None,
+            recall,
+            scored: 10.0 * ef_search as f64,
+        }
+    }
+
+    fn curve(points: &[(usize, f64)]) -> Vec<RecallPoint> {
+        points.iter().map(|&(ef_search, recall)| point(ef_search, recall)).collect()
+    }
+
+    fn of(queries: usize, points: &[(usize, f64)]) -> Measured {
+        Measured { queries, ways: vec![curve(points)] }
+    }
+
+    /// The width that is found; 0 for a scan.
+    fn width(way: Option<Way>) -> Option<usize> {
+        way.map(|way| match way {
+            Way::Beam(point) => point.ef_search,
+            Way::Scan => 0,
+        })
+    }
+
+    const MANY: usize = 1_000_000;
+
     #[test]
     fn between_two_points_the_line_is_straight_in_logarithms() {
-        let curve = vec![(16, 0.8), (64, 0.95), (256, 0.9875)];
+        let text = of(MANY, &[(16, 0.8), (64, 0.95), (256, 0.9875)]);
         for (recall, expected) in [
-            (0.5, Beam::Width(16)),
-            (0.8, Beam::Width(16)),
+            (0.5, 16),
+            (0.8, 16),
             // Each halving of what is missed is a doubling of the beam here.
-            (0.9, Beam::Width(32)),
-            (0.95, Beam::Width(64)),
-            (0.975, Beam::Width(128)),
-            (0.9875, Beam::Width(256)),
-            (0.99, Beam::Scan),
+            (0.9, 32),
+            (0.95, 64),
+            (0.975, 128),
+            (0.9875, 256),
+            (0.99, 0),
         ] {
-            assert_eq!(reach(&curve, target(recall)), expected, "{recall}");
+            let way = way(&[("text", &text)], target(recall), kind("text").as_ref(), 1.0);
+            assert_eq!(width(way), Some(expected), "{recall}");
         }
     }
 
     #[test]
     fn a_perfect_measurement_does_not_promise_too_much() {
+        let find = |queries, points: &[(usize, f64)], wished| {
+            width(way(&[("text", &of(queries, points))], target(wished), kind("text").as_ref(), 1.0)).unwrap()
+        };
         // Towards ln 0 the line would be steep, and 16 would do for all.
-        let Beam::Width(ef) = reach(&vec![(16, 0.9), (64, 1.0)], target(0.99)) else { panic!() };
+        let ef = find(300, &[(16, 0.9), (64, 1.0)], 0.99);
         assert!((25..=60).contains(&ef), "{ef}");
-        assert_eq!(reach(&vec![(16, 0.9995), (24, 1.0)], target(0.999)), Beam::Width(16));
-        // Who never missed among two thousand may still miss one in a thousand.
-        assert_eq!(reach(&vec![(16, 0.9995), (24, 1.0)], target(0.9995)), Beam::Scan);
+        assert_eq!(find(300, &[(16, 0.9995), (24, 1.0)], 0.999), 16);
+        // Who never missed among three thousand may still miss one in a thousand.
+        assert_eq!(find(300, &[(16, 0.9995), (24, 1.0)], 0.9995), 0);
+        // What ten or one did not miss says less.
+        assert_eq!(find(10, &[(16, 1.0)], 0.97), 16);
+        assert_eq!(find(10, &[(16, 1.0)], 0.98), 0);
+        assert_eq!(find(1, &[(16, 1.0)], 0.7), 16);
+        assert_eq!(find(1, &[(16, 1.0)], 0.9), 0);
+    }
+
+    #[test]
+    fn more_is_asked_of_few_queries() {
+        let points = [(16, 0.90), (32, 0.95), (64, 0.99), (128, 1.0)];
+        let find = |queries, wished| {
+            width(way(&[("text", &of(queries, &points))], target(wished), kind("text").as_ref(), 1.0))
+                .unwrap()
+        };
+        let (few, some, many) = (find(30, 0.9), find(300, 0.9), find(3000, 0.9));
+        assert!(few > some && some > many && many == 16, "{few} {some} {many}");
+        assert_eq!(find(30, 0.99), 128, "thirty that missed nothing");
+        // A share of a hundredth less is within the promise.
+        assert_eq!(find(3000, 0.99), 64);
     }
 
     #[test]
     fn what_is_not_known_gets_the_safe_beam() {
-        let recall = vec![(16, 0.99)];
-        let by_kind =
-            BTreeMap::from([("text".to_owned(), vec![(16, 0.8), (64, 0.95)]), ("audio".to_owned(), vec![])]);
-        let none = BTreeMap::new();
-        let find = |recall: &RecallCurve, kind: Option<QueryKind>, wished: f64| {
-            beam(recall, &by_kind, &none, target(wished), kind.as_ref()).map(|(beam, _)| beam)
+        let (image, text) = (of(MANY, &[(16, 0.99)]), of(MANY, &[(16, 0.8), (64, 0.95)]));
+        let all = [("image", &image), ("text", &text)];
+        let find = |measured: &[(&str, &Measured)], kind: Option<QueryKind>, wished: f64| {
+            width(way(measured, target(wished), kind.as_ref(), 1.0))
         };
-        assert_eq!(find(&recall, kind("image"), 0.9), Some(Beam::Width(16)));
-        assert_eq!(find(&recall, kind("text"), 0.95), Some(Beam::Width(64)));
+        assert_eq!(find(&all, kind("image"), 0.9), Some(16));
+        assert_eq!(find(&all, kind("text"), 0.95), Some(64));
         for unknown in [None, kind("video"), kind("audio")] {
-            assert_eq!(find(&recall, unknown.clone(), 0.95), Some(Beam::Width(64)), "{unknown:?}");
-            assert_eq!(find(&recall, unknown, 0.96), Some(Beam::Scan));
+            assert_eq!(
+                find(&all, unknown.clone(), 0.95),
+                Some(96),
+                "not narrower than the default: {unknown:?}"
+            );
+            assert_eq!(find(&all, unknown, 0.96), Some(0));
         }
-        assert_eq!(find(&recall, kind("image"), 0.96), Some(Beam::Width(16)));
-        // Without a curve of the rows, images are as unknown as the rest.
-        assert_eq!(find(&vec![], kind("image"), 0.95), Some(Beam::Width(64)));
-        assert_eq!(beam(&vec![], &BTreeMap::new(), &none, target(0.9), None), None);
-        let named = BTreeMap::from([("image".to_owned(), vec![(48, 0.9)])]);
-        let image = beam(&recall, &named, &none, target(0.9), kind("image").as_ref());
-        assert_eq!(image, Some((Beam::Width(48), None)));
+        assert_eq!(find(&all, kind("image"), 0.96), Some(16));
+        assert_eq!(find(&all[1..], kind("image"), 0.95), Some(96));
+        assert_eq!(find(&[], None, 0.9), None);
+        // A sample of its own that is too small counts with those of the others.
+        let few = of(3, &[(480, 1.0)]);
+        assert_eq!(find(&[("audio", &few), all[0]], kind("audio"), 0.98), Some(480));
+        assert_eq!(
+            find(&[("audio", &few), all[0]], kind("text"), 0.98),
+            Some(96),
+            "to others it says nothing"
+        );
+        let poor = of(3, &[(48, 0.9)]);
+        assert_eq!(find(&[("audio", &poor), all[0]], kind("audio"), 0.98), Some(0));
     }
 
     #[test]
-    fn a_margin_is_used_where_it_reaches_a_target_with_less() {
-        let by_kind = BTreeMap::from([("text".to_owned(), vec![(16, 0.8), (64, 0.95), (256, 0.98)])]);
-        let point = |ef_search, margin, recall| MarginPoint { ef_search, margin, recall };
-        let margins = BTreeMap::from([
-            ("image".to_owned(), vec![point(16, 0.2, 0.97)]),
-            ("text".to_owned(), vec![point(16, 0.01, 0.7), point(64, 0.03, 0.975), point(256, 0.05, 0.99)]),
-        ]);
-        let find = |word: &str, wished: f64| {
-            beam(&vec![(16, 0.98)], &by_kind, &margins, target(wished), kind(word).as_ref()).unwrap()
+    fn unknown_kinds_are_not_promised_by_margins() {
+        // By its margin one kind looks cheap, and its width says nothing of the width that another needs.
+        let margin =
+            |ef_search, margin, recall| RecallPoint { margin: Some(margin), ..point(ef_search, recall) };
+        let text = Measured {
+            queries: MANY,
+            ways: vec![curve(&[(64, 0.97), (128, 0.99)]), vec![margin(64, 0.02, 0.99)]],
         };
-        assert_eq!(find("text", 0.975), (Beam::Width(64), Some(0.03)));
-        assert_eq!(find("text", 0.99), (Beam::Width(256), Some(0.05)));
-        let (Beam::Width(width), Some(margin)) = find("text", 0.985) else { panic!() };
-        let expected = 0.03 + 0.02 * (width as f32 / 64.0).log(4.0);
-        assert!((65..256).contains(&width) && (margin - expected).abs() < 1e-6, "{width} {margin}");
-        // Where it gains nothing, there is none.
-        assert_eq!(find("text", 0.8), (Beam::Width(16), None));
-        assert_eq!(find("image", 0.97), (Beam::Width(16), None));
-        assert_eq!(find("text", 0.995), (Beam::Scan, None));
-        // The dearest of all, with the margin of its own kind.
-        assert_eq!(find("audio", 0.975), (Beam::Width(64), Some(0.03)));
+        let audio = of(MANY, &[(64, 0.985), (96, 0.992)]);
+        let all = [("audio", &audio), ("text", &text)];
+        let Some(Way::Beam(own)) = way(&all, target(0.99), kind("text").as_ref(), 1.0) else { panic!() };
+        assert_eq!((own.ef_search, own.margin), (64, Some(0.02)));
+        let Some(Way::Beam(unknown)) = way(&all, target(0.99), None, 1.0) else { panic!() };
+        assert_eq!((unknown.ef_search, unknown.margin), (128, None));
+    }
+
+    #[test]
+    fn the_cheapest_pair_is_taken() {
+        let deep = |ef_search, recall| RecallPoint { rescore: 200, ..point(ef_search, recall) };
+        let margin = |ef_search, recall, scored| RecallPoint {
+            margin: Some(ef_search as f32 / 1000.0),
+            scored,
+            ..point(ef_search, recall)
+        };
+        let text = Measured {
+            queries: MANY,
+            ways: vec![
+                curve(&[(64, 0.80), (512, 0.98)]),
+                vec![margin(64, 0.85, 500.0), margin(256, 0.95, 2000.0)],
+                vec![deep(256, 0.985), deep(512, 0.995)],
+            ],
+        };
+        let find = |wished, price| match way(&[("text", &text)], target(wished), kind("text").as_ref(), price)
+        {
+            Some(Way::Beam(point)) => (point.ef_search, point.rescore, point.margin.is_some()),
+            _ => (0, 0, false),
+        };
+        assert_eq!(find(0.85, 1.0), (64, 40, true));
+        assert_eq!(find(0.95, 8.0), (256, 40, true));
+        // Rescoring more beats a wider beam where rows are cheap, and not where they are dear.
+        assert_eq!(find(0.98, 1.0), (256, 200, false));
+        assert_eq!(find(0.98, 64.0), (512, 40, false));
+        assert_eq!(find(0.99, 64.0).1, 200);
+        assert_eq!(find(0.998, 1.0), (0, 0, false));
+        let Some(Way::Beam(between)) = way(&[("text", &text)], target(0.9), kind("text").as_ref(), 8.0)
+        else {
+            panic!()
+        };
+        let expected = 0.064 + 0.192 * (between.ef_search as f32 / 64.0).log(4.0);
+        assert!((65..256).contains(&between.ef_search), "{between:?}");
+        assert!((between.margin.unwrap() - expected).abs() < 1e-6, "{between:?}");
     }
 
     proptest! {
         #[test]
         fn a_higher_target_never_gets_a_narrower_beam(
             points in prop::collection::vec((1usize..200, 0.0f64..=1.0), 1..12),
+            queries in 1usize..5000,
             a in 0.5f64..0.9999, b in 0.5f64..0.9999,
         ) {
             let mut width = 0;
-            let curve: RecallCurve = points.into_iter().map(|(step, recall)| {
+            let points: Vec<(usize, f64)> = points.into_iter().map(|(step, recall)| {
                 width += step;
                 (width, recall)
             }).collect();
-            let (low, high) = (reach(&curve, target(a.min(b))), reach(&curve, target(a.max(b))));
-            prop_assert!(low <= high, "{low:?} for {}, {high:?} for {}", a.min(b), a.max(b));
-            if let Beam::Width(ef) = high {
-                prop_assert!((curve[0].0..=width).contains(&ef));
+            let measured = of(queries, &points);
+            let find = |wished| cheapest(&measured, wished, 1.0, |_| true);
+            let (low, high) = (find(a.min(b)), find(a.max(b)));
+            if let Way::Beam(high) = high {
+                let Way::Beam(low) = low else { return Err(TestCaseError::fail("a scan for less")) };
+                prop_assert!(low.ef_search <= high.ef_search, "{low:?} {high:?}");
+                prop_assert!((points[0].0..=width).contains(&high.ef_search));
             }
         }
     }

@@ -8,7 +8,11 @@
 //! Every width is measured twice: as it is, and ended by a margin. Fixed widths spend alike on every query; a margin spends more
 //! where rows lie dense below the tenth best and less where they do not. The one that belongs to a width is how far a beam of it
 //! reaches below the tenth best, in the mean of the queries, so that both cost about the same; recall is then higher with it
-//! (100k, cross-modal: 0.99 with a seventh fewer nodes and a quarter fewer rows).
+//! (100k, cross-modal: 0.99 with a seventh fewer nodes and a quarter fewer rows). Scores grow with the query's length, so
+//! margins are kept for a query of length 1.
+//!
+//! And of every walk it is looked how deep in its candidates the true ten lie: what codes confuse, rescoring more of them
+//! sets right, and no width does. A depth is kept where it finds what the one before does not ([`DEPTHS`]).
 //!
 //! Source: Al-Jazzazi et al., *Distance Adaptive Beam Search for Provably Accurate Graph-Based Nearest Neighbor Search* (2025),
 //! with a difference of scores, which queries far from all rows need, in place of a ratio of distances.
@@ -28,8 +32,8 @@ use rayon::prelude::*;
 use super::Error;
 use super::scan::{RowAccess, offer};
 use crate::index::exact::{self, Scored, TopK};
-use crate::index::{self, Index, SearchParams, Searcher};
-use crate::store::{MarginCurve, MarginPoint, RecallCurve, Recalls};
+use crate::index::{self, Index, Live, Plan, ScanPrice, SearchParams, Searcher};
+use crate::store::{Measured, RecallCurve, RecallPoint, Recalls};
 use crate::types::{self, Modality, Slot};
 
 /// Neighbours that recall is counted over.
@@ -39,11 +43,21 @@ pub const RECALL_SAMPLE: usize = 200;
 
 /// Widths of the beam that are measured, until one is enough.
 const WIDTHS: [usize; 13] = [16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024];
+/// Candidates rescored that are measured; the first is the default. More than the last cost more than wider codes would.
+pub(super) const DEPTHS: [usize; 4] = [SearchParams::DEFAULT_RESCORE, 100, 200, 400];
+/// Recall that a greater depth must add somewhere to be kept.
+const GAIN: f64 = 0.001;
+/// Recall above which nothing is said of a curve that goes flat, and the width from which on it can.
+const MUCH: f64 = 0.99;
+const FLAT_FROM: usize = 256;
 /// Recall after which no wider beam is tried: samples of this size cannot tell more.
 pub(super) const ENOUGH: f64 = 0.999;
 /// Length of the noise added to a stored unit row to make a query that is not stored.
 const NOISE: f32 = 0.35;
+/// What a row costs in full, in rows scored on codes: that of f16 rows beside 4-bit codes.
+const ROW_PRICE: f64 = 4.0;
 const SEED: u64 = 0x7669_7363;
+const NOISE_SEED: u64 = 0x6e6f_6973;
 
 /// Measures recall@10 of an index against exact search, by width of the beam. Runs on the current rayon pool.
 ///
@@ -54,7 +68,7 @@ const SEED: u64 = 0x7669_7363;
 /// [`index::Error::Dimension`]; rows that cannot be read.
 pub fn calibrate(
     index: &Index,
-    rows: &impl RowAccess,
+    rows: &(impl RowAccess + Sync),
     sample: usize,
     queries: &BTreeMap<String, Vec<Vec<f32>>>,
 ) -> Result<Recalls, Error> {
@@ -62,7 +76,7 @@ pub fn calibrate(
     if let Some(query) = queries.values().flatten().find(|query| query.len() != dim) {
         return Err(index::Error::Dimension { expected: dim, received: query.len() }.into());
     }
-    let near = near_rows(index, rows, sample)?;
+    let near = near_rows(index.len(), dim, rows, sample)?;
     let all: Vec<&[f32]> = near.iter().chain(queries.values().flatten()).map(Vec::as_slice).collect();
     let best = best(rows, &all)?;
     let mut nearest = BTreeMap::new();
@@ -84,20 +98,42 @@ pub fn calibrate(
     let mut next = |count: usize| {
         let group = from..from + count;
         from = group.end;
-        curves(index, &all[group.clone()], &truths[group])
+        measured(index, rows, &all[group.clone()], &truths[group])
     };
-    let (rows, of_rows) = next(near.len())?;
-    let mut margins = BTreeMap::from([(Modality::Image.word().to_owned(), of_rows)]);
+    let of_rows = next(near.len())?;
+    let plain = plain_curve(&of_rows);
+    let mut measured = BTreeMap::from([(Modality::Image.word().to_owned(), of_rows)]);
     let mut by_kind = BTreeMap::new();
     for (kind, queries) in queries {
-        let (curve, of_kind) = next(queries.len())?;
-        if !curve.is_empty() {
-            margins.insert(kind.clone(), of_kind);
+        let of_kind = next(queries.len())?;
+        by_kind.insert(kind.clone(), plain_curve(&of_kind));
+        if of_kind.queries > 0 {
+            measured.insert(kind.clone(), of_kind);
         }
-        by_kind.insert(kind.clone(), curve);
     }
-    margins.retain(|_, points| !points.is_empty());
-    Ok(Recalls { rows, by_kind, margins, nearest })
+    measured.retain(|_, measured| measured.queries > 0);
+    Ok(Recalls { rows: plain, by_kind, measured, nearest })
+}
+
+/// Recall by width alone, rescoring as searches do that ask for nothing else.
+fn plain_curve(measured: &Measured) -> RecallCurve {
+    let plain = measured.ways.first().into_iter().flatten();
+    plain.map(|point| (point.ef_search, point.recall)).collect()
+}
+
+/// Kinds of queries of which a wider beam finds no more although much is missed, each with the recall that it ends at: what is
+/// missed there, the codes confuse or no link leads to.
+pub fn flat(measured: &BTreeMap<String, Measured>) -> Vec<(String, f64)> {
+    let ends = |(kind, measured): (&String, &Measured)| {
+        let points = || measured.ways.iter().flatten();
+        let widest = points().map(|point| point.ef_search).max()?;
+        let best = |most: usize| {
+            points().filter(|point| point.ef_search <= most).map(|point| point.recall).fold(0.0, f64::max)
+        };
+        let (all, half) = (best(widest), best(widest / 2));
+        (all < MUCH && all - half < GAIN && widest >= FLAT_FROM).then(|| (kind.clone(), all))
+    };
+    measured.iter().filter_map(ends).collect()
 }
 
 /// The true ten of every query: one pass over the rows, all queries on each block.
@@ -117,64 +153,138 @@ fn low(mut scores: Vec<f32>) -> Option<f32> {
     scores.get(scores.len() / 100).copied().filter(|_| scores.len() >= 10)
 }
 
-/// Recall of some queries by width of the beam, and the same with margins; nothing without queries.
-fn curves(
+/// Recall of some queries by depth, margin and width; nothing without queries.
+fn measured(
     index: &Index,
+    rows: &(impl RowAccess + Sync),
     queries: &[&[f32]],
     truths: &[Vec<Slot>],
-) -> Result<(RecallCurve, MarginCurve), Error> {
-    let (mut curve, mut margins) = (RecallCurve::new(), MarginCurve::new());
+) -> Result<Measured, Error> {
+    // By depth, each with and without margins.
+    let mut ways: [[Vec<RecallPoint>; 2]; DEPTHS.len()] = Default::default();
     if queries.is_empty() {
-        return Ok((curve, margins));
+        return Ok(Measured::default());
     }
     for ef_search in WIDTHS {
-        let params = SearchParams::of_beam(ef_search);
-        let (recall, depth) = measured(index, queries, truths, &params)?;
-        curve.push((ef_search, recall));
+        let plain = SearchParams { ef_search, ..SearchParams::default() };
+        let walked = walked(index, rows, queries, truths, &plain)?;
+        let best = walked.recalls.iter().copied().fold(0.0, f64::max);
+        let margin = Some(walked.depth);
+        note(&mut ways, 0, &plain, &walked);
         // A scan has no beam to end.
-        let params = SearchParams { margin: Some(depth), ..params };
-        if !index.scan_pays(ef_search) && params.validate().is_ok() {
-            let (recall, _) = measured(index, queries, truths, &params)?;
-            margins.push(MarginPoint { ef_search, margin: depth, recall });
+        let ended = SearchParams { margin, ..plain };
+        if !index.scan_pays(ef_search) && ended.validate().is_ok() {
+            let walked = self::walked(index, rows, queries, truths, &ended)?;
+            note(&mut ways, 1, &ended, &walked);
         }
-        if recall >= ENOUGH {
+        if best >= ENOUGH {
             break;
         }
     }
-    Ok((curve, margins))
+    let (mut kept, mut best) = (Vec::new(), 0.0);
+    for way in ways {
+        let reached = way.iter().flatten().map(|point| point.recall).fold(0.0, f64::max);
+        if kept.is_empty() || reached >= best + GAIN {
+            kept.extend(way.into_iter().filter(|points| !points.is_empty()));
+            best = reached;
+        }
+    }
+    Ok(Measured { queries: queries.len(), ways: kept })
 }
 
-/// Recall of some queries, and how far their candidates reach below the tenth of them, in the mean.
-fn measured(
+/// Adds what walks of one beam found, at each depth that is not more than was searched for.
+fn note(
+    ways: &mut [[Vec<RecallPoint>; 2]; DEPTHS.len()],
+    with: usize,
+    params: &SearchParams,
+    walked: &Walked,
+) {
+    let SearchParams { ef_search, margin, .. } = *params;
+    for (i, (&depth, &recall)) in DEPTHS.iter().zip(&walked.recalls).enumerate() {
+        let rescore = depth.min(ef_search);
+        // A depth that the beam does not have is the one before once more.
+        if i == 0 || ef_search > DEPTHS[i - 1] {
+            let scored = walked.scored;
+            ways[i][with].push(RecallPoint { ef_search, rescore, margin, recall, scored });
+        }
+    }
+}
+
+/// What walks of one beam found.
+struct Walked {
+    /// Recall by [`DEPTHS`].
+    recalls: [f64; DEPTHS.len()],
+    /// How far the candidates reach below the tenth of them, for queries of length 1, in the mean.
+    depth: f32,
+    /// Rows scored on codes, in the mean.
+    scored: f64,
+}
+
+/// Searches for some queries by one beam.
+fn walked(
     index: &Index,
+    rows: &(impl RowAccess + Sync),
     queries: &[&[f32]],
     truths: &[Vec<Slot>],
     params: &SearchParams,
-) -> Result<(f64, f32), Error> {
+) -> Result<Walked, Error> {
+    let (wanted, count) = (params.ef_search, index.len() - rows.gone());
+    let price = ScanPrice::of(count, wanted, ROW_PRICE);
+    let every: Vec<u32> = match rows.gone() {
+        0 => Vec::new(),
+        _ => (0..index.len() as u32).filter(|&slot| rows.has(Slot(slot))).collect(),
+    };
     let one = |searcher: &mut Searcher, (query, truth): (&&[f32], &Vec<Slot>)| {
-        let (_, (candidates, _)) = searcher.find(index, query, params.ef_search, params)?;
+        let live = Live { is: |slot| rows.has(slot), count, price };
+        let (plan, (mut candidates, mut cost)) = searcher.find_live(index, query, wanted, params, &live)?;
+        if plan == Plan::Scan && rows.gone() > 0 {
+            candidates = index.scan(query, &every, wanted);
+            cost.scored_vectors += count as u64;
+        }
         let depth = match (candidates.get(SearchParams::MARGIN_RANK - 1), candidates.last()) {
-            (Some(tenth), Some(last)) => tenth.score - last.score,
+            (Some(tenth), Some(last)) => f64::from(tenth.score - last.score),
             _ => 0.0,
         };
-        let rescored = params.rescore.max(RECALL_K);
-        let found: Vec<Slot> = candidates.iter().take(rescored).map(|candidate| candidate.slot).collect();
-        Ok((exact::recall(truth, &found), f64::from(depth)))
+        let length = types::norm(query);
+        let depth = if length > 0.0 { depth / length } else { 0.0 };
+        let places = |depth: usize| depth.min(params.ef_search).max(RECALL_K);
+        let mut sums = [0.0; DEPTHS.len() + 2];
+        let found: Vec<Slot> = candidates.iter().map(|candidate| candidate.slot).collect();
+        for (sum, depth) in sums.iter_mut().zip(DEPTHS) {
+            *sum = exact::recall(truth, &found[..places(depth).min(found.len())]);
+        }
+        sums[DEPTHS.len()] = depth;
+        sums[DEPTHS.len() + 1] = cost.scored_vectors as f64;
+        Ok(sums)
     };
-    let both = queries.par_iter().zip(truths).map_init(Searcher::default, one);
-    let none = || (0.0, 0.0);
-    let sum = both.try_reduce(none, |a, b| Ok::<_, index::Error>((a.0 + b.0, a.1 + b.1)))?;
-    let count = queries.len() as f64;
-    Ok((sum.0 / count, (sum.1 / count) as f32))
+    let each = queries.par_iter().zip(truths).map_init(Searcher::default, one);
+    // Added up in their order, so that the same queries give the same figure to the last digit.
+    let each = each.collect::<Result<Vec<_>, index::Error>>()?;
+    let add = |a: [f64; _], b: [f64; _]| std::array::from_fn(|i| a[i] + b[i]);
+    let sums = each.into_iter().fold([0.0; DEPTHS.len() + 2], add);
+    let means = sums.map(|sum| sum / queries.len() as f64);
+    let mut recalls = [0.0; DEPTHS.len()];
+    recalls.copy_from_slice(&means[..DEPTHS.len()]);
+    Ok(Walked { recalls, depth: means[DEPTHS.len()] as f32, scored: means[DEPTHS.len() + 1] })
 }
 
 /// Queries like the rows: some of them, moved.
-fn near_rows(index: &Index, rows: &impl RowAccess, sample: usize) -> Result<Vec<Vec<f32>>, Error> {
-    let (n, dim) = (index.len(), index.dim());
+pub(super) fn near_rows(
+    n: usize,
+    dim: usize,
+    rows: &impl RowAccess,
+    sample: usize,
+) -> Result<Vec<Vec<f32>>, Error> {
     let mut random = Pcg64::seed_from_u64(SEED);
-    let mut queries = Vec::with_capacity(sample.min(n));
-    for _ in 0..sample.min(n) {
-        let slot = Slot(random.random_range(0..n) as u32);
+    let slots: Vec<Slot> = (0..sample.min(n)).map(|_| Slot(random.random_range(0..n) as u32)).collect();
+    moved(&slots, dim, rows)
+}
+
+/// The rows of some slots, each moved by noise of a third of its length.
+pub(super) fn moved(slots: &[Slot], dim: usize, rows: &impl RowAccess) -> Result<Vec<Vec<f32>>, Error> {
+    let mut random = Pcg64::seed_from_u64(NOISE_SEED);
+    let mut queries = Vec::with_capacity(slots.len());
+    for &slot in slots {
         let noise: Vec<f32> = (0..dim).map(|_| random.random_range(-1.0f32..1.0)).collect();
         let scale = NOISE / types::norm(&noise).max(1e-12) as f32;
         if let Some(row) = rows.row(slot)? {
@@ -187,9 +297,8 @@ fn near_rows(index: &Index, rows: &impl RowAccess, sample: usize) -> Result<Vec<
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cache::RowMatrix;
     use crate::index::exact::Scored;
-    use crate::index::{AlignedBytes, BuildParams, Codec, Parts};
+    use crate::index::{BuildParams, Codec, InMemory, Parts};
     use crate::kernels::Kernels;
     use crate::types::{Embedding, ItemId};
 
@@ -213,16 +322,16 @@ mod tests {
             ((0..rows.len() / DIM).map(|i| ItemId(i as u64)).collect::<Vec<_>>(), codec.encode(rows));
         let mut bytes = Vec::new();
         Parts { graph: &graph, codec: &codec, ids: &ids, codes: &codes }.write(&mut bytes).unwrap();
-        Index::open(AlignedBytes::copy_of(&bytes).unwrap()).unwrap()
+        Index::open(&bytes).unwrap()
     }
 
     #[test]
     fn the_curve_is_what_searching_and_rescoring_gives() {
         let rows = random_rows(3000, 1);
-        let (index, matrix) = (index(&rows), RowMatrix { rows: &rows, dim: DIM });
+        let (index, matrix) = (index(&rows), InMemory { rows: &rows, dim: DIM });
         let strangers: Vec<Vec<f32>> = random_rows(40, 2).chunks_exact(DIM).map(<[f32]>::to_vec).collect();
         let kinds = BTreeMap::from([("none".to_owned(), vec![]), ("text".to_owned(), strangers.clone())]);
-        let Recalls { rows: recall, by_kind, margins, nearest } =
+        let Recalls { rows: recall, by_kind, measured, nearest } =
             calibrate(&index, &matrix, 50, &kinds).unwrap();
         assert!(recall.len() > 1 && recall[0].0 == 16, "{recall:?}");
         assert_eq!(by_kind["none"], []);
@@ -234,35 +343,40 @@ mod tests {
 
         // The slow way: every query searched, its candidates rescored, and held against a scan of its own.
         let mut searcher = Searcher::default();
-        let plain = by_kind["text"].iter().map(|&(ef, recall)| (SearchParams::of_beam(ef), recall));
-        assert!(!margins["text"].is_empty() && !margins.contains_key("none"), "{margins:?}");
-        let ended = margins["text"].iter().map(|point| {
-            let params = SearchParams::of_beam(point.ef_search);
-            (SearchParams { margin: Some(point.margin), ..params }, point.recall)
-        });
-        for (params, measured) in plain.chain(ended) {
+        let Measured { queries: 40, ways } = &measured["text"] else { panic!("{measured:?}") };
+        assert!(!measured.contains_key("none") && measured["image"].queries == 50, "{measured:?}");
+        let plain: Vec<(usize, f64)> = ways[0].iter().map(|point| (point.ef_search, point.recall)).collect();
+        assert_eq!(plain, by_kind["text"]);
+        assert!(ways[1].iter().all(|point| point.margin.is_some()), "{ways:?}");
+        for point in ways.iter().flatten() {
+            let &RecallPoint { ef_search, rescore, margin, recall: measured, scored } = point;
+            let params = SearchParams { ef_search, margin, ..SearchParams::default() };
+            let mut work = 0;
             let mut sum = 0.0;
             for query in &strangers {
-                let (_, (candidates, _)) = searcher.find(&index, query, params.rescore, &params).unwrap();
+                let (_, (candidates, cost)) = searcher.find(&index, query, rescore, &params).unwrap();
+                work += cost.scored_vectors;
                 let score = |slots: &[u32], out: &mut Vec<f32>| {
-                    Kernels::get().score_f32(&rows, slots, query, out);
+                    Kernels::get().score_f32(&rows[..], slots, query, out);
                 };
-                let (best, _) = exact::rescore(&candidates, RECALL_K, f32::INFINITY, score);
+                let (best, _) = exact::rescore(&candidates, RECALL_K, None, f32::INFINITY, score);
                 let slots = |scored: Vec<Scored>| scored.into_iter().map(|s| s.slot).collect::<Vec<_>>();
                 sum += exact::recall(&slots(exact::search(&rows, query, RECALL_K)), &slots(best));
             }
             assert!((measured - sum / 40.0).abs() < 1e-12, "{params:?}: {measured} and {}", sum / 40.0);
+            assert!((scored - work as f64 / 40.0).abs() < 1e-9, "{params:?}");
         }
     }
 
     #[test]
     fn measuring_ends_where_a_beam_is_enough() {
         let rows = random_rows(12, 3);
-        let matrix = RowMatrix { rows: &rows, dim: DIM };
+        let matrix = InMemory { rows: &rows, dim: DIM };
         let recalls = calibrate(&index(&rows), &matrix, 5, &BTreeMap::new()).unwrap();
-        assert_eq!((recalls.rows, recalls.margins), (vec![(16, 1.0)], BTreeMap::new()));
+        let [way] = &recalls.measured["image"].ways[..] else { panic!("{recalls:?}") };
+        assert_eq!((recalls.rows, way.len(), way[0].margin), (vec![(16, 1.0)], 1, None));
         let wrong = BTreeMap::from([("text".to_owned(), vec![vec![1.0; 3]])]);
-        let refused = calibrate(&index(&rows), &RowMatrix { rows: &rows, dim: DIM }, 5, &wrong);
+        let refused = calibrate(&index(&rows), &InMemory { rows: &rows, dim: DIM }, 5, &wrong);
         assert!(matches!(refused, Err(Error::Index(index::Error::Dimension { expected: DIM, received: 3 }))));
     }
 }

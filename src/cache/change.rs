@@ -1,20 +1,44 @@
 //! Upsert and delete: visible to the next search, on disk when they return.
 //!
 //! ```text
-//! lock ─► one batch: items, rows, log entries, cache record ─► next snapshot ─► unlock ─► wait for the disk
+//! lock ─► one batch: items, rows, uris, log entries, what the request is answered, cache record ─► next snapshot ─► unlock
+//!      ─► wait for the disk
 //! ```
 //!
 //! Waiting comes after unlocking: calls that wait at the same time share one wait. A search may therefore find an item a
 //! moment before its upsert is acknowledged.
+//!
+//! **Again.** A caller who does not know whether it was heard asks once more. An item with an id or a uri of its own is put in
+//! the place of what it put the first time; a request with an id is answered as the first time, as long as it is remembered
+//! ([`REQUEST_WINDOW`]).
 
 use std::collections::{HashMap, HashSet};
+use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use super::delta::{Tags, bytes_of_tags};
+use super::overlay::Change;
 use super::rows::decode_row;
 use super::writer::unit_row;
 use super::{Cache, Error, NewItem, State};
-use crate::store::{Batch, ChangeKind, ChangeRecord, ItemRecord, LedgerRecord, Outcome, Store};
-use crate::types::{Fingerprint, ItemId};
+use crate::store::{
+    Batch, CacheRecord, ChangeKind, ChangeRecord, ItemRecord, LedgerRecord, Outcome, RequestRecord,
+    RequestResult, Store,
+};
+use crate::types::{Filter, Fingerprint, ItemId};
+
+#[cfg(doc)]
+use crate::store::REQUEST_WINDOW;
+
+/// Items that wait to be built in for which a writer waits a little, so that searches need not scan ever more of them.
+const CROWDED: u64 = 16_384;
+const SLOWED: Duration = Duration::from_millis(250);
+/// How long a writer waits for room that is being made.
+const PATIENCE: Duration = Duration::from_secs(5);
+const NAP: Duration = Duration::from_millis(2);
+/// Items that are entered by their uris in one batch.
+const ENTERED_TOGETHER: usize = 4096;
 
 /// What is to be stored of one item.
 struct Put {
@@ -24,9 +48,43 @@ struct Put {
 }
 
 /// What is known of an item that is to be replaced or deleted.
-struct Old {
-    uri: String,
-    digest: Fingerprint,
+pub(super) struct Old {
+    pub(super) uri: String,
+    pub(super) digest: Fingerprint,
+}
+
+/// Items to put, and what else a call of [`Cache::put`] says.
+pub struct Upserts<'a> {
+    /// The items.
+    pub items: Vec<NewItem>,
+    /// Further ids that the caller named, for items that did not come so far. Like those of `items` they are given to none that
+    /// names no id: the caller may come back with what is meant to be there.
+    pub named: &'a [ItemId],
+    /// Whether an item takes the place of the one that has its uri. Its own id then does not count.
+    pub by_uri: bool,
+    /// What makes it one that may come again.
+    pub request: Option<Repeatable<'a>>,
+}
+
+/// Says what a request is answered, given the outcomes of its items.
+pub type Answering<'a> = dyn Fn(&[Result<ItemId, Error>]) -> Vec<RequestResult> + 'a;
+
+/// A request that is answered as before when it comes again.
+pub struct Repeatable<'a> {
+    /// Its id.
+    pub id: &'a str,
+    /// Digest of what it asks for.
+    pub content: Fingerprint,
+    /// What it is answered, given the outcomes of [`Upserts::items`].
+    pub answer: &'a Answering<'a>,
+}
+
+/// What came of a call of [`Cache::put`].
+pub enum Upserted {
+    /// One result for each item, in order: its id, or why it was not stored.
+    Now(Vec<Result<ItemId, Error>>),
+    /// The request has come before, and was answered so.
+    Before(Vec<RequestResult>),
 }
 
 /// The ids that the items of a call get.
@@ -58,16 +116,15 @@ impl Cache {
     /// * Returns one result for each item, in order: its id, or why it was not stored; the others are.
     ///
     /// # Errors
-    /// For the call as a whole, of which then nothing is stored: [`Error::NotWritable`], [`Error::Full`], a store that
-    /// fails. For an item: [`Error::Dimension`], [`Error::Row`] without direction, [`Error::NoFreeId`].
+    /// For the call as a whole, of which then nothing is stored: [`Error::NotWritable`], [`Error::Deleted`], [`Error::Full`], a
+    /// store that fails. For an item: [`Error::Dimension`], [`Error::Row`] without direction, [`Error::NoFreeId`].
     pub fn upsert(&self, items: Vec<NewItem>) -> Result<Vec<Result<ItemId, Error>>, Error> {
         self.upsert_beside(items, &[])
     }
 
     /// As [`Cache::upsert`].
     ///
-    /// * `named`: further ids that the caller named, for items that did not come so far. Like those of `items` they are given to
-    ///   none that names no id: the caller may come back with what is meant to be there.
+    /// * `named`: as [`Upserts::named`].
     ///
     /// # Errors
     /// As [`Cache::upsert`].
@@ -76,14 +133,32 @@ impl Cache {
         items: Vec<NewItem>,
         named: &[ItemId],
     ) -> Result<Vec<Result<ItemId, Error>>, Error> {
-        if !self.writable() {
-            return Err(Error::NotWritable(self.name.clone()));
+        match self.put(Upserts { items, named, by_uri: false, request: None })? {
+            Upserted::Now(results) => Ok(results),
+            // Without a request there is none before.
+            Upserted::Before(_) => Ok(Vec::new()),
+        }
+    }
+
+    /// As [`Cache::upsert`], with all there is to say of it.
+    ///
+    /// # Errors
+    /// As [`Cache::upsert`], and [`Error::RequestReused`]. For an item told by its uri: [`Error::NoUri`],
+    /// [`Error::AmbiguousUri`].
+    pub fn put(&self, upserts: Upserts<'_>) -> Result<Upserted, Error> {
+        self.check_writable()?;
+        let Upserts { items, named, by_uri, request } = upserts;
+        if by_uri {
+            self.enter_uris()?;
         }
         let record = self.snapshot().record().clone();
         let prepare = |item: NewItem| {
             if item.embedding.dim() != record.dim {
                 let (expected, received) = (record.dim, item.embedding.dim());
                 return Err(Error::Dimension { cache: record.name.clone(), expected, received });
+            }
+            if by_uri && item.record.uri.is_empty() {
+                return Err(Error::NoUri);
             }
             let row = unit_row(item.embedding, &record, item.id.unwrap_or(ItemId(0)))?;
             Ok((item.id, Put { record: item.record, row }))
@@ -92,22 +167,69 @@ impl Cache {
         // The work that needs no lock is done before it is taken.
         let prepared: Vec<Result<(Option<ItemId>, Put), Error>> = items.into_iter().map(prepare).collect();
         let tags = prepared.iter().flatten().map(|(_, put)| bytes_of_tags(&put.record.tags)).sum::<u64>();
+        let bytes = 5 * (prepared.len() * record.dim) as u64 + tags;
+        self.wait_for_upkeep(bytes);
         let mut state = self.state()?;
-        self.check_room(5 * (prepared.len() * record.dim) as u64 + tags)?;
+        // Here, where nobody else can be about to store the same.
+        if let Some(request) = &request
+            && let Some(before) = self.remembered(request.id, &request.content)?
+        {
+            drop(state);
+            self.synced()?;
+            return Ok(Upserted::Before(before));
+        }
+        self.check_room(bytes)?;
         let mut ids = Ids { next: state.record.next_item, named };
+        let mut by_uris: HashMap<String, ItemId> = HashMap::new();
         let mut changes = Vec::with_capacity(prepared.len());
         let mut results = Vec::with_capacity(prepared.len());
         for prepared in prepared {
-            results.push(prepared.and_then(|(id, put)| {
-                let id = ids.give(id).ok_or_else(|| Error::NoFreeId(self.name.clone()))?;
+            let mut one = |(id, put): (Option<ItemId>, Put)| {
+                let own = match (by_uri, by_uris.get(&put.record.uri)) {
+                    (false, _) => id,
+                    (true, Some(&here)) => Some(here),
+                    (true, None) => self.item_of_uri(&state.record, &put.record.uri)?,
+                };
+                let id = ids.give(own).ok_or_else(|| Error::NoFreeId(self.name()))?;
+                if by_uri {
+                    by_uris.insert(put.record.uri.clone(), id);
+                }
                 changes.push((id, Some(put)));
                 Ok(id)
-            }));
+            };
+            results.push(prepared.and_then(&mut one));
         }
-        self.write(&mut state, changes)?;
+        self.write(&mut state, changes, |batch, record| {
+            let Some(request) = &request else { return Ok(()) };
+            record.requests += 1;
+            let (number, content, results) = (record.requests, request.content, (request.answer)(&results));
+            Ok(batch.put_request(record.id, request.id, &RequestRecord { number, content, results })?)
+        })?;
         drop(state);
         self.synced()?;
-        Ok(results)
+        Ok(Upserted::Now(results))
+    }
+
+    /// What a request was answered, if it is remembered; on disk when this returns.
+    ///
+    /// * `content`: digest of what it asks for.
+    ///
+    /// # Errors
+    /// [`Error::RequestReused`] if that was something else; [`Error::Store`].
+    pub fn answered(&self, id: &str, content: &Fingerprint) -> Result<Option<Vec<RequestResult>>, Error> {
+        let before = self.remembered(id, content)?;
+        if before.is_some() {
+            // Whoever came first may still be waiting for it.
+            self.synced()?;
+        }
+        Ok(before)
+    }
+
+    fn remembered(&self, id: &str, content: &Fingerprint) -> Result<Option<Vec<RequestResult>>, Error> {
+        match self.store.request(self.id(), id)? {
+            Some(record) if record.content != *content => Err(Error::RequestReused(id.to_owned())),
+            found => Ok(found.map(|record| record.results)),
+        }
     }
 
     /// Deletes items. One that is not there is not an error.
@@ -115,38 +237,125 @@ impl Cache {
     /// * Returns for each id, in order, whether it was there.
     ///
     /// # Errors
-    /// Of which nothing is deleted: [`Error::NotWritable`], a store that fails.
+    /// Of which nothing is deleted: [`Error::NotWritable`], [`Error::Deleted`], a store that fails.
     pub fn delete(&self, ids: &[ItemId]) -> Result<Vec<bool>, Error> {
-        if !self.writable() {
-            return Err(Error::NotWritable(self.name.clone()));
-        }
+        self.check_writable()?;
         let mut state = self.state()?;
-        let found = self.write(&mut state, ids.iter().map(|&id| (id, None)).collect())?;
+        let found = self.write(&mut state, ids.iter().map(|&id| (id, None)).collect(), |_, _| Ok(()))?;
         drop(state);
         self.synced()?;
         Ok(found)
     }
 
+    /// Deletes those of some items that match a filter now.
+    ///
+    /// * Returns how many they were.
+    ///
+    /// # Errors
+    /// As [`Cache::delete`].
+    pub fn delete_matching(&self, ids: &[ItemId], filter: &Filter) -> Result<u64, Error> {
+        self.check_writable()?;
+        let mut state = self.state()?;
+        let items = self.store.items(state.record.id, ids)?;
+        let matches = |(&id, item): (&ItemId, Option<ItemRecord>)| {
+            item.is_some_and(|item| filter.matches(id, &item.tags)).then_some((id, None))
+        };
+        let changes = ids.iter().zip(items).filter_map(matches).collect();
+        let found = self.write(&mut state, changes, |_, _| Ok(()))?;
+        drop(state);
+        self.synced()?;
+        Ok(found.into_iter().filter(|found| *found).count() as u64)
+    }
+
+    /// The one item of a uri, if there is one.
+    fn item_of_uri(&self, record: &CacheRecord, uri: &str) -> Result<Option<ItemId>, Error> {
+        match self.store.items_of_uri(record.id, uri)?[..] {
+            [] => Ok(None),
+            [id] => Ok(Some(id)),
+            [first, second, ..] => Err(Error::AmbiguousUri { uri: uri.to_owned(), first, second }),
+        }
+    }
+
+    /// Enters the items of a cache of before layout 4 by their uris, once, while others go on changing it: whatever they put
+    /// enters itself, and an entry of what has gone meanwhile does no harm. Cut short, it begins anew the next time.
+    fn enter_uris(&self) -> Result<(), Error> {
+        if self.state()?.record.uris {
+            return Ok(());
+        }
+        let _one = self.entering.lock().unwrap_or_else(PoisonError::into_inner);
+        let cache = {
+            let state = self.state()?;
+            if state.record.uris {
+                return Ok(());
+            }
+            state.record.id
+        };
+        let (store, mut count) = (&*self.store, 0);
+        let mut batch = store.batch();
+        store.scan_items(cache, ItemId(0), |id, item| {
+            batch.put_uri(cache, &item.uri, id);
+            count += 1;
+            if count % ENTERED_TOGETHER == 0 {
+                store.commit_unsynced(std::mem::replace(&mut batch, store.batch()))?;
+            }
+            Ok::<bool, Error>(true)
+        })?;
+        store.commit_unsynced(batch)?;
+        let mut state = self.state()?;
+        let record = CacheRecord { uris: true, ..state.record.clone() };
+        let mut batch = store.batch();
+        batch.put_cache(&record);
+        store.commit(batch)?;
+        state.record = record;
+        Ok(())
+    }
+
     /// Waits for the disk.
-    fn synced(&self) -> Result<(), Error> {
+    pub(super) fn synced(&self) -> Result<(), Error> {
         self.store.sync()?;
         fail::fail_point!("change::after_sync", |_| std::process::abort());
         Ok(())
     }
 
-    /// Whether so many more bytes may be held.
-    fn check_room(&self, bytes: u64) -> Result<(), Error> {
-        let now = self.snapshot();
-        let held = now.loaded().plan.total() + now.delta().bytes;
-        let budget = self.options.memory_budget;
-        if held + bytes > budget {
-            return Err(Error::Full { cache: self.name.clone(), held: held >> 20, budget: budget >> 20 });
+    /// Waits a while where changes come quicker than they are built in: until few of them wait, and so many more bytes may be held.
+    fn wait_for_upkeep(&self, bytes: u64) {
+        let start = Instant::now();
+        let crowded = || self.snapshot().delta().items > CROWDED;
+        // Between two turns of the work behind it is as if there were none.
+        let working = || self.compacting() || start.elapsed() < SLOWED;
+        while (self.compacting() && start.elapsed() < SLOWED && crowded())
+            || (working() && start.elapsed() < PATIENCE && self.check_room(bytes).is_err())
+        {
+            std::thread::sleep(NAP);
         }
-        Ok(())
+    }
+
+    /// Whether so many more bytes may be held.
+    pub(super) fn check_room(&self, bytes: u64) -> Result<(), Error> {
+        let held = self.held() + self.reserved.load(Ordering::Relaxed);
+        if held + bytes > self.options.memory_budget { Err(self.full()) } else { Ok(()) }
+    }
+
+    /// Bytes that are held: by what is shown, by the changes beside it, and while a generation of them is written.
+    pub(super) fn held(&self) -> u64 {
+        let now = self.snapshot();
+        now.loaded().plan.total() + now.delta().bytes + self.writing.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn full(&self) -> Error {
+        let (held, budget) = (self.held() >> 20, self.options.memory_budget >> 20);
+        Error::Full { cache: self.name(), held, budget }
     }
 
     /// Writes changes in one batch and shows them to readers. Returns for each whether the item was there.
-    fn write(&self, state: &mut State, changes: Vec<(ItemId, Option<Put>)>) -> Result<Vec<bool>, Error> {
+    ///
+    /// * `beside`: adds to the batch, when there is one.
+    fn write(
+        &self,
+        state: &mut State,
+        changes: Vec<(ItemId, Option<Put>)>,
+        beside: impl FnOnce(&mut Batch<'_>, &mut CacheRecord) -> Result<(), Error>,
+    ) -> Result<Vec<bool>, Error> {
         let store = &*self.store;
         let mut record = state.record.clone();
         let (mut batch, mut applied) = (store.batch(), Vec::with_capacity(changes.len()));
@@ -174,7 +383,7 @@ impl Cache {
             record.next_item = record.next_item.max(ItemId(id.0.saturating_add(1)));
             match put {
                 Some(put) => {
-                    batch.put_item(record.id, id, &put.record, &put.row);
+                    batch.put_item(record.id, id, &put.record, &put.row, record.sequence);
                     let Put { record: ItemRecord { uri, digest, tags, .. }, row } = put;
                     // So that a build that meets this content does not store it once more. The first item that has it stays known.
                     if store.item_of_digest(record.id, &digest)?.is_none_or(|known| known == id) {
@@ -194,41 +403,63 @@ impl Cache {
         if applied.is_empty() {
             return Ok(found);
         }
+        beside(&mut batch, &mut record)?;
+        self.commit_changes(state, batch, record, applied)?;
+        Ok(found)
+    }
+
+    /// Commits a batch of changes and shows them to readers.
+    ///
+    /// * `record`: the cache's with them.
+    pub(super) fn commit_changes(
+        &self,
+        state: &mut State,
+        mut batch: Batch<'_>,
+        record: CacheRecord,
+        changes: Vec<Change>,
+    ) -> Result<(), Error> {
         batch.put_cache(&record);
         fail::fail_point!("change::before_commit", |_| std::process::abort());
-        store.commit_unsynced(batch)?;
+        self.store.commit_unsynced(batch)?;
         fail::fail_point!("change::after_commit", |_| std::process::abort());
         let frozen = self.snapshot().frozen.clone();
-        state.overlay.apply(&frozen.index, applied, record.sequence);
+        state.overlay.apply(&frozen.index, changes, record.sequence);
         state.record = record;
-        self.show(&frozen, &state.overlay);
-        Ok(found)
+        self.show(&frozen, &state.overlay, &state.record);
+        Ok(())
     }
 }
 
-/// Takes what a build remembers of an item's content and file out of the ledger, so that a later run neither takes a file
-/// for a duplicate of what is gone, nor says that the file is stored.
+/// Takes an item's uri, and what a build remembers of its content and file, out of the ledger, so that a later run neither takes
+/// a file for a duplicate of what is gone, nor says that the file is stored.
 ///
 /// * `new`: what takes its place, if anything does.
-fn forget(
+pub(super) fn forget(
     store: &Store,
     batch: &mut Batch<'_>,
-    cache: &crate::store::CacheRecord,
+    cache: &CacheRecord,
     id: ItemId,
     old: &Old,
     new: Option<&ItemRecord>,
 ) -> Result<(), Error> {
+    if new.is_none_or(|new| new.uri != old.uri) {
+        batch.delete_uri(cache.id, &old.uri, id);
+    }
     if new.is_none_or(|new| new.digest != old.digest)
         && store.item_of_digest(cache.id, &old.digest)? == Some(id)
     {
         batch.delete_digest(cache.id, &old.digest);
     }
+    // Whatever became of the file since: an item that is not of it is not replaced when it is read again.
     if new.is_none_or(|new| new.uri != old.uri)
         && let Some(unit) = store.ledger_unit(cache.id, &old.uri)?
-        && unit.outcome == Outcome::Stored(id)
+        && unit.item == Some(id)
     {
-        let item = None;
-        batch.put_ledger(cache.id, &LedgerRecord { outcome: Outcome::Deleted, item, ..unit });
+        let outcome = match unit.outcome {
+            Outcome::Stored(stored) if stored == id => Outcome::Deleted,
+            other => other,
+        };
+        batch.put_ledger(cache.id, &LedgerRecord { outcome, item: None, content: None, ..unit });
     }
     Ok(())
 }

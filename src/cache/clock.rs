@@ -16,6 +16,11 @@ impl Clock {
         Clock { deadline: params.deadline, late: AtomicBool::new(false) }
     }
 
+    /// None.
+    pub(super) fn never() -> Self {
+        Clock { deadline: None, late: AtomicBool::new(false) }
+    }
+
     /// Whether it is late by now. Looking costs as much as scoring a row.
     pub(super) fn look(&self) -> bool {
         if self.deadline.is_some_and(|deadline| Instant::now() >= deadline) {

@@ -25,6 +25,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::clock::Clock;
 use super::mask::Mask;
 use crate::index::exact::{Scored, TopK};
 use crate::index::{SignQuery, Signs};
@@ -56,12 +57,12 @@ impl Tags {
         Tags((!tags.is_empty()).then(|| Arc::new(tags)))
     }
 
-    fn get(&self) -> &BTreeMap<String, String> {
+    pub(super) fn get(&self) -> &BTreeMap<String, String> {
         static NONE: BTreeMap<String, String> = BTreeMap::new();
         self.0.as_deref().unwrap_or(&NONE)
     }
 
-    fn bytes(&self) -> u64 {
+    pub(super) fn bytes(&self) -> u64 {
         bytes_of_tags(self.get())
     }
 }
@@ -95,7 +96,7 @@ pub(super) struct Block {
     pub(super) rows: Vec<f32>,
     /// 128 + the row, [`Signs::turned`], in steps of its scale, likewise.
     codes: Vec<u8>,
-    coded: Vec<Coded>,
+    coded: Vec<RowCode>,
     /// [`Signs`] of the rows, and the lengths of what they are of; none for short rows.
     signs: Vec<u8>,
     lengths: Vec<f32>,
@@ -103,7 +104,7 @@ pub(super) struct Block {
 
 /// How a row's code stands for it.
 #[derive(Clone, Copy)]
-struct Coded {
+struct RowCode {
     /// What one step is worth.
     scale: f32,
     /// Length of what the code leaves out.
@@ -154,8 +155,16 @@ impl Delta {
     /// The `k` best live rows, best first, by position: those that scoring every row would give, of the scores that reach
     /// `floor`; perhaps others below it.
     ///
-    /// * `signs`: of the index that this is the delta of.
-    pub(super) fn search(&self, query: &[f32], k: usize, floor: f32, signs: &Signs<'_>) -> Vec<Scored> {
+    /// * `signs`: of the index that this is the delta of. `clock`: looked at between blocks; once it is late, what comes back is
+    ///   not all.
+    pub(super) fn search(
+        &self,
+        query: &[f32],
+        k: usize,
+        floor: f32,
+        signs: &Signs<'_>,
+        clock: &Clock,
+    ) -> Vec<Scored> {
         let mut best = Vec::new();
         let few = self.live() <= SCAN_BELOW.max(k);
         if few || self.dim > MAX_CODED_DIM || !CODED_LENGTHS.contains(&(norm(query) as f32)) {
@@ -163,13 +172,16 @@ impl Delta {
             return self.best(best, k);
         }
         let (turned, mean) = signs.turned_query(query);
-        let query_code = CodedQuery::of(&turned, mean);
+        let query_code = StepQuery::of(&turned, mean);
         let (mut needed, mut products) = (floor, Vec::new());
-        let left = self.sifted(k, &mut needed, &Signs::of_query(&turned, mean));
+        let left = self.sifted(k, &mut needed, &Signs::of_query(&turned, mean), clock);
         let mut lowest = TopK::new(k);
         let mut bounds = Vec::with_capacity(left.iter().map(Vec::len).sum());
         for (block, rows) in self.blocks.iter().zip(&left) {
-            Kernels::get().score_codes(&block.codes, rows, &query_code.steps, &mut products);
+            if clock.look() {
+                return Vec::new();
+            }
+            Kernels::get().score_codes(&block.codes[..], rows, &query_code.steps, &mut products);
             for (&product, &row) in products.iter().zip(rows) {
                 let (estimate, bound) = query_code.score(product, block.coded[row as usize]);
                 let slot = Slot(block.start + row);
@@ -199,11 +211,11 @@ impl Delta {
 
     /// Of every block, the live rows that may score what is needed, as far as their signs say. Raises `needed` to what `k` rows
     /// surely score, where nothing is known of it.
-    fn sifted(&self, k: usize, needed: &mut f32, query: &SignQuery) -> Vec<Vec<u32>> {
+    fn sifted(&self, k: usize, needed: &mut f32, query: &SignQuery, clock: &Clock) -> Vec<Vec<u32>> {
         let live = |block: &Block, row: u32| self.dead.is_empty() || !self.dead.contains(block.start + row);
         let longest = self.blocks.iter().map(|block| block.ids.len() as u32).max().unwrap_or(0);
         let (all, mut sums): (Vec<u32>, _) = ((0..longest).collect(), Vec::new());
-        let blocks = self.blocks.iter();
+        let blocks = self.blocks.iter().take_while(|_| !clock.look());
         if self.dim < Signs::LEAST_DIM {
             let rows = |block: &Arc<Block>| {
                 all[..block.ids.len()].iter().copied().filter(|&row| live(block, row)).collect()
@@ -264,9 +276,10 @@ impl Delta {
         floor: f32,
         signs: &Signs<'_>,
         kept: &Kept,
+        clock: &Clock,
     ) -> (Vec<Scored>, usize) {
         if let Some(rest) = &kept.rest {
-            return (rest.search(query, k, floor, signs), self.rows());
+            return (rest.search(query, k, floor, signs, clock), self.rows());
         }
         let mut best = Vec::with_capacity(kept.positions.len());
         for &slot in &kept.positions {
@@ -276,11 +289,20 @@ impl Delta {
     }
 
     pub(super) fn each_live<'a>(&'a self, mut visit: impl FnMut(&'a Block, usize, Slot)) {
+        self.some_live(|block, at, slot| {
+            visit(block, at, slot);
+            true
+        });
+    }
+
+    /// As [`Delta::each_live`], until `visit` answers false.
+    pub(super) fn some_live<'a>(&'a self, mut visit: impl FnMut(&'a Block, usize, Slot) -> bool) {
         for block in &self.blocks {
             for at in 0..block.ids.len() {
                 let position = block.start + at as u32;
-                if self.dead.is_empty() || !self.dead.contains(position) {
-                    visit(block, at, Slot(position));
+                let live = self.dead.is_empty() || !self.dead.contains(position);
+                if live && !visit(block, at, Slot(position)) {
+                    return;
                 }
             }
         }
@@ -313,11 +335,16 @@ impl Kept {
     pub(super) fn len(&self) -> usize {
         self.positions.len()
     }
+
+    /// Where they are.
+    pub(super) fn positions(&self) -> &[Slot] {
+        &self.positions
+    }
 }
 
 /// Bytes a row takes in a delta, the texts of its tags aside.
 fn bytes_per_row(dim: usize) -> usize {
-    let beside = size_of::<ItemId>() + size_of::<Tags>() + size_of::<Coded>() + size_of::<f32>();
+    let beside = size_of::<ItemId>() + size_of::<Tags>() + size_of::<RowCode>() + size_of::<f32>();
     dim * 5 + Signs::bytes(dim) + beside
 }
 
@@ -345,6 +372,30 @@ impl Block {
         Block { start, ids, tags, rows, codes, coded, signs, lengths }
     }
 
+    /// Some rows of others, in one block.
+    pub(super) fn gathered(start: u32, rows: &[(&Block, usize)], dim: usize) -> Block {
+        fn of<'a, T: Clone + 'a>(
+            rows: &[(&'a Block, usize)],
+            len: usize,
+            part: impl Fn(&'a Block) -> &'a [T],
+        ) -> Vec<T> {
+            // What short rows have none of, is empty.
+            let parts =
+                rows.iter().map(|&(block, at)| part(block).get(at * len..(at + 1) * len).unwrap_or(&[]));
+            parts.flatten().cloned().collect()
+        }
+        Block {
+            start,
+            ids: of(rows, 1, |block| &block.ids),
+            tags: of(rows, 1, |block| &block.tags),
+            rows: of(rows, dim, |block| &block.rows),
+            codes: of(rows, dim, |block| &block.codes),
+            coded: of(rows, 1, |block| &block.coded),
+            signs: of(rows, Signs::bytes(dim), |block| &block.signs),
+            lengths: of(rows, 1, |block| &block.lengths),
+        }
+    }
+
     fn followed_by(&self, next: &Block) -> Block {
         Block {
             start: self.start,
@@ -364,7 +415,7 @@ impl Block {
 }
 
 /// Writes a vector in steps of its largest component's 127th part.
-fn code(values: &[f32], steps: &mut [i8]) -> Coded {
+fn code(values: &[f32], steps: &mut [i8]) -> RowCode {
     // The kernel gives steps per unit. A vector too small for that gets no code: all of it is left out.
     let per_unit = Kernels::get().scale_query(values, steps);
     let scale = if per_unit > 0.0 && per_unit.is_finite() { per_unit.recip() } else { 0.0 };
@@ -374,13 +425,13 @@ fn code(values: &[f32], steps: &mut [i8]) -> Coded {
         error += (f64::from(value) - said).powi(2);
         length += said * said;
     }
-    Coded { scale, error: error.sqrt() as f32, length: length.sqrt() as f32 }
+    RowCode { scale, error: error.sqrt() as f32, length: length.sqrt() as f32 }
 }
 
-struct CodedQuery {
+struct StepQuery {
     steps: Vec<i8>,
     sum: i64,
-    coded: Coded,
+    coded: RowCode,
     length: f32,
     /// Its score on the mean.
     mean: f32,
@@ -388,7 +439,7 @@ struct CodedQuery {
     surely: f32,
 }
 
-impl CodedQuery {
+impl StepQuery {
     /// * `turned`, `mean`: [`Signs::turned_query`].
     fn of(turned: &[f32], mean: f32) -> Self {
         let mut steps = vec![0i8; turned.len()];
@@ -399,11 +450,11 @@ impl CodedQuery {
             dim if dim >= Signs::LEAST_DIM => Signs::DEVIATIONS / (dim as f32).sqrt(),
             _ => 1.0,
         };
-        CodedQuery { steps, sum, coded, length: norm(turned) as f32, mean, surely }
+        StepQuery { steps, sum, coded, length: norm(turned) as f32, mean, surely }
     }
 
     /// An estimate of a row's score, from the product of the codes, and how far it may be off.
-    fn score(&self, product: i32, row: Coded) -> (f32, f32) {
+    fn score(&self, product: i32, row: RowCode) -> (f32, f32) {
         let estimate = self.coded.scale * row.scale * (i64::from(product) - 128 * self.sum) as f32;
         let left_out = self.length * row.error + self.coded.error * row.length;
         // Of the product with the mean as well, which is no longer than a row.
@@ -455,17 +506,22 @@ mod tests {
                 prop_assert_eq!(delta.row(Slot(i as u32)), (ItemId(i as u64), row));
             }
             let truth = self.best(rows, query, k, |_| true);
-            prop_assert_eq!(&delta.search(query, k, f32::NEG_INFINITY, &signs), &truth);
+            prop_assert_eq!(&delta.search(query, k, f32::NEG_INFINITY, &signs, &Clock::never()), &truth);
             // Of a floor: all above it.
             for floor in truth.iter().step_by(3).map(|scored| scored.score) {
                 let above =
                     |found: &[Scored]| found.iter().filter(|s| s.score >= floor).copied().collect::<Vec<_>>();
-                prop_assert_eq!(above(&delta.search(query, k, floor, &signs)), above(&truth));
+                prop_assert_eq!(
+                    above(&delta.search(query, k, floor, &signs, &Clock::never())),
+                    above(&truth)
+                );
             }
             // A filter keeps one in `every`: few of them are scored alone, many in a scan.
             let n = (rows.len() / self.dim) as u64;
             let filter = Filter::Ids((0..n).filter(|id| id.is_multiple_of(every)).map(ItemId).collect());
-            let found = delta.search_kept(query, k, f32::NEG_INFINITY, &signs, &delta.kept_by(&filter)).0;
+            let found = delta
+                .search_kept(query, k, f32::NEG_INFINITY, &signs, &delta.kept_by(&filter), &Clock::never())
+                .0;
             prop_assert_eq!(found, self.best(rows, query, k, |id| id.is_multiple_of(every)));
             Ok(())
         }
@@ -489,7 +545,7 @@ mod tests {
             let codec = Codec::train(CodeKind::U8, &row, 2);
             let (signs, mut delta) = (Signs::new(&codec), Delta::new(2, 0));
             delta.push(Block::new(0, ids.clone(), tags, row.repeat(ids.len()), 2, &signs));
-            let found = delta.search(&row, k, f32::NEG_INFINITY, &signs);
+            let found = delta.search(&row, k, f32::NEG_INFINITY, &signs, &Clock::never());
             let found: Vec<ItemId> = found.iter().map(|scored| delta.row(scored.slot).0).collect();
             let mut sorted = ids;
             sorted.sort_unstable();

@@ -7,51 +7,15 @@
 //!
 //! Left out: keeping what was found for the next request with the same filter. Finding it costs less than a search.
 
-use std::sync::OnceLock;
-
-use roaring::RoaringBitmap;
-
-use super::delta::Kept;
+use super::matching::{Matching, Slots};
 use super::{Error, Found, Snapshot};
 use crate::index::{SearchParams, Searcher};
-use crate::types::{Embedding, Filter, Slot};
+use crate::types::{Embedding, Filter};
 
 /// A snapshot of which a filter lets only some items be found.
 pub struct Filtered<'a> {
-    snapshot: &'a Snapshot,
-    matching: Matching,
-}
-
-/// What matches, in the generation and in the delta.
-pub(super) struct Matching {
-    pub(super) slots: Slots,
-    pub(super) delta: Kept,
-}
-
-/// Some slots of a generation.
-pub(super) struct Slots {
-    bitmap: RoaringBitmap,
-    count: usize,
-    /// The same, ascending, for scans.
-    list: OnceLock<Vec<u32>>,
-}
-
-impl Slots {
-    fn new(bitmap: RoaringBitmap) -> Self {
-        Slots { count: bitmap.len() as usize, bitmap, list: OnceLock::new() }
-    }
-
-    pub(super) fn len(&self) -> usize {
-        self.count
-    }
-
-    pub(super) fn contains(&self, slot: Slot) -> bool {
-        self.bitmap.contains(slot.0)
-    }
-
-    pub(super) fn list(&self) -> &[u32] {
-        self.list.get_or_init(|| self.bitmap.iter().collect())
-    }
+    pub(super) snapshot: &'a Snapshot,
+    pub(super) matching: Matching,
 }
 
 impl Snapshot {
@@ -61,7 +25,7 @@ impl Snapshot {
     /// [`crate::store::Error::Damaged`] for a table of tags that cannot be read. For a generation that was stored without one
     /// it is made now: [`Error::Memory`] if it does not fit.
     pub fn filtered(&self, filter: &Filter) -> Result<Filtered<'_>, Error> {
-        let mut slots = self.frozen.tags()?.matching(filter, &self.frozen.index)?;
+        let mut slots = self.frozen.matching(filter)?;
         let masked = self.delta.masked();
         if !masked.is_empty() && !slots.is_empty() {
             slots -= masked.bitmap();

@@ -1,16 +1,22 @@
-//! One generation in memory: loaded and verified. It never changes; what has changed since is the delta's.
+//! One version of a generation in memory: loaded and verified, or made of the one before by what has come since. It never changes;
+//! what is newer still is the delta's.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+use roaring::RoaringBitmap;
+
 use super::Error;
+use super::delta::Tags;
+use super::overlay::Waiting;
 use super::rows::{Rows, RowsMode};
-use super::tags::{self, TagTable};
+use super::tags::TagTable;
 use super::warming::Warming;
-use crate::index::{self, AlignedBytes, BuildParams, Index};
+use crate::index::{self, AlignedBytes, BuildParams, Index, Loading};
 use crate::store::{BlobKind, CacheRecord, GenerationRecord, Store};
-use crate::types::{Generation, ItemId};
+use crate::types::{Filter, Generation, Slot};
 
 /// How a generation is brought into memory.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -19,6 +25,22 @@ pub struct LoadOptions {
     pub rows: RowsMode,
     /// Most bytes this cache may take.
     pub memory_budget: u64,
+}
+
+/// Of what a generation takes, the share that is left free for changes where it is to be decided whether rows are kept in memory.
+const DELTA_ROOM: u64 = 8;
+/// Bytes that the tags of an item which came into a slot take beside their texts.
+const CAME_BYTES: u64 = 48;
+
+impl LoadOptions {
+    /// Default of [`LoadOptions::memory_budget`]: 8 GiB.
+    pub const DEFAULT_MEMORY_BUDGET: u64 = 8 << 30;
+}
+
+impl Default for LoadOptions {
+    fn default() -> Self {
+        LoadOptions { rows: RowsMode::Auto, memory_budget: Self::DEFAULT_MEMORY_BUDGET }
+    }
 }
 
 /// What a generation takes in memory, in bytes.
@@ -55,19 +77,35 @@ pub struct Loaded {
     pub took: Duration,
 }
 
-/// A generation as it was made.
+/// A generation as it was made, or as it has become since ([`super::upkeep`]).
 pub(super) struct Frozen {
     pub(super) store: Arc<Store>,
     /// The cache's record as of loading.
     pub(super) record: CacheRecord,
-    pub(super) generation: GenerationRecord,
+    pub(super) generation: Arc<GenerationRecord>,
     pub(super) index: Arc<Index>,
     pub(super) rows: Rows,
     pub(super) loaded: Loaded,
     memory_budget: u64,
-    tags: OnceLock<TagTable>,
-    /// Held while the table of a generation that was stored without one is made.
+    tags: Arc<Table>,
+    /// Tags of the slots whose items came after the table was made.
+    came: Arc<HashMap<u32, Came>>,
+}
+
+/// Which slots have which tag, as of some moment.
+#[derive(Default)]
+struct Table {
+    table: OnceLock<TagTable>,
+    /// Held while that of a generation that was stored without one is made.
     making: Mutex<()>,
+}
+
+/// The tags of an item that came into a slot.
+#[derive(Clone)]
+struct Came {
+    tags: Tags,
+    /// The round that it came in.
+    round: u64,
 }
 
 impl Frozen {
@@ -83,14 +121,19 @@ impl Frozen {
     ) -> Result<Self, Error> {
         let start = Instant::now();
         let rows_bytes = generation.items * (record.dim * record.rows.bytes()) as u64;
-        let build = serde_json::from_value::<BuildParams>(generation.build.clone()).unwrap_or_default();
-        let index_bytes = generation.index_bytes + generation.items * build.beside_bytes(record.dim);
+        // Whatever cannot be read of how it was built counts as what takes most.
+        let beside = build_params(&record, &generation).map_or_else(
+            |_| BuildParams::default().beside_bytes(record.dim),
+            |build| build.beside_bytes(record.dim),
+        );
+        let index_bytes = generation.index_bytes + generation.items * beside;
         let keep_rows = match options.rows {
             RowsMode::Ram => true,
             RowsMode::Disk => false,
             RowsMode::Auto => {
                 let beside = index_bytes + generation.tags_bytes.unwrap_or(0);
-                beside + rows_bytes <= options.memory_budget
+                let all = beside + rows_bytes;
+                all + all / DELTA_ROOM <= options.memory_budget
             }
         };
         let plan = MemoryPlan {
@@ -101,15 +144,88 @@ impl Frozen {
         check_plan(&record, plan, options.memory_budget)?;
 
         let index = Arc::new(load_index(store, &record, &generation)?);
-        let tags = OnceLock::new();
+        let tags = Table::default();
         if let Some(table) = load_tags(store, &record, &generation, index.len())? {
-            tags.get_or_init(|| table);
+            tags.table.get_or_init(|| table);
         }
-        let warming = keep_rows.then(|| Warming::begin(store, &record, &index)).transpose()?;
+        let warming =
+            (keep_rows && !index.is_empty()).then(|| Warming::begin(store, &record, &index)).transpose()?;
         let rows = Rows::new(record.rows, warming);
         let loaded = Loaded { plan, took: start.elapsed() };
-        let (store, memory_budget, making) = (store.clone(), options.memory_budget, Mutex::new(()));
-        Ok(Frozen { store, record, generation, index, rows, loaded, memory_budget, tags, making })
+        let (store, memory_budget, generation) = (store.clone(), options.memory_budget, Arc::new(generation));
+        let (tags, came) = (tags.into(), Arc::default());
+        Ok(Frozen { store, record, generation, index, rows, loaded, memory_budget, tags, came })
+    }
+
+    /// The next version: items have come into some slots.
+    ///
+    /// * `index`: with them. `round`: a number that never becomes less.
+    ///
+    /// # Errors
+    /// [`Error::Index`] when there is no memory.
+    pub(super) fn with(&self, index: Index, came: &[(Waiting, Slot)], round: u64) -> Result<Self, Error> {
+        let rows =
+            self.rows.with(came.iter().map(|(item, slot)| (*slot, item.row.as_slice())), index.len())?;
+        let mut tags = self.came.clone();
+        let into = Arc::make_mut(&mut tags);
+        for (Waiting { tags, .. }, slot) in came {
+            into.insert(slot.0, Came { tags: tags.clone(), round });
+        }
+        let next = Frozen { index: Arc::new(index), rows, came: tags, ..self.shared() };
+        Ok(next.weighed())
+    }
+
+    /// This very version as that of another generation, which was made of it.
+    ///
+    /// * `tags`: the table of its slots, as of the end of `round`.
+    pub(super) fn written(&self, generation: GenerationRecord, tags: TagTable, round: u64) -> Self {
+        let table = Table::default();
+        table.table.get_or_init(|| tags);
+        let later = self.came.iter().filter(|(_, came)| came.round > round);
+        let came = later.map(|(&slot, came)| (slot, came.clone())).collect::<HashMap<_, _>>();
+        let (generation, tags, came) = (generation.into(), table.into(), came.into());
+        Frozen { generation, tags, came, ..self.shared() }.weighed()
+    }
+
+    fn shared(&self) -> Self {
+        Frozen {
+            store: self.store.clone(),
+            record: self.record.clone(),
+            generation: self.generation.clone(),
+            index: self.index.clone(),
+            rows: self.rows.clone(),
+            loaded: self.loaded,
+            memory_budget: self.memory_budget,
+            tags: self.tags.clone(),
+            came: self.came.clone(),
+        }
+    }
+
+    /// With what it takes in memory now.
+    fn weighed(mut self) -> Self {
+        let beside = self.came.values().map(|came| came.tags.bytes() + CAME_BYTES).sum::<u64>();
+        let table = self.tags.table.get().map_or(0, TagTable::bytes);
+        self.loaded.plan = MemoryPlan {
+            index: self.index.bytes(),
+            tags: table + beside,
+            rows: self.rows.bytes(self.loaded.plan.rows),
+        };
+        self
+    }
+
+    /// The slots whose items match a filter, those of items that have gone perhaps among them.
+    ///
+    /// # Errors
+    /// As [`Frozen::tags`]; [`crate::store::Error::Damaged`] for a table that cannot be read.
+    pub(super) fn matching(&self, filter: &Filter) -> Result<RoaringBitmap, Error> {
+        let mut slots = self.tags()?.matching(filter, &self.index)?;
+        for (&slot, came) in self.came.iter() {
+            match filter.matches(self.index.id(Slot(slot)), came.tags.get()) {
+                true => slots.insert(slot),
+                false => slots.remove(slot),
+            };
+        }
+        Ok(slots)
     }
 
     /// Which slots have which tag. A generation that was stored without the table gets it from the items' records, once.
@@ -117,19 +233,37 @@ impl Frozen {
     /// # Errors
     /// [`Error::Memory`] for a table that was not planned for and does not fit, [`Error::Store`].
     pub(super) fn tags(&self) -> Result<&TagTable, Error> {
-        if let Some(table) = self.tags.get() {
+        let Table { table, making } = &*self.tags;
+        if let Some(table) = table.get() {
             return Ok(table);
         }
-        let _one = self.making.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(table) = self.tags.get() {
+        let _one = making.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(table) = table.get() {
             return Ok(table);
         }
-        let ids = self.index.ids().iter().map(|&id| ItemId(id));
-        let bytes = AlignedBytes::copy_of(&tags::of_items(&self.store, &self.record, ids)?)?;
-        let table = TagTable::open(bytes, self.index.len())?;
-        check_plan(&self.record, MemoryPlan { tags: table.bytes(), ..self.loaded.plan }, self.memory_budget)?;
-        Ok(self.tags.get_or_init(|| table))
+        let made = TagTable::of_items(&self.store, &self.record, &self.index)?;
+        check_plan(&self.record, MemoryPlan { tags: made.bytes(), ..self.loaded.plan }, self.memory_budget)?;
+        Ok(table.get_or_init(|| made))
     }
+}
+
+/// How a generation was built.
+///
+/// # Errors
+/// [`crate::store::Error::Damaged`] where its record does not say so: it is not to be guessed.
+pub(super) fn build_params(
+    record: &CacheRecord,
+    generation: &GenerationRecord,
+) -> Result<BuildParams, Error> {
+    // The first of a cache that was made empty: nobody has said anything yet.
+    if generation.is_empty() && generation.build.is_null() {
+        return Ok(BuildParams::choosing());
+    }
+    serde_json::from_value(generation.build.clone()).map_err(|e| {
+        let what = format!("record of generation {} of cache `{}`", generation.generation, record.name);
+        let why = format!("how it was built cannot be read ({e}); build it anew by `index-builder index`");
+        crate::store::Error::Damaged { what, why }.into()
+    })
 }
 
 fn check_plan(record: &CacheRecord, plan: MemoryPlan, budget: u64) -> Result<(), Error> {
@@ -138,6 +272,17 @@ fn check_plan(record: &CacheRecord, plan: MemoryPlan, budget: u64) -> Result<(),
     }
     let (needed, budget) = (plan.total().div_ceil(1 << 20), budget >> 20);
     Err(Error::Memory { cache: record.name.clone(), needed, budget, plan })
+}
+
+/// The record of a cache's current generation; of a cache that has none yet, one without items.
+///
+/// # Errors
+/// As [`find_generation`].
+pub(super) fn current_generation(store: &Store, record: &CacheRecord) -> Result<GenerationRecord, Error> {
+    match record.current {
+        Some(current) => find_generation(store, record, current),
+        None => Ok(GenerationRecord::none()),
+    }
 }
 
 /// The record of a generation that should be stored.
@@ -162,11 +307,31 @@ fn known_generations(generations: &[GenerationRecord]) -> String {
 }
 
 fn load_index(store: &Store, record: &CacheRecord, generation: &GenerationRecord) -> Result<Index, Error> {
+    if generation.is_empty() {
+        return Ok(Index::empty(record.dim)?);
+    }
     let len = usize::try_from(generation.index_bytes).unwrap_or(usize::MAX);
-    let mut bytes = AlignedBytes::zeroed(len)?;
-    store.read_blob(record.id, generation.generation, BlobKind::Index, bytes.as_mut_slice())?;
-    // Every part of the blob has been held against its checksum.
-    let index = Index::open_unchanged(bytes)?;
+    let loading = Mutex::new(None);
+    // Every part of the blob is held against its checksum before it is taken.
+    store.read_blob_by_parts(record.id, generation.generation, BlobKind::Index, len, |at, part| {
+        let mut loading = loading.lock().unwrap_or_else(PoisonError::into_inner);
+        match (&mut *loading, at) {
+            (Some(Ok(index)), _) => {
+                if let Err(problem) = Loading::put(index, at, part) {
+                    *loading = Some(Err(problem));
+                }
+            }
+            (Some(Err(_)), _) => {}
+            // The first part comes before all others.
+            (None, _) => {
+                let begun = Loading::begin(part, len);
+                *loading = Some(begun.and_then(|mut index| index.put(at, part).map(|()| index)));
+            }
+        }
+    })?;
+    let loading = loading.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let cut = || index::Error::Format("it is empty".into());
+    let index = loading.ok_or_else(cut)??.finish()?;
     if index.dim() != record.dim || index.len() as u64 != generation.items {
         let what = format!("it holds {} rows of {} components", index.len(), index.dim());
         return Err(index::Error::Format(format!(

@@ -32,6 +32,15 @@ impl Mask {
         *word |= bit;
     }
 
+    /// Takes a position out of the set.
+    pub(super) fn remove(&mut self, position: u32) {
+        if self.contains(position) {
+            let (chunk, word, bit) = place(position);
+            Arc::make_mut(&mut self.chunks[chunk])[word] &= !bit;
+            self.count -= 1;
+        }
+    }
+
     /// The set as a bitmap.
     pub(super) fn bitmap(&self) -> RoaringBitmap {
         let bytes = self.chunks.iter().flat_map(|chunk| chunk.iter()).flat_map(|word| word.to_le_bytes());
@@ -64,14 +73,18 @@ mod tests {
     proptest! {
         #[test]
         fn a_mask_is_a_set_and_its_copies_stay_as_they_were(
-            first in prop::collection::vec(0u32..20_000, 0..200), then in prop::collection::vec(0u32..20_000, 0..200)
+            first in prop::collection::vec(0u32..20_000, 0..200),
+            then in prop::collection::vec(0u32..20_000, 0..200),
+            gone in prop::collection::vec(0u32..20_000, 0..2000),
         ) {
             let mut mask = Mask::default();
             first.iter().for_each(|&p| mask.insert(p));
             let copy = mask.clone();
             then.iter().for_each(|&p| mask.insert(p));
-            let (before, after): (BTreeSet<u32>, BTreeSet<u32>) =
+            gone.iter().for_each(|&p| mask.remove(p));
+            let (before, mut after): (BTreeSet<u32>, BTreeSet<u32>) =
                 (first.iter().copied().collect(), first.iter().chain(&then).copied().collect());
+            gone.iter().for_each(|p| _ = after.remove(p));
             prop_assert_eq!((copy.len(), mask.len()), (before.len(), after.len()));
             prop_assert!(mask.bitmap().iter().eq(after.iter().copied()));
             for position in 0..20_100 {

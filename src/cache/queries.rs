@@ -8,7 +8,8 @@
 //! …   all of them in that order, f16
 //! ```
 //!
-//! The blob's parts have checksums; lengths are checked here. Halves are enough: a query is rounded less than an 8-bit code.
+//! The blob's parts have checksums; lengths are checked here. Queries are kept with length 1, in halves: neither what is repaired nor
+//! what is measured depends on a query's length, and a query is rounded less than an 8-bit code.
 
 use std::collections::BTreeMap;
 
@@ -17,9 +18,15 @@ use half::slice::HalfFloatSliceExt;
 use serde::{Deserialize, Serialize};
 
 use crate::store::Error;
+use crate::types::norm;
 
 const MAGIC: &[u8; 8] = b"VQRY\x01\0\0\0";
 const PREFIX: usize = 16;
+/// What the sample of queries takes, in lengths of its blob: floats are twice as long as halves, and both are there at a time.
+pub(super) const QUERY_COPIES: u64 = 3;
+
+/// Queries by kind.
+pub type Queries = BTreeMap<String, Vec<Vec<f32>>>;
 
 /// Queries of other kinds than the stored rows.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -61,7 +68,11 @@ impl QuerySample {
         let mut bytes = [&MAGIC[..], &(header.len() as u64).to_le_bytes(), &header].concat();
         let held_out = self.held_out.values().flatten().map(Vec::as_slice);
         for query in repair.into_iter().chain(held_out) {
-            bytes.extend(query.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()));
+            let length = norm(query);
+            // One without direction stays as it is: all zeros, or so small that halves make it so.
+            let scale = if length > 0.0 { 1.0 / length } else { 0.0 };
+            let unit = query.iter().map(|&v| f16::from_f64(f64::from(v) * scale));
+            bytes.extend(unit.flat_map(f16::to_le_bytes));
         }
         bytes
     }
@@ -112,7 +123,8 @@ mod tests {
     use proptest::prelude::*;
 
     fn sample(repair: usize) -> QuerySample {
-        let row = |i: usize| vec![i as f32, -0.5, 0.25];
+        // Of length 1, and halves.
+        let row = |i: usize| if i.is_multiple_of(2) { vec![0.0, -1.0, 0.0] } else { vec![1.0, 0.0, 0.0] };
         let held_out = BTreeMap::from([("none".into(), vec![]), ("text".into(), vec![row(7), row(8)])]);
         QuerySample { repair: (0..repair).flat_map(row).collect(), held_out }
     }
@@ -132,6 +144,22 @@ mod tests {
         }
         assert!(QuerySample::decode(&sample(2).encode(3, 1), 4).is_err());
         assert!(QuerySample::default().is_empty() && !sample(0).is_empty());
+    }
+
+    #[test]
+    fn queries_of_any_length_are_kept_with_length_1() {
+        for scale in [1e-30f32, 1e-3, 1.0, 1e5, 1e30] {
+            let row = vec![3.0 * scale, -4.0 * scale, 0.0];
+            let held_out = BTreeMap::from([("text".into(), vec![row.clone(), vec![0.0; 3]])]);
+            let kept = QuerySample::decode(&QuerySample { repair: row, held_out }.encode(3, 1), 3).unwrap();
+            for query in
+                kept.repair.chunks_exact(3).chain(kept.held_out["text"].iter().take(1).map(Vec::as_slice))
+            {
+                let off = query.iter().zip([0.6, -0.8, 0.0]).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+                assert!(off < 1e-3, "{query:?} of {scale}");
+            }
+            assert_eq!(kept.held_out["text"][1], [0.0; 3]);
+        }
     }
 
     proptest! {

@@ -1,6 +1,8 @@
 //! Where stored rows are read from: a block of memory, or RocksDB one batch at a time.
 
 use std::borrow::Cow;
+use std::ops::Range;
+use std::sync::Arc;
 
 use half::f16;
 use half::slice::HalfFloatSliceExt;
@@ -8,6 +10,7 @@ use half::slice::HalfFloatSliceExt;
 use super::Error;
 use super::mask::Mask;
 use super::warming::{Search, Warming};
+use crate::index::{Chunks, Index, Numbers};
 use crate::kernels::Kernels;
 use crate::store::{RowType, Store};
 use crate::types::{CacheName, ItemId, Slot, all_finite};
@@ -38,21 +41,34 @@ impl std::str::FromStr for RowsMode {
     }
 }
 
-/// The rows of one generation, by slot: in memory, or in the store, where they are read from until then.
+/// The rows of one version of an index, by slot: in memory, or in the store, where they are read from until then. Copies are cheap,
+/// and share them.
+#[derive(Clone)]
 pub(super) struct Rows {
     kind: RowType,
-    warming: Option<Warming>,
+    source: Source,
+}
+
+#[derive(Clone)]
+enum Source {
+    Disk,
+    /// On their way into memory.
+    Warming(Arc<Warming>),
+    Memory(Chunks),
 }
 
 impl Rows {
     /// * `warming`: brings them into memory, if they belong there.
     pub(super) fn new(kind: RowType, warming: Option<Warming>) -> Self {
-        Rows { kind, warming }
+        let source = warming.map_or(Source::Disk, |warming| Source::Warming(Arc::new(warming)));
+        Rows { kind, source }
     }
 
     /// Says which slots the change log knows to be replaced or deleted.
-    pub(super) fn settle(&self, masked: &Mask) {
-        self.warming.iter().for_each(|warming| warming.settle(masked));
+    ///
+    /// * `record`, `index`: of the generation.
+    pub(super) fn settle(&self, record: &crate::store::CacheRecord, index: &Index, masked: &Mask) {
+        self.warming().into_iter().for_each(|warming| warming.settle(record, index, masked));
     }
 
     /// Waits for rows that belong in memory.
@@ -60,12 +76,52 @@ impl Rows {
     /// # Errors
     /// As [`Warming::join`].
     pub(super) fn join(&self) -> Result<(), Error> {
-        self.warming.as_ref().map_or(Ok(()), Warming::join)
+        self.warming().map_or(Ok(()), Warming::join)
     }
 
     /// Lets a search go before the reading of rows into memory, for as long as what comes back lives.
     pub(super) fn search(&self) -> Option<Search<'_>> {
-        self.warming.as_ref().filter(|warming| warming.bytes().is_none()).map(Warming::search)
+        self.warming().filter(|warming| warming.rows().is_none()).map(Warming::search)
+    }
+
+    /// Whether they have come to where they stay.
+    pub(super) fn settled(&self) -> bool {
+        self.warming().is_none_or(Warming::ended)
+    }
+
+    /// These rows with others in some places, or in new ones.
+    ///
+    /// # Errors
+    /// [`Error::Index`] when there is no memory.
+    pub(super) fn with<'a>(
+        &self,
+        rows: impl Iterator<Item = (Slot, &'a [f32])>,
+        len: usize,
+    ) -> Result<Rows, Error> {
+        // Those in the store are there already, under the items' ids.
+        let Some(Resident { rows: old, .. }) = self.block() else { return Ok(self.clone()) };
+        let mut new = old.clone();
+        new.grow(len)?;
+        for (slot, row) in rows {
+            new.set(slot.0, &encode_row(row, self.kind))?;
+        }
+        Ok(Rows { kind: self.kind, source: Source::Memory(new) })
+    }
+
+    /// Bytes of memory that they take, or will.
+    pub(super) fn bytes(&self, planned: u64) -> u64 {
+        match &self.source {
+            Source::Disk => 0,
+            Source::Warming(_) => planned,
+            Source::Memory(rows) => rows.bytes(),
+        }
+    }
+
+    fn warming(&self) -> Option<&Warming> {
+        match &self.source {
+            Source::Warming(warming) => Some(warming),
+            Source::Disk | Source::Memory(_) => None,
+        }
     }
 
     /// Reads the rows of `slots` as f32, in their order; from memory where they lie there as such. `None` for an item that was
@@ -77,13 +133,8 @@ impl Rows {
         slots: &[Slot],
         ids: &[ItemId],
     ) -> Result<Vec<Option<Cow<'_, [f32]>>>, Error> {
-        let at = |slot: &Slot| slot.index() * cache.dim..(slot.index() + 1) * cache.dim;
         match self.block() {
-            Some(Block::F32(rows)) => Ok(slots.iter().map(|slot| Some(rows[at(slot)].into())).collect()),
-            Some(Block::F16(rows)) => {
-                let row = |slot| rows[at(slot)].to_f32_vec().into();
-                Ok(slots.iter().map(|slot| Some(row(slot))).collect())
-            }
+            Some(rows) => Ok(slots.iter().map(|slot| Some(rows.row(*slot))).collect()),
             None => {
                 let found = store.rows(cache.id, ids)?;
                 let one = |(row, &id): (Option<Vec<u8>>, &ItemId)| match row {
@@ -96,28 +147,42 @@ impl Rows {
     }
 
     /// All rows, once they are in memory.
-    pub(super) fn block(&self) -> Option<Block<'_>> {
-        let bytes = self.warming.as_ref()?.bytes()?;
-        Some(match self.kind {
-            RowType::F32 => Block::F32(bytemuck::cast_slice(bytes)),
-            RowType::F16 => Block::F16(bytemuck::cast_slice(bytes)),
-        })
+    pub(super) fn block(&self) -> Option<Resident<'_>> {
+        let rows = match &self.source {
+            Source::Disk => None,
+            Source::Warming(warming) => warming.rows(),
+            Source::Memory(rows) => Some(rows),
+        };
+        rows.map(|rows| Resident { kind: self.kind, rows })
     }
 }
 
-/// Rows in memory, row-major, by slot.
+/// Rows in memory, by slot.
 #[derive(Clone, Copy)]
-pub(super) enum Block<'a> {
-    F32(&'a [f32]),
-    F16(&'a [f16]),
+pub(super) struct Resident<'a> {
+    kind: RowType,
+    rows: &'a Chunks,
 }
 
-impl Block<'_> {
+impl<'a> Resident<'a> {
     /// Inner products of the rows `slots` with a query; `out` is cleared first.
     pub(super) fn score(self, slots: &[u32], query: &[f32], out: &mut Vec<f32>) {
-        match self {
-            Block::F32(rows) => Kernels::get().score_f32(rows, slots, query, out),
-            Block::F16(rows) => Kernels::get().score_f16(rows, slots, query, out),
+        match self.kind {
+            RowType::F32 => Kernels::get().score_f32(Numbers(self.rows), slots, query, out),
+            RowType::F16 => Kernels::get().score_f16(Numbers(self.rows), slots, query, out),
+        }
+    }
+
+    fn row(self, slot: Slot) -> Cow<'a, [f32]> {
+        self.run(slot.index()..slot.index() + 1)
+    }
+
+    /// Consecutive rows of one chunk, row-major; as they lie there if that is how they are stored.
+    pub(super) fn run(self, slots: Range<usize>) -> Cow<'a, [f32]> {
+        let bytes = self.rows.run(slots);
+        match self.kind {
+            RowType::F32 => bytemuck::cast_slice(bytes).into(),
+            RowType::F16 => bytemuck::cast_slice::<u8, f16>(bytes).to_f32_vec().into(),
         }
     }
 }

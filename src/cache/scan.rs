@@ -12,12 +12,12 @@ use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use half::slice::HalfFloatSliceExt;
-
+use super::clock::Clock;
 use super::mask::Mask;
-use super::rows::{Block, check_row};
+use super::rows::check_row;
 use super::{Error, Snapshot};
 use crate::index::exact::{Scored, TopK};
+use crate::index::{CHUNK, InMemory};
 use crate::kernels::Kernels;
 use crate::types::{Embedding, ItemId, Slot};
 
@@ -37,18 +37,19 @@ pub trait RowAccess {
     /// # Errors
     /// When they cannot be read.
     fn scan(&self, visit: &mut dyn FnMut(Slot, &[f32]) -> bool) -> Result<(), Error>;
+
+    /// How many slots have no row.
+    fn gone(&self) -> usize {
+        0
+    }
+
+    /// Whether a slot has a row.
+    fn has(&self, _slot: Slot) -> bool {
+        true
+    }
 }
 
-/// Rows in memory as f32, `[n, dim]`.
-#[derive(Debug, Clone, Copy)]
-pub struct RowMatrix<'a> {
-    /// Row-major.
-    pub rows: &'a [f32],
-    /// Components of a row.
-    pub dim: usize,
-}
-
-impl RowAccess for RowMatrix<'_> {
+impl RowAccess for InMemory<'_> {
     fn row(&self, slot: Slot) -> Result<Option<Vec<f32>>, Error> {
         Ok(Some(self.rows[slot.index() * self.dim..][..self.dim].to_vec()))
     }
@@ -77,55 +78,50 @@ impl RowAccess for Snapshot {
 
     fn scan(&self, visit: &mut dyn FnMut(Slot, &[f32]) -> bool) -> Result<(), Error> {
         let (frozen, masked) = (&self.frozen, self.delta.masked());
-        let (record, ids) = (&frozen.record, frozen.index.ids());
+        let (record, index) = (&frozen.record, &frozen.index);
         let dim = record.dim;
+        if let Some(all) = frozen.rows.block() {
+            runs(index.len(), masked).all(|run| visit(Slot(run.start as u32), &all.run(run)));
+            return Ok(());
+        }
+        // `rows` holds those of consecutive slots from `first` on, when there are any.
         let mut rows: Vec<f32> = Vec::with_capacity(BLOCK * dim);
-        match frozen.rows.block() {
-            Some(Block::F32(all)) => {
-                runs(ids.len(), masked)
-                    .all(|run| visit(Slot(run.start as u32), &all[run.start * dim..run.end * dim]));
-            }
-            Some(Block::F16(all)) => {
-                runs(ids.len(), masked).all(|run| {
-                    rows.resize(run.len() * dim, 0.0);
-                    all[run.start * dim..run.end * dim].convert_to_f32_slice(&mut rows);
-                    visit(Slot(run.start as u32), &rows)
-                });
-            }
-            None => {
-                // `rows` holds those of the slots from `first` to before `at`, when there are any.
-                let (mut first, mut at, mut wanted) = (0, 0, true);
-                let from = ItemId(ids.first().copied().unwrap_or(0));
-                frozen.store.scan_rows(record.id, from, |id, bytes| {
-                    let before = at;
-                    // Items that were deleted are missing from the scan, others are not in the generation.
-                    while at < ids.len() && ids[at] < id.0 {
-                        at += 1;
-                    }
-                    let take = ids.get(at) == Some(&id.0) && !masked.contains(at as u32);
-                    if !rows.is_empty() && (at > before || rows.len() == BLOCK * dim) {
-                        wanted = visit(Slot(first as u32), &rows);
-                        rows.clear();
-                    }
-                    if take {
-                        if rows.is_empty() {
-                            first = at;
-                        }
-                        rows.extend(check_row(&record.name, id, Some(bytes), record.rows, dim)?);
-                        at += 1;
-                    }
-                    Ok::<bool, Error>(wanted && at < ids.len())
-                })?;
-                if wanted && !rows.is_empty() {
-                    visit(Slot(first as u32), &rows);
+        let (mut first, mut wanted) = (0, true);
+        let mut items = index.items_from(ItemId(0)).peekable();
+        let from = items.peek().map_or(ItemId(0), |(id, _)| *id);
+        frozen.store.scan_rows(record.id, from, |id, bytes| {
+            // Items that were deleted are missing from the scan, others are not in the generation.
+            while items.next_if(|(item, _)| *item < id).is_some() {}
+            let slot = items.next_if(|(item, _)| *item == id).map(|(_, slot)| slot.0);
+            if let Some(slot) = slot.filter(|&slot| !masked.contains(slot)) {
+                let next = first + (rows.len() / dim) as u32;
+                if !rows.is_empty() && (slot != next || rows.len() == BLOCK * dim) {
+                    wanted = visit(Slot(first), &rows);
+                    rows.clear();
                 }
+                if rows.is_empty() {
+                    first = slot;
+                }
+                rows.extend(check_row(&record.name, id, Some(bytes), record.rows, dim)?);
             }
+            Ok::<bool, Error>(wanted && items.peek().is_some())
+        })?;
+        if wanted && !rows.is_empty() {
+            visit(Slot(first), &rows);
         }
         Ok(())
     }
+
+    fn gone(&self) -> usize {
+        self.delta.masked().len()
+    }
+
+    fn has(&self, slot: Slot) -> bool {
+        !self.delta.masked().contains(slot.0)
+    }
 }
 
-/// The slots `0..n` that are not masked, in runs of at most [`BLOCK`].
+/// The slots `0..n` that are not masked, in runs of at most [`BLOCK`], none of which leaves a chunk.
 fn runs(n: usize, masked: &Mask) -> impl Iterator<Item = Range<usize>> {
     let mut at = 0;
     std::iter::from_fn(move || {
@@ -133,7 +129,8 @@ fn runs(n: usize, masked: &Mask) -> impl Iterator<Item = Range<usize>> {
             at += 1;
         }
         let start = at;
-        while at < n && at - start < BLOCK && !masked.contains(at as u32) {
+        let end = n.min(start + BLOCK).min((start / CHUNK + 1) * CHUNK);
+        while at < end && !masked.contains(at as u32) {
             at += 1;
         }
         (start < at).then_some(start..at)
@@ -154,7 +151,8 @@ impl Snapshot {
         k: usize,
         stop: &AtomicBool,
     ) -> Result<Option<Vec<ItemId>>, Error> {
-        let (mut best, mut scores) = (TopK::new(k), Vec::new());
+        let by_id = |slot: Slot| self.frozen.index.id(slot).0;
+        let (mut best, mut scores) = (TopK::by(k, Some(&by_id)), Vec::new());
         let mut go_on = true;
         self.scan(&mut |first, block| {
             offer(&mut best, &mut scores, query.as_slice(), first, block);
@@ -167,7 +165,8 @@ impl Snapshot {
         let index = &self.frozen.index;
         let mut all: Vec<(f32, ItemId)> =
             best.into_sorted().into_iter().map(|s| (s.score, index.id(s.slot))).collect();
-        let changed = self.delta.search(query.as_slice(), k, f32::NEG_INFINITY, &index.signs()).into_iter();
+        let (signs, clock) = (index.signs(), Clock::never());
+        let changed = self.delta.search(query.as_slice(), k, f32::NEG_INFINITY, &signs, &clock).into_iter();
         all.extend(changed.map(|s| (s.score, self.delta.row(s.slot).0)));
         all.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
         Ok(Some(all.into_iter().take(k).map(|(_, id)| id).collect()))
@@ -175,7 +174,7 @@ impl Snapshot {
 }
 
 /// Offers the rows of a block, which begins at slot `first`.
-pub(super) fn offer(best: &mut TopK, scores: &mut Vec<f32>, query: &[f32], first: Slot, block: &[f32]) {
+pub(super) fn offer(best: &mut TopK<'_>, scores: &mut Vec<f32>, query: &[f32], first: Slot, block: &[f32]) {
     let slots: Vec<u32> = (0..(block.len() / query.len()) as u32).collect();
     Kernels::get().score_f32(block, &slots, query, scores);
     for (slot, &score) in slots.into_iter().zip(scores.iter()) {
@@ -194,6 +193,9 @@ mod tests {
         let found: Vec<_> = runs(1300, &masked).collect();
         assert_eq!(found, [2..514, 514..600, 601..1113, 1113..1299]);
         assert_eq!(runs(3, &masked).next(), Some(2..3));
+        let across: Vec<_> = runs(CHUNK + 100, &masked).skip_while(|run| run.end < CHUNK).collect();
+        assert_eq!(across.first().map(|run| run.end), Some(CHUNK));
+        assert_eq!(across[1], CHUNK..CHUNK + 100);
         assert_eq!(runs(2, &masked).count(), 0);
     }
 }

@@ -17,16 +17,17 @@ use std::sync::Arc;
 
 use super::Error;
 use super::clock::Clock;
+use super::contents::Contents;
 use super::delta::Delta;
-use super::filtered::Matching;
-use super::generation::{Frozen, LoadOptions, Loaded, find_generation};
+use super::generation::{Frozen, LoadOptions, Loaded, current_generation};
+use super::matching::Matching;
 use super::overlay::Overlay;
 use super::queries::QuerySample;
 use super::rows::check_row;
-use crate::index::exact::{self, Scored, TopK};
-use crate::index::{Among, Candidate, Cost, Index, Plan, ScanPrice, SearchParams, Searcher};
+use crate::index::exact::{self, Scored, Ties, TopK};
+use crate::index::{Among, Candidate, Cost, Index, Live, Plan, ScanPrice, SearchParams, Searcher};
 use crate::kernels::Kernels;
-use crate::store::{self, BlobKind, CacheRecord, GenerationRecord, Store};
+use crate::store::{BlobKind, CacheRecord, GenerationRecord, Store};
 use crate::types::{CacheName, Embedding, Generation, Hit, ItemId, Slot};
 
 /// What a row read from the disk costs, in rows scored on codes: roughly, and less than on a disk that is slow.
@@ -41,6 +42,10 @@ const CLOCK_ROWS: u32 = 1024;
 pub struct Snapshot {
     pub(super) frozen: Arc<Frozen>,
     pub(super) delta: Delta,
+    /// As of the last change in it.
+    pub(super) record: Arc<CacheRecord>,
+    /// What keeps a deleted cache's contents until nobody reads them.
+    pub(super) contents: Option<Arc<Contents>>,
 }
 
 /// The answer to one search.
@@ -78,8 +83,7 @@ impl Snapshot {
     /// As [`super::Cache::open`].
     pub fn load(store: &Arc<Store>, name: &CacheName, options: LoadOptions) -> Result<Self, Error> {
         let record = store.cache(name)?;
-        let current = record.current.ok_or_else(|| Error::NotIndexed(name.clone()))?;
-        let generation = find_generation(store, &record, current)?;
+        let generation = current_generation(store, &record)?;
         Ok(Snapshot::open(store, record, generation, options)?.0)
     }
 
@@ -105,20 +109,21 @@ impl Snapshot {
         let frozen = Frozen::load(store, record, generation, options)?;
         let mut overlay = Overlay::new(frozen.record.dim, frozen.generation.sequence);
         overlay.replay(store, &frozen.record, &frozen.index)?;
-        let (found, expected) = (overlay.delta().sequence(), frozen.record.sequence);
-        if found < expected {
-            let what = format!("change log of cache `{}`", frozen.record.name);
-            let why = format!("it ends at change {found}, the cache's record knows of {expected}");
-            return Err(store::Error::Damaged { what, why }.into());
-        }
         let delta = overlay.delta().clone();
-        frozen.rows.settle(delta.masked());
-        Ok((Snapshot { frozen: Arc::new(frozen), delta }, overlay))
+        // What a build has put is in no log: without a generation nobody would find it.
+        let all = delta.sequence() == frozen.record.sequence;
+        let unfound = all && (delta.live() as u64) < frozen.record.items;
+        if unfound && frozen.generation.generation == GenerationRecord::none().generation {
+            return Err(Error::NotIndexed(frozen.record.name.clone()));
+        }
+        frozen.rows.settle(&frozen.record, &frozen.index, delta.masked());
+        let record = Arc::new(frozen.record.clone());
+        Ok((Snapshot { frozen: Arc::new(frozen), delta, record, contents: None }, overlay))
     }
 
-    /// The cache's record as of loading its generation.
+    /// The cache's record as of the last change in it.
     pub fn record(&self) -> &CacheRecord {
-        &self.frozen.record
+        &self.record
     }
 
     /// The generation's record.
@@ -149,15 +154,15 @@ impl Snapshot {
         self.frozen.rows.join()
     }
 
-    /// Whether its rows are in memory (yet).
+    /// Whether its rows are in memory (yet); those of an empty generation always are.
     pub fn rows_in_memory(&self) -> bool {
-        self.frozen.rows.block().is_some()
+        self.frozen.index.is_empty() || self.frozen.rows.block().is_some()
     }
 
     /// The sample of queries that came with the generation; an empty one when it came without.
     ///
     /// # Errors
-    /// [`store::Error::Damaged`].
+    /// [`crate::store::Error::Damaged`].
     pub(super) fn queries(&self) -> Result<QuerySample, Error> {
         let (frozen, generation) = (&self.frozen, &self.frozen.generation);
         let Some(len) = generation.queries_bytes else { return Ok(QuerySample::default()) };
@@ -193,6 +198,22 @@ impl Snapshot {
         }
     }
 
+    /// Changes that the log has beyond the generation: what opening the cache replays.
+    pub(super) fn logged(&self) -> u64 {
+        self.delta.sequence().saturating_sub(self.generation_record().sequence)
+    }
+
+    /// Changes that a compaction would take in.
+    pub(super) fn changes(&self) -> u64 {
+        self.delta.rows() as u64 + self.delta.masked().len() as u64
+    }
+
+    /// The rows of the generation that may be found.
+    fn live_rows<F: Fn(Slot) -> bool>(&self, wanted: usize, is: F) -> Live<F> {
+        let count = self.live_slots();
+        Live { is, count, price: ScanPrice::of(count, wanted, self.row_price()) }
+    }
+
     fn live_slots(&self) -> usize {
         self.frozen.index.len() - self.delta.masked().len()
     }
@@ -224,16 +245,21 @@ impl Snapshot {
         top_k: usize,
         params: &SearchParams,
     ) -> Vec<Result<Found, Error>> {
-        let (index, _first) = (&self.frozen.index, self.frozen.rows.search());
+        let (index, _first, params) =
+            (&self.frozen.index, self.frozen.rows.search(), &params.for_hits(top_k));
         let sound = queries.iter().all(|query| query.dim() == index.dim());
-        if !sound || params.exact || !self.delta.masked().is_empty() {
+        if !sound || params.exact || index.is_empty() {
             return queries.iter().map(|query| self.search(searcher, query, top_k, params)).collect();
         }
         let slices: Vec<&[f32]> = queries.iter().map(|query| query.as_slice()).collect();
-        match searcher.find_all(index, &slices, top_k.max(params.rescore), params) {
-            Ok((plan, all)) => {
-                let one = |(query, (candidates, cost)): (&&Embedding, _)| {
-                    self.completed(query, top_k, params, plan, Some(candidates), None, cost)
+        let wanted = top_k.max(self.rescore(params));
+        let masked = self.delta.masked();
+        let (live, all_live) = (self.live_rows(wanted, |slot| !masked.contains(slot.0)), masked.is_empty());
+        match searcher.find_all_live(index, &slices, wanted, params, &live) {
+            Ok(all) => {
+                let one = |(query, (plan, (candidates, cost))): (&&Embedding, _)| match plan {
+                    Plan::Scan if !all_live => self.search(searcher, query, top_k, params),
+                    plan => self.completed(query, top_k, params, plan, Some(candidates), None, cost),
                 };
                 queries.iter().zip(all).map(one).collect()
             }
@@ -262,7 +288,7 @@ impl Snapshot {
         let (plan, candidates) = match params.exact {
             true => (Plan::Exact, None),
             false => {
-                let wanted = top_k.max(params.rescore);
+                let wanted = top_k.max(self.rescore(params));
                 self.candidates(searcher, query, wanted, &params.for_hits(top_k), matching, &mut cost)?
             }
         };
@@ -289,10 +315,14 @@ impl Snapshot {
             // What does not come among the hits of the generation need not be looked at.
             let floor = best.get(top_k.saturating_sub(1)).map_or(f32::NEG_INFINITY, |worst| worst.score);
             let (query, signs) = (query.as_slice(), self.frozen.index.signs());
+            let clock = Clock::of(params);
             let (found, scored) = match matching {
-                None => (self.delta.search(query, top_k, floor, &signs), self.delta.rows()),
-                Some(matching) => self.delta.search_kept(query, top_k, floor, &signs, &matching.delta),
+                None => (self.delta.search(query, top_k, floor, &signs, &clock), self.delta.rows()),
+                Some(matching) => {
+                    self.delta.search_kept(query, top_k, floor, &signs, &matching.delta, &clock)
+                }
             };
+            clock.in_time()?;
             cost.scored_vectors += scored as u64;
             best.extend(found.into_iter().map(|Scored { slot, score }| {
                 let (id, row) = self.delta.row(slot);
@@ -318,6 +348,9 @@ impl Snapshot {
         cost: &mut Cost,
     ) -> Result<(Plan, Option<Vec<Candidate>>), Error> {
         let (index, masked, query) = (&self.frozen.index, self.delta.masked(), query.as_slice());
+        if index.is_empty() {
+            return Ok((Plan::Exact, Some(Vec::new())));
+        }
         let count = matching.map_or(self.live_slots(), |matching| matching.slots.len());
         if count == index.len() {
             let (plan, (candidates, work)) = searcher.find(index, query, wanted, params)?;
@@ -325,23 +358,24 @@ impl Snapshot {
             return Ok((plan, Some(candidates)));
         }
         let price = ScanPrice::of(count, wanted, self.row_price());
-        let (plan, candidates) = match matching {
+        let (mut plan, candidates) = match matching {
             Some(Matching { slots, .. }) => {
                 let allowed = |slot: Slot| slots.contains(slot);
                 let among = Among { allowed, count, purse: price.purse(), graph_first: false };
                 // Among what a filter keeps, the tenth best may be any: no margin is known for it.
                 searcher.search_among(index, query, wanted, &params.without_margin(), &among, cost)?
             }
-            None if index.scan_pays(params.ef_search.max(wanted)) => (Plan::Scan, Vec::new()),
             None => {
-                let allowed = |slot: Slot| !masked.contains(slot.0);
-                let among = Among { allowed, count, purse: price.in_full, graph_first: true };
-                searcher.search_among(index, query, wanted, params, &among, cost)?
+                let live = self.live_rows(wanted, |slot| !masked.contains(slot.0));
+                let (plan, (candidates, work)) = searcher.find_live(index, query, wanted, params, &live)?;
+                *cost += work;
+                (plan, candidates)
             }
         };
         let candidates = match plan {
             Plan::Graph | Plan::GraphWithSkip => Some(candidates),
             Plan::Exact | Plan::Scan if price.codes_pay() => {
+                plan = Plan::Scan;
                 cost.scored_vectors += count as u64;
                 let live = || (0..index.len() as u32).filter(|&slot| !masked.contains(slot)).collect();
                 let slots: Cow<[u32]> = matching.map_or_else(live, |matching| matching.slots.list().into());
@@ -351,13 +385,21 @@ impl Snapshot {
                 clock.in_time()?;
                 Some(found)
             }
-            Plan::Exact | Plan::Scan => None,
+            Plan::Exact | Plan::Scan => {
+                plan = Plan::Exact;
+                None
+            }
         };
         Ok((plan, candidates))
     }
 
+    /// Candidates that a search scores again on their rows, unless more hits are wanted.
+    pub fn rescore(&self, params: &SearchParams) -> usize {
+        params.rescore.or(self.frozen.generation.rescore).unwrap_or(SearchParams::DEFAULT_RESCORE)
+    }
+
     /// What scoring a row in full costs, in rows scored on codes.
-    fn row_price(&self) -> f64 {
+    pub(super) fn row_price(&self) -> f64 {
         let record = self.record();
         match self.rows_in_memory() {
             true => (record.dim * record.rows.bytes()) as f64 / self.frozen.index.code_bytes() as f64,
@@ -375,9 +417,10 @@ impl Snapshot {
     ) -> Result<Vec<Ranked<'_>>, Error> {
         let query = query.as_slice();
         let slack = self.frozen.index.score_error(query);
+        let by_id = |slot: Slot| self.frozen.index.id(slot).0;
         if let Some(rows) = self.frozen.rows.block() {
             let score = |slots: &[u32], out: &mut Vec<f32>| rows.score(slots, query, out);
-            let (best, read) = exact::rescore(candidates, top_k, slack, score);
+            let (best, read) = exact::rescore(candidates, top_k, self.ties(&by_id), slack, score);
             cost.rescored_vectors += read as u64;
             return self.ranked(best);
         }
@@ -396,7 +439,7 @@ impl Snapshot {
             out.extend(rows.iter().map(score));
             by_slot.extend(slots.into_iter().zip(rows).filter_map(|(slot, row)| Some((slot, row?))));
         };
-        let (best, read) = exact::rescore(candidates, top_k, slack, score);
+        let (best, read) = exact::rescore(candidates, top_k, self.ties(&by_id), slack, score);
         cost.rescored_vectors += read as u64;
         if let Some(error) = failed {
             return Err(error);
@@ -418,7 +461,11 @@ impl Snapshot {
         cost: &mut Cost,
     ) -> Result<Vec<Ranked<'_>>, Error> {
         let (frozen, masked, clock) = (&self.frozen, self.delta.masked(), Clock::of(params));
-        let (record, ids) = (&frozen.record, frozen.index.ids());
+        if frozen.index.is_empty() {
+            return Ok(Vec::new());
+        }
+        let (record, index) = (&frozen.record, &frozen.index);
+        let by_id = |slot: Slot| index.id(slot).0;
         if let Some(matching) = matching {
             return self.scanned_list(query, top_k, matching.slots.list(), &clock, cost);
         }
@@ -430,23 +477,23 @@ impl Snapshot {
         cost.scored_vectors += self.live_slots() as u64;
         if let Some(rows) = frozen.rows.block() {
             let score = |slots: &[u32], out: &mut Vec<f32>| rows.score(slots, query.as_slice(), out);
-            let best = exact::scan(ids.len(), top_k, keep, score);
+            let best = exact::scan(index.len(), top_k, self.ties(&by_id), keep, score);
             clock.in_time()?;
             return self.ranked(best);
         }
-        let (mut best, mut at) = (TopK::new(top_k), 0);
-        frozen.store.scan_rows(record.id, ItemId(ids.first().copied().unwrap_or(0)), |id, bytes| {
+        let mut best = TopK::by(top_k, self.ties(&by_id));
+        let mut items = index.items_from(ItemId(0)).peekable();
+        let from = items.peek().map_or(ItemId(0), |(id, _)| *id);
+        frozen.store.scan_rows(record.id, from, |id, bytes| {
             // Items that were deleted are missing from the scan, others are not in the generation.
-            while at < ids.len() && ids[at] < id.0 {
-                at += 1;
-            }
-            let slot = Slot(at as u32);
-            if ids.get(at) == Some(&id.0) && keep(slot) {
+            while items.next_if(|(item, _)| *item < id).is_some() {}
+            let slot = items.next_if(|(item, _)| *item == id).map(|(_, slot)| slot);
+            if let Some(slot) = slot.filter(|&slot| keep(slot)) {
                 let row = check_row(&record.name, id, Some(bytes), record.rows, record.dim)?;
                 best.push(Scored { slot, score: Kernels::get().dot(query.as_slice(), &row) });
             }
             clock.in_time()?;
-            Ok::<bool, Error>(at < ids.len())
+            Ok::<bool, Error>(items.peek().is_some())
         })?;
         self.ranked(best.into_sorted())
     }
@@ -461,15 +508,16 @@ impl Snapshot {
         cost: &mut Cost,
     ) -> Result<Vec<Ranked<'_>>, Error> {
         cost.scored_vectors += slots.len() as u64;
+        let by_id = |slot: Slot| self.frozen.index.id(slot).0;
         if let Some(rows) = self.frozen.rows.block() {
-            let best = exact::scan_slots(slots, top_k, |slots, out| match clock.look() {
+            let best = exact::scan_slots(slots, top_k, self.ties(&by_id), |slots, out| match clock.look() {
                 true => out.clear(),
                 false => rows.score(slots, query.as_slice(), out),
             });
             clock.in_time()?;
             return self.ranked(best);
         }
-        let mut best = TopK::new(top_k);
+        let mut best = TopK::by(top_k, self.ties(&by_id));
         for part in slots.chunks(DISK_ROWS) {
             clock.look();
             clock.in_time()?;
@@ -481,6 +529,11 @@ impl Snapshot {
             }
         }
         self.ranked(best.into_sorted())
+    }
+
+    /// Of equal scores the lesser id comes first: of an index as it was stored that is the lesser slot.
+    fn ties<'a>(&self, by_id: &'a (dyn Fn(Slot) -> u64 + Sync)) -> Ties<'a> {
+        (!self.frozen.index.in_order()).then_some(by_id)
     }
 
     fn read(&self, slots: &[Slot]) -> Result<Vec<Option<Cow<'_, [f32]>>>, Error> {

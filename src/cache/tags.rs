@@ -28,6 +28,9 @@ const MAGIC: &[u8; 8] = b"viscTAGS";
 const VERSION: u32 = 1;
 const HEADER_LEN: usize = 24;
 const ENTRY_HEADER_LEN: usize = 8;
+/// What gathering tags takes, in lengths of the table that it makes: a map's nodes and small bitmaps are more than their
+/// bytes.
+pub(super) const TAG_COPIES: u64 = 4;
 /// In the place of a value's length.
 const ANY: u32 = u32::MAX;
 
@@ -40,15 +43,14 @@ pub(super) struct TagWriter {
 }
 
 impl TagWriter {
-    /// Adds the tags of the next slot.
-    pub(super) fn push(&mut self, tags: BTreeMap<String, String>) {
+    /// Adds the tags of a slot.
+    fn put(&mut self, slot: u32, tags: BTreeMap<String, String>) {
         for (name, value) in tags {
             let values = self.bitmaps.entry(name).or_default();
             for value in [None, Some(value)] {
-                values.entry(value).or_default().insert(self.slots);
+                values.entry(value).or_default().insert(slot);
             }
         }
-        self.slots += 1;
     }
 
     /// The table.
@@ -79,28 +81,27 @@ impl TagWriter {
 /// The table of some items, from their records as they are stored now. What was changed after the generation was made is
 /// masked there, whatever the table says of it.
 ///
-/// * `ids`: of the slots, ascending.
+/// * `items`: with their slots, by ascending ids. `slots`: how many there are.
 ///
 /// # Errors
 /// [`Error::Store`].
 pub(super) fn of_items(
     store: &Store,
     record: &CacheRecord,
-    ids: impl Iterator<Item = ItemId>,
+    items: impl Iterator<Item = (ItemId, u32)>,
+    slots: usize,
 ) -> Result<Vec<u8>, Error> {
-    let (mut writer, mut ids) = (TagWriter::default(), ids.peekable());
-    if let Some(&first) = ids.peek() {
+    let (mut writer, mut items) =
+        (TagWriter { slots: slots as u32, ..TagWriter::default() }, items.peekable());
+    if let Some(&(first, _)) = items.peek() {
         store.scan_items(record.id, first, |id, item| {
-            while ids.next_if(|&wanted| wanted < id).is_some() {
-                writer.push(BTreeMap::new());
+            while items.next_if(|(wanted, _)| *wanted < id).is_some() {}
+            if let Some((_, slot)) = items.next_if(|(wanted, _)| *wanted == id) {
+                writer.put(slot, item.tags);
             }
-            if ids.next_if_eq(&id).is_some() {
-                writer.push(item.tags);
-            }
-            Ok::<bool, Error>(ids.peek().is_some())
+            Ok::<bool, Error>(items.peek().is_some())
         })?;
     }
-    ids.for_each(|_| writer.push(BTreeMap::new()));
     Ok(writer.finish())
 }
 
@@ -140,6 +141,16 @@ impl TagTable {
         let table = TagTable { slots: word(12), entries: HEADER_LEN + 8 * count, count, bytes };
         table.check()?;
         Ok(table)
+    }
+
+    /// The table of the items of an index, from their records as they are stored now.
+    ///
+    /// # Errors
+    /// [`Error::Store`], [`Error::Index`] when there is no memory.
+    pub(super) fn of_items(store: &Store, record: &CacheRecord, index: &Index) -> Result<Self, Error> {
+        let items = index.items_from(ItemId(0)).map(|(id, slot)| (id, slot.0));
+        let bytes = of_items(store, record, items, index.len())?;
+        TagTable::open(AlignedBytes::copy_of(&bytes)?, index.len())
     }
 
     /// Every entry must lie behind the one before, hold its texts, and be of something later.
@@ -321,8 +332,8 @@ mod tests {
     }
 
     fn table(items: &[BTreeMap<String, String>]) -> Vec<u8> {
-        let mut writer = TagWriter::default();
-        items.iter().for_each(|tags| writer.push(tags.clone()));
+        let mut writer = TagWriter { slots: items.len() as u32, ..TagWriter::default() };
+        items.iter().zip(0..).for_each(|(tags, slot)| writer.put(slot, tags.clone()));
         writer.finish()
     }
 

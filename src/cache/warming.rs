@@ -7,7 +7,8 @@
 //! begin ─► every reader holds its view of the store ─► the change log is read ─► settle ─► … ─► in memory
 //! ```
 //!
-//! Searches go first: while one reads from the store, the readers wait, a little.
+//! Searches go first: while one reads from the store, the readers wait, a little. Few rows ([`AT_ONCE`]) are read on the spot: a
+//! store may have thousands of small caches, and no thread is worth starting for one.
 //!
 //! What a reader sees is the store as of its beginning, however long it takes. An item that was deleted before that has no
 //! row, and the log, which is read afterwards, must know why.
@@ -19,7 +20,7 @@ use std::time::{Duration, Instant};
 
 use super::Error;
 use super::mask::Mask;
-use crate::index::{AlignedBytes, Index};
+use crate::index::{CHUNK, Chunks, Index};
 use crate::store::{CacheRecord, RowType, Store};
 use crate::types::{ItemId, Slot};
 
@@ -27,15 +28,36 @@ use crate::types::{ItemId, Slot};
 const WAY_EVERY: usize = 1 << 20;
 const PATIENCE: Duration = Duration::from_millis(2);
 
+/// Bytes of rows that are read without a thread: less than a millisecond's work.
+const AT_ONCE: usize = 256 << 10;
+
 /// The rows of one generation, once they are read. Dropped before, they are not read any further.
 pub(super) struct Warming {
-    rows: Arc<OnceLock<AlignedBytes>>,
+    rows: Arc<OnceLock<Chunks>>,
     stop: Arc<AtomicBool>,
     /// Searches that are reading from the store.
     searches: Arc<AtomicUsize>,
-    /// To the thread: what the log says.
-    masked: mpsc::Sender<Mask>,
-    thread: Mutex<Option<JoinHandle<Result<(), Error>>>>,
+    work: Work,
+}
+
+/// Who reads the rows.
+enum Work {
+    /// A thread.
+    Behind {
+        /// To the thread: what the log says.
+        masked: mpsc::Sender<Mask>,
+        thread: Mutex<Option<JoinHandle<Result<(), Error>>>>,
+    },
+    /// Whoever began; it waits to hear what the log says.
+    Here(Mutex<Here>),
+}
+
+/// Rows that were read on the spot.
+enum Here {
+    /// They, and the slots that had none.
+    Read(Chunks, Vec<Slot>),
+    Failed(Error),
+    Done,
 }
 
 impl Warming {
@@ -46,6 +68,14 @@ impl Warming {
     pub(super) fn begin(store: &Arc<Store>, record: &CacheRecord, index: &Arc<Index>) -> Result<Self, Error> {
         let (rows, stop) = (Arc::new(OnceLock::new()), Arc::new(AtomicBool::new(false)));
         let searches = Arc::new(AtomicUsize::new(0));
+        if index.len() * record.dim * record.rows.bytes() <= AT_ONCE {
+            let reader = Reader { store, record, stop: &stop, searches: &searches };
+            let here = match reader.few(&index.ids()) {
+                Ok((bytes, gone)) => Here::Read(bytes, gone),
+                Err(problem) => Here::failed(record, problem),
+            };
+            return Ok(Warming { rows, stop, searches, work: Work::Here(Mutex::new(here)) });
+        }
         let (begun, all_begun) = mpsc::channel();
         let (masked, log) = mpsc::channel::<Mask>();
         let (store, record, index, cache) =
@@ -53,11 +83,11 @@ impl Warming {
         let (into, stopped, searching) = (rows.clone(), stop.clone(), searches.clone());
         let work = move || {
             let reader = Reader { store: &store, record: &record, stop: &stopped, searches: &searching };
-            let Some((bytes, gone)) = reader.all(index.ids(), begun)? else { return Ok(()) };
+            let Some((bytes, gone)) = reader.all(&index.ids(), begun)? else { return Ok(()) };
             // Without an answer the cache was not opened after all.
             let Ok(masked) = log.recv() else { return Ok(()) };
             if let Some(slot) = gone.into_iter().find(|slot| !masked.contains(slot.0)) {
-                return Err(reader.wrong(index.id(slot), "missing"));
+                return Err(wrong(&record, index.id(slot), "missing"));
             }
             into.get_or_init(|| bytes);
             Ok(())
@@ -69,7 +99,7 @@ impl Warming {
             })
         });
         let thread = Mutex::new(Some(thread.map_err(Error::Thread)?));
-        let warming = Warming { rows, stop, searches, masked, thread };
+        let warming = Warming { rows, stop, searches, work: Work::Behind { masked, thread } };
         match all_begun.recv() {
             Ok(()) => Ok(warming),
             Err(_) => warming.join().map(|()| warming),
@@ -77,9 +107,26 @@ impl Warming {
     }
 
     /// Says which slots the change log knows to be replaced or deleted.
-    pub(super) fn settle(&self, masked: &Mask) {
-        // A thread that does not listen has failed, and said so.
-        let _ = self.masked.send(masked.clone());
+    ///
+    /// * `record`, `index`: those that it began with.
+    pub(super) fn settle(&self, record: &CacheRecord, index: &Index, masked: &Mask) {
+        match &self.work {
+            // A thread that does not listen has failed, and said so.
+            Work::Behind { masked: to_thread, .. } => drop(to_thread.send(masked.clone())),
+            Work::Here(here) => {
+                let mut here = here.lock().unwrap_or_else(PoisonError::into_inner);
+                *here = match std::mem::replace(&mut *here, Here::Done) {
+                    Here::Read(bytes, gone) => match gone.into_iter().find(|slot| !masked.contains(slot.0)) {
+                        Some(slot) => Here::failed(record, wrong(record, index.id(slot), "missing")),
+                        None => {
+                            self.rows.get_or_init(|| bytes);
+                            Here::Done
+                        }
+                    },
+                    other => other,
+                };
+            }
+        }
     }
 
     /// Waits until the rows are in memory, or have failed to get there; the first who waits hears why.
@@ -87,11 +134,32 @@ impl Warming {
     /// # Errors
     /// [`Error::Row`] naming one that is missing or misshapen, [`Error::Store`].
     pub(super) fn join(&self) -> Result<(), Error> {
-        let mut thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
+        let thread = match &self.work {
+            Work::Behind { thread, .. } => thread,
+            Work::Here(here) => {
+                let mut here = here.lock().unwrap_or_else(PoisonError::into_inner);
+                return match std::mem::replace(&mut *here, Here::Done) {
+                    Here::Failed(problem) => Err(problem),
+                    Here::Read(..) | Here::Done => Ok(()),
+                };
+            }
+        };
+        let mut thread = thread.lock().unwrap_or_else(PoisonError::into_inner);
         match thread.take().map(JoinHandle::join) {
             Some(Ok(done)) => done,
             Some(Err(panic)) => std::panic::resume_unwind(panic),
             None => Ok(()),
+        }
+    }
+
+    /// Whether the rows are in memory, or have failed to get there.
+    pub(super) fn ended(&self) -> bool {
+        match &self.work {
+            Work::Behind { thread, .. } => {
+                let thread = thread.lock().unwrap_or_else(PoisonError::into_inner);
+                thread.as_ref().is_none_or(JoinHandle::is_finished)
+            }
+            Work::Here(_) => true,
         }
     }
 
@@ -101,9 +169,9 @@ impl Warming {
         Search(&self.searches)
     }
 
-    /// The rows, row-major, as stored; zeros for those that are gone.
-    pub(super) fn bytes(&self) -> Option<&[u8]> {
-        self.rows.get().map(AlignedBytes::as_slice)
+    /// The rows as stored; zeros for those that are gone.
+    pub(super) fn rows(&self) -> Option<&Chunks> {
+        self.rows.get()
     }
 }
 
@@ -119,11 +187,21 @@ impl Drop for Search<'_> {
 impl Drop for Warming {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
+        let Work::Behind { masked, thread } = &mut self.work else { return };
         // It waits for the log.
-        self.masked = mpsc::channel().0;
-        let thread = self.thread.get_mut().unwrap_or_else(PoisonError::into_inner).take();
+        *masked = mpsc::channel().0;
+        let thread = thread.get_mut().unwrap_or_else(PoisonError::into_inner).take();
         // What it failed with was told where it happened.
         let _ = thread.map(JoinHandle::join);
+    }
+}
+
+impl Here {
+    /// Says what went wrong, and keeps it for who waits.
+    fn failed(record: &CacheRecord, error: Error) -> Self {
+        let problem: &dyn std::error::Error = &error;
+        tracing::error!(cache = %record.name, problem, "the rows are not read into memory");
+        Here::Failed(error)
     }
 }
 
@@ -141,17 +219,18 @@ impl Reader<'_> {
     ///
     /// * `ids`: ascending. The cache may hold other items between them, put since the generation was made.
     /// * `begun`: told when every thread has its view of the store.
-    fn all(self, ids: &[u64], begun: mpsc::Sender<()>) -> Result<Option<(AlignedBytes, Vec<Slot>)>, Error> {
+    fn all(self, ids: &[u64], begun: mpsc::Sender<()>) -> Result<Option<(Chunks, Vec<Slot>)>, Error> {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        let (len, share) = (self.row_len(), ids.len().div_ceil(threads).max(1));
-        let mut bytes = AlignedBytes::zeroed(ids.len() * len)?;
+        let mut rows = Chunks::zeroed(ids.len(), self.row_len())?;
+        let mut parts: Vec<(u32, &mut [u8])> = rows.parts_mut().collect();
+        let share = parts.len().div_ceil(threads).max(1);
         let gone = std::thread::scope(|scope| {
-            let shares = bytes.as_mut_slice().chunks_mut(share * len).zip(ids.chunks(share)).enumerate();
+            let shares = parts.chunks_mut(share).zip(ids.chunks(share * CHUNK)).enumerate();
             let (started, starts) = mpsc::channel();
             let threads: Vec<_> = shares
                 .map(|(i, (into, ids))| {
                     let started = started.clone();
-                    let work = move || self.share(ids, into, i * share, started);
+                    let work = move || self.share(ids, into, i * share * CHUNK, started);
                     Builder::new().name(format!("warm-rows-{i}")).spawn_scoped(scope, work)
                 })
                 .collect::<Result<_, _>>()
@@ -165,7 +244,38 @@ impl Reader<'_> {
             };
             Ok::<_, Error>(threads.into_iter().map(join).collect::<Result<Vec<_>, _>>()?.concat())
         })?;
-        Ok((!self.stop.load(Ordering::Relaxed)).then_some((bytes, gone)))
+        Ok((!self.stop.load(Ordering::Relaxed)).then_some((rows, gone)))
+    }
+
+    /// As [`Reader::all`], of few items, on the calling thread.
+    fn few(self, ids: &[u64]) -> Result<(Chunks, Vec<Slot>), Error> {
+        let (len, wanted) = (self.row_len(), ids.iter().map(|&id| ItemId(id)).collect::<Vec<_>>());
+        let (mut rows, mut gone) = (Chunks::zeroed(ids.len(), len)?, Vec::new());
+        let mut place = vec![0; len];
+        for (slot, row) in self.store.rows(self.record.id, &wanted)?.into_iter().enumerate() {
+            match row {
+                Some(row) => {
+                    self.take(wanted[slot], &row, &mut place)?;
+                    rows.set(slot as u32, &place)?;
+                }
+                None => gone.push(Slot(slot as u32)),
+            }
+        }
+        Ok((rows, gone))
+    }
+
+    /// Copies a row to its place, if it is one.
+    fn take(&self, id: ItemId, row: &[u8], place: &mut [u8]) -> Result<(), Error> {
+        if row.len() != place.len() {
+            let why = format!("{} bytes long instead of {}", row.len(), place.len());
+            return Err(wrong(self.record, id, &why));
+        }
+        place.copy_from_slice(row);
+        // A row that is not finite would poison every score; rows are finite by type when they are put.
+        match finite(place, self.record.rows) {
+            true => Ok(()),
+            false => Err(wrong(self.record, id, "not finite")),
+        }
     }
 
     /// One thread's share of [`Reader::all`]: a scan from its first id, in step with the ids it wants.
@@ -174,7 +284,7 @@ impl Reader<'_> {
     fn share(
         self,
         ids: &[u64],
-        into: &mut [u8],
+        into: &mut [(u32, &mut [u8])],
         first: usize,
         started: mpsc::Sender<()>,
     ) -> Result<Vec<Slot>, Error> {
@@ -194,18 +304,10 @@ impl Reader<'_> {
                 next += 1;
             }
             if ids.get(next) == Some(&id.0) {
-                if row.len() != len {
-                    return Err(self.wrong(id, &format!("{} bytes long instead of {len}", row.len())));
-                }
-                let place = &mut into[next * len..][..len];
-                place.copy_from_slice(row);
-                // A row that is not finite would poison every score; rows are finite by type when they are put.
-                if !finite(place, self.record.rows) {
-                    return Err(self.wrong(id, "not finite"));
-                }
+                self.take(id, row, &mut into[next / CHUNK].1[next % CHUNK * len..][..len])?;
                 next += 1;
             }
-            Ok(next < ids.len() && !self.stop.load(Ordering::Relaxed))
+            Ok::<bool, Error>(next < ids.len() && !self.stop.load(Ordering::Relaxed))
         })?;
         gone.extend((next..ids.len()).map(|at| Slot((first + at) as u32)));
         Ok(gone)
@@ -222,10 +324,10 @@ impl Reader<'_> {
     fn row_len(&self) -> usize {
         self.record.dim * self.record.rows.bytes()
     }
+}
 
-    fn wrong(&self, id: ItemId, why: &str) -> Error {
-        Error::Row { cache: self.record.name.clone(), id, why: why.into() }
-    }
+fn wrong(record: &CacheRecord, id: ItemId, why: &str) -> Error {
+    Error::Row { cache: record.name.clone(), id, why: why.into() }
 }
 
 fn finite(row: &[u8], kind: RowType) -> bool {
@@ -260,7 +362,10 @@ mod tests {
         let read = |stop| {
             let stop = AtomicBool::new(stop);
             let reader = Reader { store: &store, record: &record, stop: &stop, searches: &searches };
-            reader.all(&ids, mpsc::channel().0).unwrap().map(|(bytes, gone)| (bytes.as_slice().len(), gone))
+            reader
+                .all(&ids, mpsc::channel().0)
+                .unwrap()
+                .map(|(rows, gone)| (rows.len() * rows.stride(), gone))
         };
         assert_eq!(read(false), Some((100 * 16, Vec::new())));
         assert_eq!(read(true), None);

@@ -9,7 +9,7 @@ use serde_json::json;
 use viscache::serve::proto::{self, CacheMode, generate_event};
 use viscache::types::Filter;
 
-use super::ask::search_params;
+use super::ask::{self, search_params};
 use super::filter;
 use super::flags::{DecoderFlags, Given, ModelFlags};
 use super::media::MediaArgs;
@@ -219,9 +219,10 @@ pub(super) async fn ask(config: &Config, args: AskArgs) -> anyhow::Result<ExitCo
         max_tokens: args.max_tokens,
         stop: args.stop,
         logprobs: args.logprobs,
-        return_neighbors: args.json,
+        return_neighbors: true,
     };
-    let mut client = target::generate(target::open(config, &args.asked.target, target::ANSWERS).await?);
+    let channel = target::open(config, &args.asked.target, target::ANSWERS).await?;
+    let (mut client, mut caches) = (target::generate(channel.clone()), target::cache(channel));
     let mut events = client.generate(request).await.map_err(show::refused)?.into_inner();
     // Of two answers one would cut into the other: each is printed when it is whole.
     let mut whole = [String::new(), String::new()];
@@ -245,6 +246,13 @@ pub(super) async fn ask(config: &Config, args: AskArgs) -> anyhow::Result<ExitCo
             }
             Some(generate_event::Event::Begin(begin)) => {
                 begin.findings.iter().for_each(|finding| eprintln!("{}", finding.text));
+                let best: Vec<f32> = begin.neighbors.iter().map(|neighbor| neighbor.score).collect();
+                // A filter may leave out what is near.
+                let kind =
+                    ask::kind(&args.asked.media, &args.asked.search).filter(|_| args.asked.filter.is_none());
+                if let Some(note) = ask::strange(&mut caches, &args.asked.target, kind, &best).await {
+                    eprintln!("{note}");
+                }
             }
             None => {}
         }

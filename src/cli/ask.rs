@@ -11,6 +11,7 @@ use viscache::serve::proto::{self, Dtype, EmbedOutput, part};
 use viscache::serve::{decode_tensor, encode_tensor};
 use viscache::types::Filter;
 
+use super::media::{MediaArgs, read};
 use super::show::{self, Shown};
 use super::{
     EmbedArgs, EnhanceArgs, Inputs, OutputArg, SearchArgs, SearchOptions, Target, VariantArg, filter, target,
@@ -71,7 +72,8 @@ pub async fn enhance(config: &Config, args: EnhanceArgs) -> anyhow::Result<ExitC
         shown.written("enhanced queries", out);
     }
     if args.filter.is_none() {
-        say_if_strange(&mut client, &shown, &args.target, kind(&args.inputs, &args.search), &best).await;
+        say_if_strange(&mut client, &shown, &args.target, kind(&args.inputs.media, &args.search), &best)
+            .await;
     }
     Ok(shown.exit_code())
 }
@@ -100,7 +102,8 @@ pub async fn search(config: &Config, args: SearchArgs) -> anyhow::Result<ExitCod
         }
     }
     if args.filter.is_none() {
-        say_if_strange(&mut client, &shown, &args.target, kind(&args.inputs, &args.search), &best).await;
+        say_if_strange(&mut client, &shown, &args.target, kind(&args.inputs.media, &args.search), &best)
+            .await;
     }
     Ok(shown.exit_code())
 }
@@ -143,9 +146,9 @@ pub async fn describe(config: &Config, target: &Target, json: bool) -> anyhow::R
 }
 
 /// What kind of queries the inputs are, where that is one: of mixtures nothing was measured.
-fn kind(inputs: &Inputs, search: &SearchOptions) -> Option<String> {
+pub(super) fn kind(media: &MediaArgs, search: &SearchOptions) -> Option<String> {
     let named = search.query_kind.as_ref().map(ToString::to_string);
-    named.or_else(|| inputs.media.kind().map(str::to_owned))
+    named.or_else(|| media.kind().map(str::to_owned))
 }
 
 /// Says to people, in one line, when all queries of a kind score less than such queries do of things that the cache has.
@@ -158,17 +161,28 @@ async fn say_if_strange(
     kind: Option<String>,
     best: &[f32],
 ) {
-    let (Some(kind), Some(best)) = (kind, best.iter().copied().reduce(f32::max)) else { return };
+    if let Some(note) = strange(client, target, kind, best).await {
+        shown.note(&note);
+    }
+}
+
+/// What [`say_if_strange`] says, if anything.
+pub(super) async fn strange(
+    client: &mut CacheServiceClient<Channel>,
+    target: &Target,
+    kind: Option<String>,
+    best: &[f32],
+) -> Option<String> {
+    let (kind, best) = (kind?, best.iter().copied().reduce(f32::max)?);
     let request = proto::DescribeRequest { cache: target.cache.clone().unwrap_or_default() };
     // A hint is not worth an error.
-    let Ok(reply) = client.describe(request).await else { return };
-    let curves = reply.into_inner().recall_curves;
-    let usual = curves.iter().find(|curve| curve.kind == kind).and_then(|curve| curve.nearest);
-    if let Some(usual) = usual.filter(|usual| best < *usual) {
-        shown.note(&format!(
+    let curves = client.describe(request).await.ok()?.into_inner().recall_curves;
+    let usual = curves.iter().find(|curve| curve.kind == kind)?.nearest?;
+    (best < usual).then(|| {
+        format!(
             "the cache may have nothing like this {kind}: its nearest item scores {best:.2}, where 99 of 100 score {usual:.2} or more"
-        ));
-    }
+        )
+    })
 }
 
 fn shown(json: bool, filter: &Option<Filter>) -> Shown {
@@ -218,10 +232,6 @@ pub(super) fn search_params(options: &SearchOptions) -> proto::SearchParams {
         target_recall: options.target_recall,
         query_kind: options.query_kind.as_ref().map(ToString::to_string).unwrap_or_default(),
     }
-}
-
-pub(super) fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
-    std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))
 }
 
 fn write_npy(path: &Path, values: &[f32], dim: usize) -> anyhow::Result<()> {

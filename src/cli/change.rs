@@ -1,19 +1,19 @@
-//! `upsert`, `delete`: items into a cache, and out of it.
+//! `upsert`: items into a cache.
 
 use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use prost::Message as _;
-use serde_json::json;
 use viscache::media::npy;
 use viscache::serve::encode_tensor;
 use viscache::serve::proto::{self, Dtype, upsert_item};
 
-use super::ask::{ROWS_PER_REQUEST, read};
+use super::ask::ROWS_PER_REQUEST;
 use super::media::MediaArgs;
+use super::media::read;
 use super::show::{self, Shown};
-use super::{DeleteArgs, UpsertArgs, target};
+use super::{KeyArg, UpsertArgs, target};
 use crate::config::Config;
 
 /// Bytes of files after which a request is full: one more file of the largest size has room in what a server takes by default.
@@ -29,6 +29,9 @@ pub async fn upsert(config: &Config, args: UpsertArgs) -> anyhow::Result<ExitCod
     if count == 0 {
         bail!("there is nothing to store; give --image, --text, --audio, another input, or --vectors");
     }
+    if ids.is_some() && args.key == KeyArg::Uri {
+        bail!("--ids names the items, and --key uri tells them by their uris; give one of the two");
+    }
     if let Some(ids) = &ids
         && ids.len() != count
     {
@@ -38,8 +41,15 @@ pub async fn upsert(config: &Config, args: UpsertArgs) -> anyhow::Result<ExitCod
     let mut client =
         target::admin(target::open(config, &args.target, target::wants(args.vectors.is_none())).await?);
     let mut shown = Shown::new("item", args.json);
-    for request in requests {
+    for (number, request) in requests.enumerate() {
         let mut request = request?;
+        if args.key == KeyArg::Uri {
+            request.key = proto::UpsertKey::Uri.into();
+        }
+        if let Some(id) = &args.request_id {
+            // The same inputs make the same requests.
+            request.request_id = if number == 0 { id.clone() } else { format!("{id}/{number}") };
+        }
         for item in &mut request.items {
             item.id = ids.next();
             item.tags.extend(args.tags.iter().cloned());
@@ -77,31 +87,9 @@ fn media<'a>(media: &'a MediaArgs, cache: &'a str) -> (usize, Requests<'a>) {
                 ..Default::default()
             });
         }
-        Some(Ok(proto::UpsertRequest { cache: cache.to_owned(), items, vectors: None }))
+        Some(Ok(proto::UpsertRequest { cache: cache.to_owned(), items, ..Default::default() }))
     });
     (count, Box::new(requests))
-}
-
-pub async fn delete(config: &Config, args: DeleteArgs) -> anyhow::Result<ExitCode> {
-    let ids = ids(&args.ids)?;
-    let mut client = target::admin(target::open(config, &args.target, target::STORED).await?);
-    let (mut deleted, mut unknown) = (0, 0);
-    for ids in ids.chunks(ROWS_PER_REQUEST) {
-        let cache = args.target.cache.clone().unwrap_or_default();
-        let request = proto::DeleteRequest { cache, ids: ids.to_vec() };
-        let reply = client.delete(request).await.map_err(show::refused)?.into_inner();
-        for result in &reply.results {
-            if args.json {
-                show::print_line(&json!({ "id": result.id, "found": result.found }))?;
-            }
-            unknown += u64::from(!result.found);
-        }
-        deleted += reply.deleted;
-    }
-    if !args.json {
-        println!("{deleted} deleted, {unknown} were not there");
-    }
-    Ok(ExitCode::SUCCESS)
 }
 
 /// One `--tag`.
@@ -124,6 +112,7 @@ fn vectors(path: &Path, cache: &str) -> anyhow::Result<(usize, Requests<'static>
             cache: cache.to_owned(),
             vectors: Some(encode_tensor(rows, matrix.dim, Dtype::F32)),
             items: (0..count).map(item).collect(),
+            ..Default::default()
         }
     };
     let chunks = matrix.values.chunks(ROWS_PER_REQUEST * matrix.dim);

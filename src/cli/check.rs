@@ -1,5 +1,6 @@
 //! `viscache check`: whether everything that serving needs is in order.
 
+use std::io::Write;
 use std::process::ExitCode;
 
 use serde_json::json;
@@ -21,8 +22,8 @@ pub async fn run(config: &Config, target: &Target, json: bool) -> anyhow::Result
             return show::print_line(&json!({ "what": what, "ok": problem.is_none(), "problem": problem }));
         }
         match problem {
-            None => println!("ok    {what}"),
-            Some(problem) => println!("FAIL  {what}: {problem}"),
+            None => writeln!(std::io::stdout(), "ok    {what}")?,
+            Some(problem) => writeln!(std::io::stdout(), "FAIL  {what}: {problem}")?,
         }
         Ok(())
     };
@@ -54,7 +55,7 @@ pub async fn run(config: &Config, target: &Target, json: bool) -> anyhow::Result
                 }
             };
             say(format!("store {}", config.store.display()), None)?;
-            for (name, cache) in &app.caches {
+            for (name, cache) in &app.caches.all() {
                 match cache {
                     Ok(cache) => {
                         let snapshot = cache.snapshot();

@@ -1,5 +1,6 @@
 //! `convert`: a decoder in 8 bits as one file.
 
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -43,7 +44,7 @@ pub(super) fn run(config: &Config, args: &ConvertArgs) -> anyhow::Result<ExitCod
     let options = app::llm_options(&Config { decoder_dtype: Some(numbers), ..config.clone() }, backbone);
     let Some(out) = args.out.as_ref().filter(|_| !args.dry_run) else {
         let sizes = Llm::check(&options).context("the files do not make a decoder")?;
-        println!("{}", serde_json::to_string(&sizes)?);
+        writeln!(std::io::stdout(), "{}", serde_json::to_string(&sizes)?)?;
         return Ok(ExitCode::SUCCESS);
     };
     if let Some(folder) = options.backbone.as_ref().filter(|path| path.is_dir()) {

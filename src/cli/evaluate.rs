@@ -138,11 +138,15 @@ pub(super) fn run(config: &Config, args: &EvaluateArgs) -> anyhow::Result<ExitCo
     let cache = rows(&encoder, args)?;
     eprintln!("{} pictures embedded in {:.0} s", args.pictures, begun.elapsed().as_secs_f64());
     if !args.json {
-        println!(
+        writeln!(
+            std::io::stdout(),
             "cache of {} pictures, top_k {}, temperature {}, weight {}; share of captions with the attribute right, 95 % interval",
-            args.pictures, params.top_k, params.temperature, params.weight
-        );
-        println!("{:<36} {:>5} {:<5} {}   all", "queries", "n", "cache", heading());
+            args.pictures,
+            params.top_k,
+            params.temperature,
+            params.weight
+        )?;
+        writeln!(std::io::stdout(), "{:<36} {:>5} {:<5} {}   all", "queries", "n", "cache", heading())?;
     }
     for kind in kinds {
         let sides = judge(&encoder, &generator, &cache, &params, &kind)?;
@@ -150,10 +154,11 @@ pub(super) fn run(config: &Config, args: &EvaluateArgs) -> anyhow::Result<ExitCo
         report(&kind, &sides, &mut rng, args.json)?;
     }
     if !args.json && args.overlay.is_none() {
-        println!(
+        writeln!(
+            std::io::stdout(),
             "\nThe text encoder is built to have CLIP's gap, by CLIP's own causes: partial captions and a large fixed logit scale.\n\
              One that has none gains nothing from a cache. The spoken queries are near that; --overlay shows others."
-        );
+        )?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -363,7 +368,12 @@ fn report(kind: &Kind, sides: &[Judged; 2], rng: &mut Pcg64, as_json: bool) -> a
         let cells: String = Attribute::ALL.iter().map(cell).collect();
         let (title, count) =
             if name == "off" { (kind.name, kind.queries.len().to_string()) } else { ("", String::new()) };
-        println!("{title:<36} {count:>5} {name:<5} {cells}   {all:.2} [{:.2}, {:.2}]", range[0], range[1]);
+        writeln!(
+            std::io::stdout(),
+            "{title:<36} {count:>5} {name:<5} {cells}   {all:.2} [{:.2}, {:.2}]",
+            range[0],
+            range[1]
+        )?;
     }
     if as_json {
         let [off, on] = &lines[..] else { return Ok(()) };
@@ -373,9 +383,15 @@ fn report(kind: &Kind, sides: &[Judged; 2], rng: &mut Pcg64, as_json: bool) -> a
         }))?;
     } else {
         let (gain, [low, high]) = gain;
-        println!("{:<36} {:>5} {:<5} {:>55}   {gain:+.2} [{low:+.2}, {high:+.2}]", "", "", "gain", "");
+        writeln!(
+            std::io::stdout(),
+            "{:<36} {:>5} {:<5} {:>55}   {gain:+.2} [{low:+.2}, {high:+.2}]",
+            "",
+            "",
+            "gain",
+            ""
+        )?;
     }
-    std::io::stdout().flush()?;
     Ok(())
 }
 

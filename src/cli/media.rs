@@ -2,11 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
+use anyhow::Context;
 use clap::Args;
 use viscache::serve::proto::{self, media};
 use viscache::types::Modality;
-
-use super::ask::read;
 
 /// Files and texts, each of which may be given several times.
 #[derive(Args)]
@@ -125,4 +124,9 @@ impl MediaArgs {
 
 fn named(path: &Path) -> String {
     path.display().to_string()
+}
+
+/// A file that was named.
+pub(super) fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
+    std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))
 }

@@ -3,7 +3,8 @@
 //! Every question can be put to a server (`--connect`) or to a store (`--store`), also while a server has it open: then
 //! the same service answers inside this process. Text for people, `--json` for programs, one object a line.
 //!
-//! Exit codes: 0 done, 1 failed, 2 the command line is wrong, 3 some items were bad, 130 interrupted.
+//! Exit codes: 0 done, 1 failed, 2 the command line is wrong, 3 some items were bad, 130 interrupted, 141 whoever read the
+//! output went away.
 
 mod answer;
 mod ask;
@@ -15,6 +16,7 @@ mod convert;
 mod evaluate;
 mod filter;
 mod flags;
+mod items;
 mod media;
 mod serve;
 mod show;
@@ -35,6 +37,8 @@ use crate::telemetry;
 
 /// Exit code of a command that failed.
 pub const FAILED: u8 = 1;
+/// Exit code of a command whose output nobody reads any more: the shell's for the signal that ends other programs then.
+pub const UNREAD: u8 = 141;
 /// Exit code of a command of which some items were bad.
 pub const SOME_BAD: u8 = 3;
 
@@ -87,18 +91,12 @@ enum Command {
     Score(answer::ScoreArgs),
     /// Store items, new or in the place of those that have their ids.
     Upsert(UpsertArgs),
-    /// Delete items by id.
-    Delete(DeleteArgs),
-    /// Every cache of the store, served or not.
-    Caches {
-        #[command(flatten)]
-        target: Target,
-        /// Print one JSON object a line.
-        #[arg(long, help_heading = "Output")]
-        json: bool,
-    },
-    /// What is known of items: where they came from, and their tags.
-    Items(ItemsArgs),
+    /// Delete items by id, or all that match a filter.
+    Delete(items::DeleteArgs),
+    /// Every cache of the store, served or not; make, rename and delete them, and call them by other names.
+    Caches(caches::CachesArgs),
+    /// What is known of items: where they came from, and their tags. List, count, delete and tag them.
+    Items(items::ItemsArgs),
     /// What a server has done since it started.
     Stats {
         #[command(flatten)]
@@ -119,6 +117,9 @@ enum Command {
     Reload {
         #[command(flatten)]
         target: Target,
+        /// Every cache, not one alone.
+        #[arg(long, conflicts_with = "cache")]
+        all: bool,
     },
     /// Build a generation of everything that has changed, and serve it.
     Compact {
@@ -208,6 +209,24 @@ impl Target {
     /// As settings.
     fn given(&self) -> Given<'_> {
         Given { store: Some(&self.store), caches: self.cache.as_slice(), ..Given::default() }
+    }
+}
+
+/// Whom to ask about caches as such.
+#[derive(Args)]
+#[command(next_help_heading = "Store")]
+struct Keeper {
+    /// A server's address; without it, the store is used directly.
+    #[arg(long, value_name = "ADDR")]
+    connect: Option<String>,
+    #[command(flatten)]
+    store: StoreFlags,
+}
+
+impl Keeper {
+    /// As settings, for what changes the store.
+    fn given(&self) -> Given<'_> {
+        Given { store: Some(&self.store), writable: true, ..Given::default() }
     }
 }
 
@@ -348,6 +367,14 @@ struct UpsertArgs {
     /// Tag of every item; repeat for several.
     #[arg(long = "tag", value_name = "NAME=VALUE", value_parser = change::tag, help_heading = "Input")]
     tags: Vec<(String, String)>,
+    /// What tells an item that is stored already from a new one: its id (`--ids`), or its `uri`, which is the file's path. Such an
+    /// item is replaced.
+    #[arg(long, value_enum, value_name = "KEY", default_value_t = KeyArg::Id)]
+    #[arg(hide_possible_values = true, help_heading = "Input")]
+    key: KeyArg,
+    /// An id that makes the command one that can be given again: what it has stored is not stored once more.
+    #[arg(long, value_name = "ID", help_heading = "Input")]
+    request_id: Option<String>,
     #[command(flatten)]
     target: Target,
     #[command(flatten)]
@@ -357,31 +384,12 @@ struct UpsertArgs {
     json: bool,
 }
 
-#[derive(Args)]
-struct ItemsArgs {
-    /// Ids of the items.
-    #[arg(long, value_name = "ID,ID,…|FILE.npy", help_heading = "Input")]
-    ids: String,
-    #[command(flatten)]
-    target: Target,
-    /// Print their embeddings too, as JSON.
-    #[arg(long, requires = "json", help_heading = "Output")]
-    vectors: bool,
-    /// Print one JSON object per item.
-    #[arg(long, help_heading = "Output")]
-    json: bool,
-}
-
-#[derive(Args)]
-struct DeleteArgs {
-    /// Ids of the items.
-    #[arg(long, value_name = "ID,ID,…|FILE.npy", help_heading = "Input")]
-    ids: String,
-    #[command(flatten)]
-    target: Target,
-    /// Print one JSON object per id.
-    #[arg(long, help_heading = "Output")]
-    json: bool,
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum KeyArg {
+    /// Its id.
+    Id,
+    /// Its uri.
+    Uri,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -426,7 +434,7 @@ pub fn run() -> anyhow::Result<ExitCode> {
         Command::Convert(args) => convert::run(&config, &args),
         Command::Evaluate(args) => evaluate::run(&config, &args),
         Command::Config => {
-            print!("{}", config::print(&config, &origins)?);
+            std::io::stdout().write_all(config::print(&config, &origins)?.as_bytes())?;
             Ok(ExitCode::SUCCESS)
         }
         command => tokio::runtime::Runtime::new()?.block_on(dispatch(command, config)),
@@ -452,15 +460,15 @@ fn given(command: &Command) -> Given<'_> {
         Command::Upsert(UpsertArgs { target, model, .. }) => {
             Given { model: Some(model), writable: true, ..target.given() }
         }
-        Command::Delete(DeleteArgs { target, .. }) => Given { writable: true, ..target.given() },
+        Command::Delete(args) => args.given(),
+        Command::Caches(args) => args.given(),
+        Command::Items(args) => args.given(),
         Command::Publish { target, .. } | Command::Compact { target } => {
             Given { writable: true, ..target.given() }
         }
-        Command::Items(ItemsArgs { target, .. })
-        | Command::Caches { target, .. }
-        | Command::Stats { target, .. }
-        | Command::Reload { target }
-        | Command::Describe { target, .. } => target.given(),
+        Command::Stats { target, .. } | Command::Reload { target, .. } | Command::Describe { target, .. } => {
+            target.given()
+        }
         Command::Check { target, model, decoder, .. } => {
             Given { model: Some(model), decoder: Some(decoder), ..target.given() }
         }
@@ -482,12 +490,12 @@ async fn dispatch(command: Command, config: Config) -> anyhow::Result<ExitCode> 
         Command::Ask(args) => answer::ask(&config, args).await,
         Command::Score(args) => answer::score(&config, args).await,
         Command::Upsert(args) => change::upsert(&config, args).await,
-        Command::Delete(args) => change::delete(&config, args).await,
-        Command::Caches { target, json } => caches::list(&config, &target, json).await,
-        Command::Items(args) => caches::items(&config, args).await,
+        Command::Delete(args) => items::delete(&config, args).await,
+        Command::Caches(args) => caches::run(&config, args).await,
+        Command::Items(args) => items::run(&config, args).await,
         Command::Stats { target, json } => caches::stats(&config, &target, json).await,
         Command::Publish { target, generation } => caches::publish(&config, &target, generation).await,
-        Command::Reload { target } => caches::reload(&config, &target).await,
+        Command::Reload { target, all } => caches::reload(&config, &target, all).await,
         Command::Compact { target } => caches::compact(&config, &target).await,
         Command::Describe { target, json } => ask::describe(&config, &target, json).await,
         Command::Check { target, json, .. } => check::run(&config, &target, json).await,

@@ -1,5 +1,6 @@
 //! `viscache serve`.
 
+use std::io::Write;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -9,6 +10,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing::info;
 use viscache::flow::Sampler;
 use viscache::serve;
+use viscache::store::Access;
 
 use crate::config::Config;
 use crate::{app, telemetry};
@@ -25,14 +27,21 @@ pub async fn run(config: &Config) -> anyhow::Result<ExitCode> {
             bail!("there is neither a store nor a model to serve; name one by --store, --model or --decoder");
         }
         None => {}
-        Some(_) if app.caches.is_empty() => bail!(
-            "the store at {} has no cache; make one with `index-builder build` or `index-builder import`",
-            config.store.display()
-        ),
+        // Whoever may change it can make a cache by request.
+        Some(store) if store.access() == Access::Write && app.caches.all().is_empty() => {
+            info!("the store has no cache yet");
+        }
         Some(_) => {
+            let caches = app.caches.all();
             let problems: Vec<&str> =
-                app.caches.values().filter_map(|c| c.as_ref().err().map(String::as_str)).collect();
-            if problems.len() == app.caches.len() {
+                caches.values().filter_map(|c| c.as_ref().err().map(String::as_str)).collect();
+            if caches.is_empty() {
+                bail!(
+                    "the store at {} has no cache; make one with `index-builder build`, `index-builder import` or `viscache caches create`",
+                    config.store.display()
+                );
+            }
+            if problems.len() == caches.len() {
                 bail!("no cache can be served: {}", problems.join("; "));
             }
         }
@@ -42,8 +51,8 @@ pub async fn run(config: &Config) -> anyhow::Result<ExitCode> {
         .with_context(|| format!("cannot listen on {}", config.listen))?;
     let address = listener.local_addr()?;
     info!(%address, "serving");
-    // For scripts that asked for port 0.
-    println!("listening on {address}");
+    // For scripts that asked for port 0. Who does not listen may ask the log.
+    let _ = writeln!(std::io::stdout(), "listening on {address}");
     serve::run(listener, Arc::new(app), stop_signal()?).await?;
     info!("every request is answered; goodbye");
     Ok(ExitCode::SUCCESS)

@@ -182,6 +182,19 @@ impl Shown {
         }
     }
 
+    pub fn updated(&mut self, result: &proto::UpdateResult) -> anyhow::Result<()> {
+        let Some(_) = self.begin(result.status.as_ref())? else { return Ok(()) };
+        if self.json { print_line(&json!({ "id": result.id, "changed": true })) } else { Ok(()) }
+    }
+
+    /// Says to people how many items all went well with.
+    pub fn summed(&self, what: &str) -> anyhow::Result<()> {
+        match self.json {
+            true => Ok(()),
+            false => Ok(writeln!(std::io::stdout(), "{} {what}", self.count - self.bad.len())?),
+        }
+    }
+
     pub fn item(&mut self, item: &proto::ItemResult) -> anyhow::Result<()> {
         let Some(_) = self.begin(item.status.as_ref())? else { return Ok(()) };
         let modality = item.modality().as_str_name().trim_start_matches("MODALITY_").to_lowercase();
@@ -231,9 +244,9 @@ pub fn described(reply: &proto::DescribeResponse, json: bool) -> anyhow::Result<
         let point = |r: &proto::Recall| json!({ "ef_search": r.ef_search, "recall_at_10": r.recall_at_10 });
         points.iter().map(point).collect()
     };
-    let margin = |m: &proto::MarginRecall| json!({ "ef_search": m.ef_search, "margin": m.margin, "recall_at_10": m.recall_at_10 });
-    let margins = |c: &proto::RecallCurve| c.margins.iter().map(margin).collect::<Vec<_>>();
-    let curve = |c: &proto::RecallCurve| json!({ "kind": c.kind, "points": points(&c.points), "margins": margins(c), "nearest": c.nearest });
+    let way = |w: &proto::RecallWay| json!({ "ef_search": w.ef_search, "rescore": w.rescore, "margin": w.margin, "recall_at_10": w.recall_at_10, "scored_vectors": w.scored_vectors });
+    let ways = |c: &proto::RecallCurve| c.ways.iter().map(way).collect::<Vec<_>>();
+    let curve = |c: &proto::RecallCurve| json!({ "kind": c.kind, "queries": c.queries, "points": points(&c.points), "ways": ways(c), "nearest": c.nearest });
     let live = |l: &proto::LiveRecall| {
         json!({
             "kind": l.kind,
@@ -259,6 +272,15 @@ pub fn described(reply: &proto::DescribeResponse, json: bool) -> anyhow::Result<
             "recall_sampling_rate": reply.recall_sampling_rate,
             "recall_samples_dropped": reply.recall_samples_dropped,
             "live_items": reply.live_items,
+            "codes_choice": reply.codes_choice.as_ref().map(|c| json!({
+                "codes": c.codes, "rescore": c.rescore, "queries": c.queries,
+                "tried": c.tried.iter().map(|t| json!({
+                    "kind": t.kind, "codes": t.codes, "rescore": t.rescore, "within": t.within,
+                })).collect::<Vec<_>>(),
+            })),
+            "flat_curves": reply.flat_curves.iter().map(|f| json!({
+                "kind": f.kind, "recall_at_10": f.recall_at_10,
+            })).collect::<Vec<_>>(),
             "writable": reply.writable,
             "delta": reply.delta.as_ref().map(|d| json!({
                 "items": d.items,
@@ -309,6 +331,15 @@ pub fn described(reply: &proto::DescribeResponse, json: bool) -> anyhow::Result<
         reply.codes,
         reply.kernels
     )?;
+    if let Some(choice) = &reply.codes_choice {
+        let made =
+            if choice.queries == "made" { ", by made queries: a sample of real ones tells more" } else { "" };
+        writeln!(
+            out,
+            "{} codes were chosen by measuring, of which the best {} are scored again{made}",
+            choice.codes, choice.rescore
+        )?;
+    }
     if let Some(delta) = reply.delta.as_ref().filter(|delta| delta.sequence > 0) {
         writeln!(
             out,
@@ -319,16 +350,16 @@ pub fn described(reply: &proto::DescribeResponse, json: bool) -> anyhow::Result<
             writeln!(out, "the last compaction failed: {}", delta.compaction_problem)?;
         }
     }
-    for proto::RecallCurve { kind, points, margins, .. } in &reply.recall_curves {
+    for proto::RecallCurve { kind, points, .. } in &reply.recall_curves {
         for r in points {
             writeln!(out, "recall@10 {:.4} at ef_search {} for {kind} queries", r.recall_at_10, r.ef_search)?;
         }
-        for proto::MarginRecall { ef_search, margin, recall_at_10 } in margins {
-            writeln!(
-                out,
-                "recall@10 {recall_at_10:.4} at ef_search {ef_search} within {margin:.4} of the tenth for {kind} queries"
-            )?;
-        }
+    }
+    for proto::FlatCurve { kind, recall_at_10 } in &reply.flat_curves {
+        writeln!(
+            out,
+            "recall@10 of {kind} queries ends at {recall_at_10:.4}, however wide the beam; build with wider codes (`--codes f16`)"
+        )?;
     }
     for l in &reply.live_recall {
         writeln!(
@@ -391,6 +422,7 @@ fn bounds(limits: &proto::Limits) -> Value {
         "max_video_pixels": limits.max_video_pixels,
         "max_table_bytes": limits.max_table_bytes,
         "max_points": limits.max_points,
+        "max_caches": limits.max_caches,
     })
 }
 

@@ -20,11 +20,13 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const MAX_REPLY_BYTES: usize = 1 << 30;
 
 /// For questions about what is stored.
-pub const STORED: Wants = Wants { encoder: false, decoder: false };
+pub const STORED: Wants = Wants { encoder: false, decoder: false, caches: true };
+/// For caches to be made, named and deleted.
+pub const NAMES: Wants = Wants { caches: false, ..STORED };
 /// For files and texts to be embedded.
-pub const EMBEDDINGS: Wants = Wants { encoder: true, decoder: false };
+pub const EMBEDDINGS: Wants = Wants { encoder: true, ..STORED };
 /// For answers.
-pub const ANSWERS: Wants = Wants { encoder: true, decoder: true };
+pub const ANSWERS: Wants = Wants { encoder: true, decoder: true, ..STORED };
 
 /// What a command with files and texts, or without, asks for.
 pub fn wants(media: bool) -> Wants {
@@ -38,11 +40,16 @@ pub fn wants(media: bool) -> Wants {
 /// # Errors
 /// A server that cannot be reached, a store that cannot be opened.
 pub async fn open(config: &Config, target: &Target, wants: Wants) -> anyhow::Result<Channel> {
-    let Some(address) = &target.connect else {
+    open_at(config, target.connect.as_deref(), wants).await
+}
+
+/// As [`open`], where no cache is named.
+pub async fn open_at(config: &Config, connect: Option<&str>, wants: Wants) -> anyhow::Result<Channel> {
+    let Some(address) = connect else {
         let app = app::open(config, wants)?;
         return Ok(serve::in_process(Arc::new(app)).await?);
     };
-    let uri = if address.contains("://") { address.clone() } else { format!("http://{address}") };
+    let uri = if address.contains("://") { address.to_owned() } else { format!("http://{address}") };
     let endpoint = Endpoint::from_shared(uri).with_context(|| format!("`{address}` is not an address"))?;
     endpoint
         .connect_timeout(CONNECT_TIMEOUT)

@@ -3,14 +3,14 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::{Error, ExpertSettings, Experts, Sampler, VideoLimits};
+use super::{Caches, Error, ExpertSettings, Experts, Sampler, VideoLimits};
 use crate::batch::{Embedder, Generator};
 use crate::blend::BlendParams;
-use crate::cache::{Cache, CompactOptions};
+use crate::cache::{Background, Cache, CompactOptions, LoadOptions};
 use crate::index::{SearchParams, Searcher, TargetRecall};
 use crate::media::MediaLimits;
 use crate::models::encoder::Encoder;
-use crate::store::Store;
+use crate::store::{ModelSource, Store};
 use crate::text::MAX_TEXT_BYTES;
 use crate::types::CacheName;
 
@@ -25,6 +25,8 @@ pub struct Limits {
     pub max_parts: usize,
     /// Requests worked on or waiting.
     pub max_concurrent: usize,
+    /// Caches of the store, beyond which none is made.
+    pub max_caches: usize,
     /// What one file may cost.
     pub media: MediaLimits,
     /// What one film may cost.
@@ -40,6 +42,8 @@ impl Limits {
     pub const DEFAULT_MAX_PARTS: usize = 16;
     /// Default of [`Limits::max_concurrent`].
     pub const DEFAULT_MAX_CONCURRENT: usize = 256;
+    /// Default of [`Limits::max_caches`].
+    pub const DEFAULT_MAX_CACHES: usize = 4096;
 
     /// Bytes of one text.
     pub fn max_text_bytes(&self) -> usize {
@@ -54,6 +58,7 @@ impl Default for Limits {
             max_batch: Self::DEFAULT_MAX_BATCH,
             max_parts: Self::DEFAULT_MAX_PARTS,
             max_concurrent: Self::DEFAULT_MAX_CONCURRENT,
+            max_caches: Self::DEFAULT_MAX_CACHES,
             media: MediaLimits::default(),
             video: VideoLimits::default(),
         }
@@ -67,12 +72,14 @@ pub type ServedCache = Result<Arc<Cache>, String>;
 pub struct App {
     /// The store, opened for reading, or for writing where items may be changed; nothing for models alone.
     pub store: Option<Arc<Store>>,
-    /// The caches by name.
-    pub caches: BTreeMap<CacheName, ServedCache>,
-    /// The cache meant when a request names none.
-    pub default_cache: Option<CacheName>,
+    /// The caches by name, as they are now.
+    pub caches: Caches,
+    /// How caches are opened that are made, or found, while serving.
+    pub load: LoadOptions,
     /// The model, when one is loaded.
     pub embedder: Option<Embedder>,
+    /// How to load it again, for the records of caches that are made for it.
+    pub source: Option<ModelSource>,
     /// The decoder, when one is loaded.
     pub generator: Option<Generator>,
     /// Who can be asked about a picture before the decoder is.
@@ -87,6 +94,8 @@ pub struct App {
     pub sampler: Sampler,
     /// When and how changes are compacted.
     pub compact: CompactOptions,
+    /// Whose turn it is to be compacted.
+    pub background: Background,
     /// What is refused beyond.
     pub limits: Limits,
     searchers: Mutex<Vec<Searcher>>,
@@ -101,43 +110,32 @@ impl App {
         embedder: Option<Embedder>,
         limits: Limits,
     ) -> Self {
-        let only = caches.keys().next().filter(|_| caches.len() == 1).cloned();
+        let store = store.into();
         App {
-            store: store.into(),
-            default_cache: default_cache.or(only),
-            caches,
+            caches: Caches::new(store.as_deref(), caches, default_cache),
+            store,
+            load: LoadOptions::default(),
             embedder,
+            source: None,
             generator: None,
-            experts: Experts::new(&ExpertSettings::default(), None),
+            experts: Experts { settings: ExpertSettings::default(), captioner: None },
             default_blend: BlendParams::default(),
             default_search: SearchParams::default(),
             default_target: None,
             sampler: Sampler::off(),
             compact: CompactOptions::default(),
+            background: Background::default(),
             limits,
             searchers: Mutex::new(Vec::new()),
         }
     }
 
-    /// The cache of this name, or the default for an empty one.
+    /// The cache of this name or alias, or the default for an empty one.
     ///
     /// # Errors
     /// [`Error::NoDefaultCache`], [`Error::NoCache`], [`Error::CacheUnavailable`].
-    pub fn cache(&self, name: &str) -> Result<&Arc<Cache>, Error> {
-        let known = || match self.caches.len() {
-            0 => "(it serves none)".to_owned(),
-            _ => self.caches.keys().map(CacheName::as_str).collect::<Vec<_>>().join(", "),
-        };
-        let name = match (name, &self.default_cache) {
-            ("", Some(default)) => default.as_str(),
-            ("", None) => return Err(Error::NoDefaultCache(known())),
-            (name, _) => name,
-        };
-        let found = self.caches.iter().find(|(known, _)| known.as_str() == name);
-        let (name, served) = found.ok_or_else(|| Error::NoCache { name: name.into(), known: known() })?;
-        served
-            .as_ref()
-            .map_err(|problem| Error::CacheUnavailable { name: name.clone(), problem: problem.clone() })
+    pub fn cache(&self, name: &str) -> Result<Arc<Cache>, Error> {
+        self.caches.get(name)
     }
 
     /// The loaded model's encoder.

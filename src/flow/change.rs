@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use super::embed::{MediaInput, embed};
 use super::{App, Call, Content, Error};
-use crate::cache::{Cache, Compacted, NewItem, Snapshot};
-use crate::store::ItemRecord;
+use crate::cache::{self, Cache, Compacted, NewItem, Repeatable, Snapshot, Upserts};
+use crate::store::{ItemRecord, RequestResult};
 use crate::types::{Embedding, Fingerprint, ItemId, Modality};
 
 /// An item to put, as the edge hands it down.
@@ -34,21 +34,63 @@ pub struct Changed<T> {
     pub embed: Duration,
 }
 
+/// Items to put, and how.
+pub struct UpsertRequest<'a> {
+    /// Name of the cache; empty means the default.
+    pub cache: &'a str,
+    /// The items, each possibly already refused.
+    pub items: Vec<Result<Upsert, Error>>,
+    /// Every id that the request names, also for items that were refused: they are given to none that names no id.
+    pub named: &'a [ItemId],
+    /// Whether an item takes the place of the one that has its uri.
+    pub by_uri: bool,
+    /// What makes it one that may come again.
+    pub again: Option<Again<'a>>,
+}
+
+/// A request that is answered as before when it comes again.
+pub struct Again<'a> {
+    /// Its id.
+    pub id: &'a str,
+    /// Digest of what it asks for.
+    pub content: Fingerprint,
+    /// How an item that is refused is answered for, given its position.
+    pub refused: &'a dyn Fn(usize, Refusal<'_>) -> RequestResult,
+}
+
+/// Why an item is not stored.
+pub enum Refusal<'a> {
+    /// It did not come to the cache.
+    Before(&'a Error),
+    /// The cache did not take it.
+    ByCache(&'a cache::Error),
+}
+
+/// What came of a request to put items.
+pub enum Upserted {
+    /// One result for each item.
+    Now(Changed<Result<ItemId, Error>>),
+    /// The request has come before, and was answered so.
+    Before(Changed<RequestResult>),
+}
+
 /// Puts items, each with a result of its own. What is acknowledged is on disk and is found by the next search.
-///
-/// * `named`: every id that the request names, also for items that were refused: they are given to none that names no id.
 ///
 /// # Errors
 /// For the request as a whole: an unknown cache, one that is not writable or full, a missing model, deadline and
-/// cancellation (until the items are written), a store that fails.
-pub fn upsert(
-    app: &App,
-    cache: &str,
-    items: Vec<Result<Upsert, Error>>,
-    named: &[ItemId],
-    call: &Call,
-) -> Result<Changed<Result<ItemId, Error>>, Error> {
+/// cancellation (until the items are written), the id of another request, a store that fails.
+pub fn upsert(app: &App, request: UpsertRequest<'_>, call: &Call) -> Result<Upserted, Error> {
+    let UpsertRequest { cache, items, named, by_uri, again } = request;
     let cache = writable(app, cache)?;
+    let repeated = |results: Vec<RequestResult>| {
+        Upserted::Before(Changed { results, snapshot: cache.snapshot(), embed: Duration::ZERO })
+    };
+    // Before anything is embedded once more. Asked again where it is written.
+    if let Some(again) = &again
+        && let Some(before) = cache.answered(again.id, &again.content)?
+    {
+        return Ok(repeated(before));
+    }
     let start = std::time::Instant::now();
     let media: Vec<&MediaInput> = items
         .iter()
@@ -60,7 +102,7 @@ pub fn upsert(
         .collect();
     let (any, mut encoded) = (!media.is_empty(), embed(app, &media, call)?.into_iter());
     let embed = if any { start.elapsed() } else { Duration::ZERO };
-    let mut results: Vec<Option<Error>> = Vec::with_capacity(items.len());
+    let mut refused: Vec<Option<Error>> = Vec::with_capacity(items.len());
     let mut new = Vec::with_capacity(items.len());
     for item in items {
         let item = item.and_then(|item| {
@@ -78,19 +120,39 @@ pub fn upsert(
             has_direction(&embedding)?;
             Ok(NewItem { id, embedding, record: ItemRecord { uri, modality, digest, tags } })
         });
-        results.push(item.map(|item| new.push(item)).err());
+        refused.push(item.map(|item| new.push(item)).err());
     }
     call.check()?;
-    let mut stored = cache.upsert_beside(new, named)?.into_iter();
-    cache.compact_if_due(&app.compact);
-    let results = results.into_iter().map(|refused| match refused {
+    let stored = {
+        let answer = |stored: &[Result<ItemId, cache::Error>]| {
+            let mut stored = stored.iter();
+            let mut of_item = |(i, before): (usize, &Option<Error>)| {
+                let refusal = match (before, before.is_none().then(|| stored.next()).flatten()) {
+                    (Some(error), _) => Refusal::Before(error),
+                    (None, Some(Ok(id))) => return Some(RequestResult::Stored(*id)),
+                    (None, Some(Err(error))) => Refusal::ByCache(error),
+                    (None, None) => return None,
+                };
+                again.as_ref().map(|again| (again.refused)(i, refusal))
+            };
+            refused.iter().enumerate().filter_map(&mut of_item).collect()
+        };
+        let repeatable = |&Again { id, content, .. }: &_| Repeatable { id, content, answer: &answer };
+        let request = again.as_ref().map(repeatable);
+        cache.put(Upserts { items: new, named, by_uri, request })
+    };
+    compact_behind(app, &cache, &stored);
+    let mut stored = match stored? {
+        cache::Upserted::Before(before) => return Ok(repeated(before)),
+        cache::Upserted::Now(stored) => stored.into_iter(),
+    };
+    let results = refused.into_iter().map(|refused| match refused {
         Some(error) => Err(error),
-        None => stored
-            .next()
-            .unwrap_or_else(|| Err(crate::cache::Error::NoFreeId(cache.name().clone())))
-            .map_err(Error::from),
+        None => {
+            stored.next().unwrap_or_else(|| Err(cache::Error::NoFreeId(cache.name()))).map_err(Error::from)
+        }
     });
-    Ok(Changed { results: results.collect(), snapshot: cache.snapshot(), embed })
+    Ok(Upserted::Now(Changed { results: results.collect(), snapshot: cache.snapshot(), embed }))
 }
 
 /// Deletes items; says for each whether it was there.
@@ -101,7 +163,7 @@ pub fn delete(app: &App, cache: &str, ids: &[ItemId], call: &Call) -> Result<Cha
     let cache = writable(app, cache)?;
     call.check()?;
     let results = cache.delete(ids)?;
-    cache.compact_if_due(&app.compact);
+    cache.compact_if_due(&app.compact, &app.background);
     Ok(Changed { results, snapshot: cache.snapshot(), embed: Duration::ZERO })
 }
 
@@ -113,12 +175,20 @@ pub fn compact(app: &App, cache: &str) -> Result<Compacted, Error> {
     Ok(writable(app, cache)?.compact(&app.compact)?)
 }
 
+/// Has a cache compacted behind the request, if what came of its change makes that due.
+pub(super) fn compact_behind<T>(app: &App, cache: &Arc<Cache>, changed: &Result<T, cache::Error>) {
+    match changed {
+        Err(cache::Error::Full { .. }) => cache.compact_for_room(&app.compact, &app.background),
+        _ => cache.compact_if_due(&app.compact, &app.background),
+    }
+}
+
 /// A cache that may be changed. Asked before any work is done for the change.
-fn writable<'a>(app: &'a App, name: &str) -> Result<&'a Arc<Cache>, Error> {
+pub(super) fn writable(app: &App, name: &str) -> Result<Arc<Cache>, Error> {
     let cache = app.cache(name)?;
     match cache.writable() {
         true => Ok(cache),
-        false => Err(crate::cache::Error::NotWritable(cache.name().clone()).into()),
+        false => Err(cache::Error::NotWritable(cache.name()).into()),
     }
 }
 

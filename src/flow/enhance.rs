@@ -79,11 +79,7 @@ pub fn enhance(app: &App, request: Request, call: &Call) -> Result<Searched<Enha
     let snapshot = cache.snapshot();
     let actual = snapshot.record().origin.weights.map(String::from).unwrap_or_default();
     if !request.expected_weights.is_empty() && request.expected_weights != actual {
-        return Err(Error::Fingerprint {
-            cache: cache.name().clone(),
-            expected: request.expected_weights,
-            actual,
-        });
+        return Err(Error::Fingerprint { cache: cache.name(), expected: request.expected_weights, actual });
     }
     request.blend.validate()?;
     request.search.validate().map_err(crate::cache::Error::from)?;

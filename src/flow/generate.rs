@@ -5,16 +5,17 @@ use std::sync::Arc;
 
 use tokio::sync::mpsc::UnboundedReceiver;
 
-use super::embed::contained;
+use super::consult::consult;
 use super::enhance::{Request as EnhanceRequest, Variant, enhance};
-use super::search::{SnapshotRef, embed_parts, embeddings};
-use super::{Aim, App, Call, Content, Enhanced, Error, ExpertKind, Finding, MediaInput, Part, Query};
+use super::search::SnapshotRef;
+use super::see::see;
+use super::{Aim, App, Call, Enhanced, Error, ExpertKind, Finding, Query};
 use crate::batch::{Event, Generator, Seen, Task, Wait};
-use crate::blend::{self, BlendParams};
+use crate::blend::BlendParams;
 use crate::index::SearchParams;
 use crate::models::llama::SampleParams;
-use crate::models::llm::{Llm, Prompt, PromptError};
-use crate::types::{Filter, Modality};
+use crate::models::llm::{Prompt, PromptError};
+use crate::types::Filter;
 
 /// What the decoder is shown and asked.
 #[derive(Debug)]
@@ -83,7 +84,7 @@ pub type Scored = Result<Vec<f32>, Error>;
 /// [`Error::NoDecoder`], [`Error::Prompt`], [`Error::Busy`]; as [`enhance`]; for a query of another width than the decoder's.
 pub fn generate(app: &App, mut request: Request, call: &Call) -> Result<Vec<Branch>, Error> {
     let generator = decoder(app)?;
-    let findings: Arc<[Finding]> = consult(app, &mut request.conditioning, call)?.into();
+    let findings: Arc<[Finding]> = ask_experts(app, &mut request.conditioning, call)?.into();
     let (prompt, dropped) = generator.llm().encode(&request.conditioning.prompt, request.max_tokens)?;
     let shown = show(app, generator, request.conditioning, call)?;
     let task = |shown: &Shown| Task {
@@ -117,7 +118,7 @@ pub fn score(
     call: &Call,
 ) -> Result<(Vec<Scored>, Shown), Error> {
     let generator = decoder(app)?;
-    consult(app, &mut conditioning, call)?;
+    ask_experts(app, &mut conditioning, call)?;
     let (llm, prompt) = (generator.llm(), conditioning.prompt.clone());
     let (bare, _) = llm.encode(&prompt, 1)?;
     let shown = show(app, generator, conditioning, call)?;
@@ -166,8 +167,8 @@ fn decoder(app: &App) -> Result<&Generator, Error> {
 }
 
 /// Lets experts add to the prompt what they find in the query's pictures.
-fn consult(app: &App, asked: &mut Conditioning, call: &Call) -> Result<Vec<Finding>, Error> {
-    app.experts.consult(app, &asked.experts, asked.query.as_ref(), &mut asked.prompt, call)
+fn ask_experts(app: &App, asked: &mut Conditioning, call: &Call) -> Result<Vec<Finding>, Error> {
+    consult(app, &asked.experts, asked.query.as_ref(), &mut asked.prompt, call)
 }
 
 /// What the decoder is shown, one for each branch.
@@ -205,60 +206,4 @@ fn show(app: &App, generator: &Generator, asked: Conditioning, call: &Call) -> R
         Ok(Shown { seen, enhanced: Some((enhanced, found.snapshot)) })
     };
     asked.cached.iter().map(branch).collect()
-}
-
-/// What a decoder sees in a query, before any cache.
-///
-/// # Errors
-/// [`Error::Argument`] for a query that this decoder cannot look at.
-pub(super) fn see(app: &App, llm: &Llm, query: Query, call: &Call) -> Result<Seen, Error> {
-    let refuse = |description: String| Error::Argument { field: "conditioning.query".into(), description };
-    let decoder = llm.decoder();
-    if decoder.picture().is_some() {
-        return look(app, llm, query);
-    }
-    let takes = decoder.embedding_width().ok_or_else(|| {
-        refuse("the loaded decoder has nothing to look with: it answers from prompts alone".into())
-    })?;
-    let (mut queries, _) = embed_parts(app, vec![Ok(query)], call, |_, encoded| Ok(encoded.embedding))?;
-    let mixed = match queries.pop().ok_or(Error::Cancelled)?? {
-        Query::Ready(embedding) => embedding,
-        Query::Parts(parts) => blend::mix(&embeddings(&parts))?,
-    };
-    if mixed.dim() != takes {
-        return Err(refuse(format!("has {} components, the decoder takes {takes}", mixed.dim())));
-    }
-    Ok(Seen::Embedding(mixed))
-}
-
-/// What a decoder with eyes of its own sees in a picture.
-fn look(app: &App, llm: &Llm, query: Query) -> Result<Seen, Error> {
-    let refuse = |received: &str| Error::Argument {
-        field: "conditioning.query".into(),
-        description: format!("the loaded decoder looks at one picture itself; {received} were sent"),
-    };
-    let Query::Parts(parts) = query else { return Err(refuse("embeddings")) };
-    let [Part { content: Content::Media(media), .. }] = &parts[..] else {
-        return Err(refuse("several inputs, or embeddings,"));
-    };
-    let side = llm.decoder().picture().map_or(0, |picture| picture.side());
-    let pixels = match media {
-        MediaInput::Image(bytes) => contained(|| Ok(llm.prepare_picture(bytes, app.limits.media.image)?))
-            .map_err(|e| Error::Part { part: 0, source: Box::new(e) })?,
-        MediaInput::Ready(Modality::Image, shape, values) if shape.ends_with(&[3, side, side]) => {
-            values.clone()
-        }
-        MediaInput::Ready(Modality::Image, shape, _) => {
-            let description = format!("a picture has the shape [3, {side}, {side}], not {shape:?}");
-            return Err(Error::Argument { field: "conditioning.query".into(), description });
-        }
-        other => return Err(refuse(&format!("inputs of the kind {}", other.modality().word()))),
-    };
-    let tokens = llm.decoder().visual_of_picture(&pixels).map_err(|error| match error {
-        crate::models::Error::Input { why, .. } => {
-            Error::Argument { field: "conditioning.query".into(), description: why }
-        }
-        other => other.into(),
-    })?;
-    Ok(Seen::Tokens(tokens))
 }

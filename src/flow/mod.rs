@@ -5,6 +5,7 @@
 //! search  = embed the parts ─► mix ─► search
 //! embed   = prepare ─► encode
 //! upsert  = embed the media ─► write
+//! create · rename · alias · delete a cache = store ─► the next map of caches
 //! generate = ask experts ─► enhance (or only mix, or look at the picture) ─► decode, token by token
 //! ```
 //!
@@ -12,15 +13,20 @@
 //! result of its own: one bad picture fails one query. A [`Call`] is asked between items whether the caller still waits.
 
 mod app;
+mod caches;
 mod change;
+mod consult;
 mod embed;
 mod enhance;
-mod expert;
+mod experts;
 mod film;
 mod generate;
+mod items;
+mod manage;
 mod process;
 mod sample;
 mod search;
+mod see;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -30,13 +36,16 @@ use crate::index::TargetRecall;
 use crate::types::{CacheName, Embedding, Modality, QueryKind};
 use crate::{batch, blend, cache, media, models};
 
-pub use app::{App, Limits, ServedCache};
-pub use change::{Changed, Upsert, compact, delete, upsert};
+pub use app::{App, Limits};
+pub use caches::{Caches, ServedCache};
+pub use change::{Again, Changed, Refusal, Upsert, UpsertRequest, Upserted, compact, delete, upsert};
 pub use embed::{MediaInput, embed};
 pub use enhance::{Enhanced, Request as EnhanceRequest, Variant, enhance};
-pub use expert::{Captioner, Expert, ExpertKind, ExpertSettings, Experts, Finding, Ocr};
+pub use experts::{ExpertKind, ExpertSettings, Experts, Finding};
 pub use film::VideoLimits;
 pub use generate::{Branch, Conditioning, Request as GenerateRequest, Scored, Shown, generate, score};
+pub use items::{DEFAULT_PAGE, Item, Page, count, delete_matching, list, update};
+pub use manage::{Create, MadeBy, Reloaded, create, delete_alias, delete_cache, reload, rename, set_alias};
 pub use sample::{LiveRecall, Sampler, SamplingOptions};
 pub use search::{Answer, Request as SearchRequest, Searched, SnapshotRef, search};
 
@@ -79,6 +88,20 @@ pub enum Error {
         expected: String,
         /// What is there.
         actual: String,
+    },
+    /// Caches or aliases are to be changed, and the store is only read.
+    #[error(
+        "this server only reads its store; start it with `viscache serve --writable` to change its caches"
+    )]
+    ReadOnly,
+    /// There is no store.
+    #[error("this server has no store, so it has no caches; name one by --store")]
+    NoStore,
+    /// As many caches as may be.
+    #[error("the store has {limit} caches, which is the limit; delete one, or raise `limits.max_caches`")]
+    TooManyCaches {
+        /// How many.
+        limit: usize,
     },
     /// Media were sent and no model is loaded.
     #[error("{what} needs a model and none is loaded; send embeddings, or start the server with one")]
@@ -206,6 +229,20 @@ pub struct Aim {
     pub target: Option<TargetRecall>,
     /// Of every query in the request; without it, media speak for themselves.
     pub kind: Option<QueryKind>,
+}
+
+/// An error and what caused it, in a sentence.
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let (mut told, mut source) = (error.to_string(), error.source());
+    while let Some(cause) = source {
+        let text = cause.to_string();
+        // Transparent variants repeat their source's text.
+        if !told.contains(&text) {
+            told = format!("{told}: {text}");
+        }
+        source = cause.source();
+    }
+    told
 }
 
 impl Modality {

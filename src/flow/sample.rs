@@ -26,7 +26,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
-use crate::cache::{RECALL_K, Snapshot};
+use crate::cache::{RECALL_K, Snapshot, step_back};
 use crate::index::exact;
 use crate::metrics;
 use crate::types::{CacheName, Embedding, Generation, Hit, ItemId, QueryKind};
@@ -250,7 +250,7 @@ impl Drop for Sampler {
 
 /// The thread: measures what is there, then rests.
 fn work(shared: &Shared, samples: &Receiver<Sample>, asleep: &Receiver<()>) {
-    step_back();
+    step_back(19);
     while let Ok(first) = samples.recv() {
         let (start, computed) = (Instant::now(), core_time());
         let mut waiting = std::iter::once(first).chain(samples.try_iter()).take(QUEUE + 1);
@@ -296,13 +296,6 @@ fn measure(shared: &Shared, sample: Sample) {
     }
     window.samples.push_back((recall, now));
     metrics::observe_recall(cache.as_str(), word, window.mean());
-}
-
-/// Lets everything else go first, where the system has priorities for threads.
-fn step_back() {
-    // On Linux this is the calling thread's alone. Not being allowed to is no harm: it rests all the same.
-    #[cfg(target_os = "linux")]
-    let _ = rustix::process::setpriority_process(None, 19);
 }
 
 /// What the calling thread has had of a core so far, where the system tells.

@@ -22,6 +22,7 @@ use hnsw_rs::prelude::{Distance, Hnsw, Point};
 use rayon::prelude::*;
 
 use super::freeze::Graph;
+use super::layout::MAX_NODES;
 use super::quant::{Codec, Coded};
 use super::repair::Repair;
 use super::space::Space;
@@ -94,7 +95,7 @@ pub fn build(
     let (wide, narrow) = (codec.as_u8(rows), codec.as_u4(rows));
     let codes = [wide.encode(rows), narrow.encode(rows)];
     let [wide, narrow] =
-        [(&wide, &codes[0]), (&narrow, &codes[1])].map(|(codec, codes)| Coded { codec, codes });
+        [(&wide, &codes[0][..]), (&narrow, &codes[1][..])].map(|(codec, codes)| Coded { codec, codes });
     build_coded(params, wide, narrow, queries, progress)
 }
 
@@ -120,8 +121,8 @@ pub fn build_coded(
     if n == 0 {
         return Err(Error::Empty);
     }
-    if n > Graph::MAX_NODES {
-        return Err(Error::TooMany { received: n, limit: Graph::MAX_NODES });
+    if n > MAX_NODES {
+        return Err(Error::TooMany { received: n, limit: MAX_NODES });
     }
     let threads = params.threads;
     let pool = rayon::ThreadPoolBuilder::new()
@@ -169,10 +170,25 @@ fn upper(
         slots.iter().map(row).collect::<Vec<_>>().concat()
     };
     let (wide_codes, narrow_codes) = (some(wide), some(narrow));
-    let (wide, narrow) = (Coded { codes: &wide_codes, ..wide }, Coded { codes: &narrow_codes, ..narrow });
+    let (wide, narrow) =
+        (Coded { codes: &wide_codes[..], ..wide }, Coded { codes: &narrow_codes[..], ..narrow });
+    above(params, wide, narrow, queries)
+}
+
+/// The graph of rows that reach above level 0. Runs on the current rayon pool.
+///
+/// # Errors
+/// As [`build_coded`].
+pub(super) fn above(
+    params: &BuildParams,
+    wide: Coded<'_>,
+    narrow: Coded<'_>,
+    queries: &[f32],
+) -> Result<Graph, Error> {
+    let count = wide.codes.len() / wide.codec.stride();
     let params = BuildParams { ef_construction: params.ef_construction.max(UPPER_EF), ..params.clone() };
     let dim = wide.codec.dim();
-    let every = (queries.len() / dim).div_ceil(UPPER_QUERIES * slots.len()).max(1);
+    let every = (queries.len() / dim).div_ceil(UPPER_QUERIES * count).max(1);
     let queries = queries.chunks_exact(dim).step_by(every).collect::<Vec<_>>().concat();
     // They are too few to be told of. A pointer, because a type of its own for every level would have no end.
     let silent: fn(Stage, usize) = |_, _| ();
@@ -217,7 +233,7 @@ fn insert(
 
 #[cfg(test)]
 mod tests {
-    use super::super::{AlignedBytes, CodeKind, Index, Parts};
+    use super::super::{CodeKind, Index, Parts};
     use super::*;
     use crate::types::ItemId;
 
@@ -236,7 +252,7 @@ mod tests {
             let mut bytes = Vec::new();
             let codes = codec.encode(&rows);
             Parts { graph: &graph, codec: &codec, ids: &ids, codes: &codes }.write(&mut bytes).unwrap();
-            let index = Index::open(AlignedBytes::copy_of(&bytes).unwrap()).unwrap();
+            let index = Index::open(&bytes).unwrap();
             assert_eq!(index.unreachable(), [], "{n} rows");
         }
     }

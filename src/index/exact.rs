@@ -17,7 +17,7 @@ const BLOCK: usize = 4096;
 /// Rows rescored between two looks at whether more can matter: enough to fetch ahead.
 const RESCORE_BLOCK: usize = 8;
 
-/// A slot with its true score; greater is closer, equal scores by lower slot.
+/// A slot with its true score.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Scored {
     /// Where.
@@ -26,40 +26,71 @@ pub struct Scored {
     pub score: f32,
 }
 
-impl Eq for Scored {}
+/// What says which of two rows with equal scores comes first, the one with less; none where that are the slots themselves.
+pub type Ties<'a> = Option<&'a (dyn Fn(Slot) -> u64 + Sync)>;
 
-impl PartialOrd for Scored {
+/// Greater is closer; of equal scores the lesser tie.
+#[derive(Debug, Clone, Copy)]
+struct Entry {
+    score: f32,
+    tie: u64,
+    slot: Slot,
+}
+
+impl PartialEq for Entry {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other).is_eq()
+    }
+}
+
+impl Eq for Entry {}
+
+impl PartialOrd for Entry {
     fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
         Some(self.cmp(other))
     }
 }
 
-impl Ord for Scored {
+impl Ord for Entry {
     fn cmp(&self, other: &Self) -> Ordering {
-        self.score.total_cmp(&other.score).then(other.slot.cmp(&self.slot))
+        self.score.total_cmp(&other.score).then(other.tie.cmp(&self.tie))
     }
 }
 
 /// The best `k` of everything pushed.
-#[derive(Debug, Clone)]
-pub struct TopK {
+#[derive(Clone)]
+pub struct TopK<'a> {
     k: usize,
-    heap: BinaryHeap<Reverse<Scored>>,
+    heap: BinaryHeap<Reverse<Entry>>,
+    ties: Ties<'a>,
 }
 
-impl TopK {
+impl<'a> TopK<'a> {
     /// An empty collection of at most `k`.
     pub fn new(k: usize) -> Self {
-        TopK { k, heap: BinaryHeap::with_capacity(k + 1) }
+        TopK::by(k, None)
+    }
+
+    /// As [`TopK::new`], with ties.
+    pub fn by(k: usize, ties: Ties<'a>) -> Self {
+        TopK { k, heap: BinaryHeap::with_capacity(k + 1), ties }
     }
 
     /// Offers one.
-    pub fn push(&mut self, scored: Scored) {
+    pub fn push(&mut self, Scored { slot, score }: Scored) {
+        if self.worst().is_some_and(|worst| score.total_cmp(&worst).is_lt()) {
+            return;
+        }
+        let entry = Entry { score, tie: self.ties.map_or(u64::from(slot.0), |ties| ties(slot)), slot };
+        self.take(entry);
+    }
+
+    fn take(&mut self, entry: Entry) {
         if self.heap.len() < self.k {
-            self.heap.push(Reverse(scored));
-        } else if self.heap.peek().is_some_and(|worst| scored > worst.0) {
+            self.heap.push(Reverse(entry));
+        } else if self.heap.peek().is_some_and(|worst| entry > worst.0) {
             self.heap.pop();
-            self.heap.push(Reverse(scored));
+            self.heap.push(Reverse(entry));
         }
     }
 
@@ -69,14 +100,15 @@ impl TopK {
     }
 
     /// Takes in another collection.
-    pub fn merge(mut self, other: TopK) -> Self {
-        other.heap.into_iter().for_each(|Reverse(scored)| self.push(scored));
+    pub fn merge(mut self, other: TopK<'a>) -> Self {
+        other.heap.into_iter().for_each(|Reverse(entry)| self.take(entry));
         self
     }
 
     /// Best first.
     pub fn into_sorted(self) -> Vec<Scored> {
-        self.heap.into_sorted_vec().into_iter().map(|Reverse(scored)| scored).collect()
+        let sorted = self.heap.into_sorted_vec().into_iter();
+        sorted.map(|Reverse(Entry { slot, score, .. })| Scored { slot, score }).collect()
     }
 }
 
@@ -85,7 +117,7 @@ impl TopK {
 /// * `rows`: row-major `[n, query.len()]`.
 pub fn search(rows: &[f32], query: &[f32], k: usize) -> Vec<Scored> {
     let score = |slots: &[u32], out: &mut Vec<f32>| Kernels::get().score_f32(rows, slots, query, out);
-    scan(rows.len() / query.len().max(1), k, |_| true, score)
+    scan(rows.len() / query.len().max(1), k, None, |_| true, score)
 }
 
 /// As [`search`], over those of the slots `0..n` that `keep` keeps.
@@ -94,6 +126,7 @@ pub fn search(rows: &[f32], query: &[f32], k: usize) -> Vec<Scored> {
 pub fn scan(
     n: usize,
     k: usize,
+    ties: Ties<'_>,
     keep: impl Fn(Slot) -> bool + Sync,
     score: impl Fn(&[u32], &mut Vec<f32>) + Sync,
 ) -> Vec<Scored> {
@@ -102,28 +135,33 @@ pub fn scan(
         .map(|block| {
             let all = (block * BLOCK) as u32..((block + 1) * BLOCK).min(n) as u32;
             let slots: Vec<u32> = all.filter(|&slot| keep(Slot(slot))).collect();
-            let (mut scores, mut best) = (Vec::new(), TopK::new(k));
+            let (mut scores, mut best) = (Vec::new(), TopK::by(k, ties));
             score(&slots, &mut scores);
             slots.iter().zip(scores).for_each(|(&slot, score)| best.push(Scored { slot: Slot(slot), score }));
             best
         })
-        .reduce(|| TopK::new(k), TopK::merge)
+        .reduce(|| TopK::by(k, ties), TopK::merge)
         .into_sorted()
 }
 
 /// The `k` best of some slots, best first. Few of them are scored on the caller's thread.
 ///
 /// * `score`: as [`scan`] has it.
-pub fn scan_slots(slots: &[u32], k: usize, score: impl Fn(&[u32], &mut Vec<f32>) + Sync) -> Vec<Scored> {
+pub fn scan_slots(
+    slots: &[u32],
+    k: usize,
+    ties: Ties<'_>,
+    score: impl Fn(&[u32], &mut Vec<f32>) + Sync,
+) -> Vec<Scored> {
     let block = |slots: &[u32]| {
-        let (mut scores, mut best) = (Vec::new(), TopK::new(k));
+        let (mut scores, mut best) = (Vec::new(), TopK::by(k, ties));
         score(slots, &mut scores);
         slots.iter().zip(scores).for_each(|(&slot, score)| best.push(Scored { slot: Slot(slot), score }));
         best
     };
     let best = match slots.len() <= BLOCK {
         true => block(slots),
-        false => slots.par_chunks(BLOCK).map(block).reduce(|| TopK::new(k), TopK::merge),
+        false => slots.par_chunks(BLOCK).map(block).reduce(|| TopK::by(k, ties), TopK::merge),
     };
     best.into_sorted()
 }
@@ -137,10 +175,11 @@ pub fn scan_slots(slots: &[u32], k: usize, score: impl Fn(&[u32], &mut Vec<f32>)
 pub fn rescore(
     candidates: &[Candidate],
     k: usize,
+    ties: Ties<'_>,
     slack: f32,
     mut score: impl FnMut(&[u32], &mut Vec<f32>),
 ) -> (Vec<Scored>, usize) {
-    let (mut best, mut scores, mut read) = (TopK::new(k), Vec::new(), 0);
+    let (mut best, mut scores, mut read) = (TopK::by(k, ties), Vec::new(), 0);
     let mut slots = Vec::with_capacity(RESCORE_BLOCK.max(k));
     while read < candidates.len() {
         let block = if read == 0 { k.max(1) } else { RESCORE_BLOCK };
@@ -202,10 +241,10 @@ mod tests {
             out.clear();
             out.extend(slots.iter().map(|&slot| 1.0 - slot as f32 * 0.1));
         };
-        let (best, read) = rescore(&candidates, 3, 0.25, score);
+        let (best, read) = rescore(&candidates, 3, None, 0.25, score);
         assert_eq!(best.iter().map(|s| s.slot.0).collect::<Vec<_>>(), [0, 1, 2]);
         assert_eq!(read, 5);
-        assert_eq!(rescore(&candidates, 0, 0.25, score).0, []);
-        assert_eq!(rescore(&[], 3, 0.25, score), (vec![], 0));
+        assert_eq!(rescore(&candidates, 0, None, 0.25, score).0, []);
+        assert_eq!(rescore(&[], 3, None, 0.25, score), (vec![], 0));
     }
 }

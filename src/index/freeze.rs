@@ -11,7 +11,7 @@
 //!            pruning never touches
 //! ```
 //!
-//! Level 0 is one array of fixed rows `[degree, link, link, …]`, [`Graph::row_len`] words each, a whole number of
+//! Level 0 is one array of fixed rows `[degree, link, link, …]`, [`row_len`] words each, a whole number of
 //! cache lines. The levels above were level 0 of smaller graphs, and lie in one compressed table each.
 
 use std::cmp::Reverse;
@@ -21,11 +21,13 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use rayon::prelude::*;
 
 use super::BuildParams;
-use super::search::Links;
+use super::layout::{MAX_UPPER, row_len};
+use super::links::Links;
+use super::prune::{Pruning, diverse};
 use super::space::Space;
+use super::upper::UpperLevel;
+use crate::kernels;
 
-/// Places in a level-0 row, at the least, that only reconnection and repair may fill.
-const SPARE: usize = 15;
 /// Beam of the search for a node's nearest reachable neighbours.
 const RECONNECT_EF: usize = 64;
 
@@ -40,14 +42,6 @@ pub struct Graph {
     /// Levels 1, 2, …
     pub(super) upper: Vec<UpperLevel>,
     pub(super) reach: Reach,
-}
-
-/// One level above 0: `links[offsets[i]..offsets[i+1]]` are the links of `slots[i]`.
-#[derive(Debug, Clone, PartialEq, Default)]
-pub(super) struct UpperLevel {
-    pub(super) slots: Vec<u32>,
-    pub(super) offsets: Vec<u32>,
-    pub(super) links: Vec<u32>,
 }
 
 /// What freezing had to mend.
@@ -75,20 +69,9 @@ impl Reach {
 }
 
 impl Graph {
-    /// Most nodes of one generation: a search marks a slot with its top bit.
-    pub const MAX_NODES: usize = 1 << 31;
-    /// Most levels above 0. Each holds one node in M, so that half of them suffice for as many nodes as there may be; a file that
-    /// says more costs memory for nothing.
-    pub(super) const MAX_UPPER: usize = 64;
-
     /// What freezing had to mend.
     pub fn reach(&self) -> Reach {
         self.reach
-    }
-
-    /// Words of a level-0 row for graphs built with this M.
-    pub(super) fn row_len(m: usize) -> usize {
-        (1 + 2 * m + SPARE).next_multiple_of(16)
     }
 
     /// Freezes raw lists, one a slot; the graph has no levels above 0 yet, and its entry is the first slot.
@@ -105,7 +88,7 @@ impl Graph {
         });
         reach.illegal_links = illegal.sum();
         mirror_and_prune(space, &mut lists, params.m0(), Pruning::PAPER);
-        let row_len = Graph::row_len(params.m);
+        let row_len = row_len(params.m);
         let level0 = vec![0u32; lists.len() * row_len];
         let mut graph = Graph { entry: 0, m: params.m, row_len, level0, upper: Vec::new(), reach };
         graph.set_level0(&lists, space);
@@ -120,14 +103,14 @@ impl Graph {
         let rows: Vec<Vec<u32>> =
             (0..members.len() as u32).map(|node| upper.links(node).iter().map(slot_of).collect()).collect();
         self.entry = slot_of(&upper.entry);
-        self.upper = vec![UpperLevel::from_lists(members.to_vec(), &rows)];
+        self.upper = vec![UpperLevel::from_lists(members.to_vec(), rows.iter().map(Vec::as_slice))];
         self.upper.extend(upper.upper.into_iter().map(|level| UpperLevel {
             slots: level.slots.iter().map(slot_of).collect(),
             links: level.links.iter().map(slot_of).collect(),
             offsets: level.offsets,
         }));
         // The entry is on every level, and so on the one that is now the top.
-        self.upper.truncate(Self::MAX_UPPER);
+        self.upper.truncate(MAX_UPPER);
         self.reach.add(upper.reach);
         // What the former entry reached, this one need not.
         self.reconnect_level0(space);
@@ -167,7 +150,7 @@ impl Graph {
                 continue;
             }
             let near = self.nearest_reachable(space, slot);
-            // Every reached node brings SPARE places of its own, so a place is left somewhere.
+            // Every reached node brings spare places of its own, so a place is left somewhere.
             let linked = near.into_iter().any(|from| self.try_link(from, slot))
                 || (0..n as u32).any(|from| reached[from as usize] && self.try_link(from, slot));
             debug_assert!(linked);
@@ -214,6 +197,20 @@ impl Graph {
     }
 }
 
+impl Graph {
+    /// The level-0 links of a slot.
+    pub(super) fn links(&self, slot: u32) -> &[u32] {
+        let row = &self.level0[slot as usize * self.row_len..][..self.row_len];
+        &row[1..][..row[0] as usize]
+    }
+
+    fn on(&self, level: usize, slot: u32) -> &[u32] {
+        let Some(upper) = level.checked_sub(1) else { return self.links(slot) };
+        let level = &self.upper[upper];
+        level.slots.binary_search(&slot).map_or(&[], |at| level.list(at))
+    }
+}
+
 impl Links for Graph {
     fn len(&self) -> usize {
         self.level0.len() / self.row_len
@@ -227,31 +224,23 @@ impl Links for Graph {
         self.upper.len()
     }
 
-    fn row(&self, slot: u32) -> &[u32] {
-        &self.level0[slot as usize * self.row_len..][..self.row_len]
-    }
-
     fn upper_len(&self, level: usize) -> usize {
         self.upper[level].slots.len()
     }
 
-    fn upper_links(&self, level: usize, slot: u32) -> &[u32] {
-        let UpperLevel { slots, offsets, links } = &self.upper[level];
-        match slots.binary_search(&slot) {
-            Ok(at) => &links[offsets[at] as usize..offsets[at + 1] as usize],
-            Err(_) => &[],
-        }
+    fn each_link(&self, level: usize, slot: u32, visit: impl FnMut(u32)) {
+        self.on(level, slot).iter().copied().for_each(visit);
     }
-}
 
-impl UpperLevel {
-    fn from_lists(slots: Vec<u32>, lists: &[Vec<u32>]) -> Self {
-        let mut offsets = vec![0u32];
-        offsets.extend(lists.iter().scan(0u32, |end, list| {
-            *end += list.len() as u32;
-            Some(*end)
-        }));
-        UpperLevel { slots, offsets, links: lists.concat() }
+    fn most_links(&self, level: usize, slot: u32) -> usize {
+        self.on(level, slot).len()
+    }
+
+    fn fetch_links(&self, level: usize, slot: u32) {
+        match level {
+            0 => kernels::prefetch(&self.level0[slot as usize * self.row_len..][..self.row_len]),
+            _ => kernels::prefetch(self.on(level, slot)),
+        }
     }
 }
 
@@ -263,7 +252,7 @@ pub(super) fn mirror_and_prune(space: &Space<'_>, lists: &mut [Vec<u32>], limit:
         list.sort_unstable();
         list.dedup();
         if list.len() > limit {
-            *list = diverse(space, slot as u32, list, limit, pruning);
+            *list = diverse(&mut space.from(slot as u32), slot as u32, list, limit, pruning);
         }
     });
 }
@@ -287,56 +276,6 @@ fn reversed(lists: &[Vec<u32>]) -> (Vec<u32>, Vec<usize>) {
         }
     });
     (links.into_iter().map(AtomicU32::into_inner).collect(), offsets)
-}
-
-/// At most `limit` of `candidates`, nearest first, none much nearer to one already kept than to `slot` itself
-/// (`alpha` times its distance to the kept one, on squared distances, is less than that to `slot`).
-///
-/// * `fill`: whether places left free are filled with the nearest of the rest.
-pub(super) fn diverse(
-    space: &Space<'_>,
-    slot: u32,
-    candidates: &[u32],
-    limit: usize,
-    Pruning { alpha, fill }: Pruning,
-) -> Vec<u32> {
-    let mut view = space.from(slot);
-    let (mut scratch, mut distances) = (Vec::new(), Vec::new());
-    view.distances(candidates, &mut scratch, &mut distances);
-    let mut by_distance: Vec<(u32, u32)> =
-        distances.iter().copied().zip(candidates.iter().copied()).filter(|&(_, c)| c != slot).collect();
-    by_distance.sort_unstable();
-    let mut kept: Vec<u32> = Vec::with_capacity(limit);
-    let mut rest = Vec::new();
-    for (distance, candidate) in by_distance {
-        if kept.len() == limit {
-            break;
-        }
-        view.turn(candidate);
-        if kept.iter().all(|&k| alpha * f64::from(view.distance(k)) >= f64::from(distance)) {
-            kept.push(candidate);
-        } else if fill {
-            rest.push(candidate);
-        }
-    }
-    let free = limit - kept.len();
-    kept.extend(rest.into_iter().take(free));
-    kept
-}
-
-/// What makes a link superfluous.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Pruning {
-    /// How much nearer to a kept neighbour: 1 is the paper's rule, more keeps more and longer links (Vamana's α, on
-    /// squared distances).
-    pub(super) alpha: f64,
-    /// Whether free places are filled with links that the rule would drop.
-    pub(super) fill: bool,
-}
-
-impl Pruning {
-    /// The rule of the HNSW paper (its algorithm 4, with `keepPrunedConnections`).
-    pub(super) const PAPER: Pruning = Pruning { alpha: 1.0, fill: true };
 }
 
 #[cfg(test)]
@@ -389,11 +328,11 @@ mod tests {
 
     #[test]
     fn levels_have_a_limit() {
-        use super::super::{AlignedBytes, CodeKind, Codec, Index, Parts};
+        use super::super::{CodeKind, Codec, Index, Parts};
         use crate::types::ItemId;
         let lists = [vec![1], vec![0]];
         let (mut graph, codes) = frozen(&lists);
-        for _ in 0..2 * Graph::MAX_UPPER {
+        for _ in 0..2 * MAX_UPPER {
             let upper = std::mem::replace(&mut graph, frozen(&lists).0);
             graph.set_upper(upper, &[0, 1], &Space::new(&codes, 64));
         }
@@ -402,22 +341,10 @@ mod tests {
         let opens = |graph: &Graph| {
             let (ids, codes, mut bytes) = ([0, 1].map(ItemId), codec.encode(&rows), Vec::new());
             Parts { graph, codec: &codec, ids: &ids, codes: &codes }.write(&mut bytes).unwrap();
-            Index::open(AlignedBytes::copy_of(&bytes).unwrap()).is_ok()
+            Index::open(&bytes).is_ok()
         };
-        assert!(graph.upper.len() == Graph::MAX_UPPER && opens(&graph));
-        graph.upper.push(UpperLevel::from_lists(Vec::new(), &[]));
+        assert!(graph.upper.len() == MAX_UPPER && opens(&graph));
+        graph.upper.push(UpperLevel::default());
         assert!(!opens(&graph));
-    }
-
-    #[test]
-    fn pruning_keeps_the_way_round_the_corner() {
-        // On a line 0 — 1 — 2, and 3 on the other side: seen from 0, node 2 hides behind 1, node 3 does not.
-        let at = |x: u8| [vec![x], vec![0; 63]].concat();
-        let codes: Vec<u8> = [at(100), at(110), at(120), at(80)].concat();
-        let space = Space::new(&codes, 64);
-        assert_eq!(diverse(&space, 0, &[1, 2, 3], 2, Pruning::PAPER), [1, 3]);
-        assert_eq!(diverse(&space, 0, &[1, 2, 3], 3, Pruning::PAPER), [1, 3, 2]);
-        assert_eq!(diverse(&space, 0, &[1, 2, 3], 3, Pruning { fill: false, ..Pruning::PAPER }), [1, 3]);
-        assert_eq!(diverse(&space, 0, &[1, 2, 3], 3, Pruning { alpha: 5.0, fill: false }), [1, 2, 3]);
     }
 }

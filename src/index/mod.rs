@@ -2,9 +2,9 @@
 //!
 //! ```text
 //! build path                                          read path
-//! f32 rows ─► quant::Codec::train ─► codes            bytes ─► view::Index (checked once, zero-copy)
+//! f32 rows ─► quant::Codec::train ─► codes            bytes ─► open ─► view::Index (checked once)
 //!    codes ─► build (hnsw_rs) ─► raw link lists                  │
-//!            freeze: legal levels, mirrored, pruned,    query ─► search: greedy descent, then a beam over level 0
+//!            freeze: legal levels, mirrored, pruned,    query ─► searcher: greedy descent, then a beam over level 0
 //!                    every node reachable                        │ scored on codes
 //!            layout::Parts ─► bytes                              ▼
 //!                                                      candidates ─► rescored on f32 rows by the caller (`exact`)
@@ -13,21 +13,37 @@
 //! | file | its one idea |
 //! |---|---|
 //! | `params.rs` | the knobs: the paper's letters, defaults, valid ranges |
-//! | `build.rs` | the only user of `hnsw_rs` |
-//! | `freeze.rs` | link lists become a proper layered graph |
-//! | `repair.rs` | better links: refined by searching, repaired by a sample of queries |
-//! | `space.rs` | exact distances between coded rows, for building |
-//! | `quant.rs` | codecs: f32, f16, 8-bit and 4-bit mean-centred |
-//! | `rows.rs` | rows read in passes, never all in memory |
+//! | `found.rs` | what a search says: candidates, plan, work |
+//! | `bytes.rs` | bytes that begin on a page |
 //! | `rotate.rs` | the rotation under 4-bit codes |
-//! | `layout.rs` | the byte format, drawn; the writer |
-//! | `view.rs` | validated reading of those bytes |
-//! | `search.rs` | the beam, of one query or of several in turn |
+//! | `quant.rs` | codecs: f32, f16, 8-bit and 4-bit mean-centred |
 //! | `sketch.rs` | a bit a component: rows passed over without reading their codes |
-//! | `filter.rs` | searching among some of the slots: which way, and the walk that steps over the others |
-//! | `scan.rs` | every code scored, where a beam would cost more |
-//! | `visited.rs` | pooled marks of what a search has seen |
+//! | `rows.rs` | rows read in passes, never all in memory |
+//! | `space.rs` | exact distances between coded rows, for building |
+//! | `links.rs` | what a walk wants of a graph |
+//! | `chunks.rs` | rows in chunks, which versions of an index share |
+//! | `shared.rs` | links that are read while they are written |
+//! | `upper.rs` | the levels above 0 |
+//! | `lookup.rs` | from an id to its slot |
+//! | `layout.rs` | the byte format, drawn |
+//! | `prune.rs` | which of many candidates a node is linked to |
+//! | `freeze.rs` | link lists become a proper layered graph |
+//! | `build.rs` | the only user of `hnsw_rs` |
+//! | `repair.rs` | better links: refined by searching, repaired by a sample of queries |
+//! | `excerpt.rs` | the graph of some of an index's rows |
+//! | `parts.rs` | the writer of the bytes |
+//! | `near.rs` | distances by the codes of an index |
+//! | `edit/` | rows come into a graph that is being searched, and go |
+//! | `ranks.rs` | places of slots among some |
+//! | `view.rs` | an index in memory |
+//! | `open.rs` | validated reading of those bytes |
+//! | `pool.rs`, `visited.rs` | the best so far; pooled marks of what a search has seen |
 //! | `exact.rs` | brute force: the truth, and the rescoring of candidates |
+//! | `walk.rs` | the beam, of one query or of several in turn |
+//! | `price.rs` | what a walk costs, and a scan |
+//! | `scan.rs` | every code scored, where a beam would cost more |
+//! | `among.rs` | searching among some of the slots: which way, and the walk that steps over the others |
+//! | `searcher.rs` | a thread's scratch, and which of these a search takes |
 //!
 //! Why not search in `hnsw_rs`: its points are `Arc`s behind locks, its descent takes one hop a level and each visit
 //! goes through a hash map. The same graph frozen into flat arrays and searched on codes answers several times as
@@ -36,35 +52,57 @@
 //!
 //! This module knows no store, no files and no async; rows reach it as slices.
 
+mod among;
 mod build;
+mod bytes;
+mod chunks;
+mod edit;
 pub mod exact;
-mod filter;
+mod excerpt;
+mod found;
 mod freeze;
 mod layout;
+mod links;
+mod lookup;
+mod near;
+mod open;
 mod params;
+mod parts;
 mod pool;
+mod price;
+mod prune;
 mod quant;
 mod ranks;
 mod repair;
 mod rotate;
 pub mod rows;
 mod scan;
-mod search;
+mod searcher;
+mod shared;
 mod sketch;
 mod space;
+mod upper;
 mod view;
 mod visited;
+mod walk;
 
+pub use among::Among;
 pub use build::{Stage, build, build_coded};
-pub use filter::{Among, Plan, ScanPrice};
+pub use bytes::AlignedBytes;
+pub use chunks::{CHUNK, Chunks, Numbers};
+pub use edit::{Consolidation, Editor, Places, upper_graph};
+pub use found::{Candidate, Candidates, Cost, Plan};
 pub use freeze::{Graph, Reach};
-pub use layout::{FORMAT_VERSION, Parts};
+pub use layout::FORMAT_VERSION;
+pub use open::Loading;
 pub use params::{BuildParams, CodeKind, SearchParams, TargetRecall};
+pub use parts::Parts;
+pub use price::ScanPrice;
 pub use quant::{Codec, Coded};
 pub use rows::{InMemory, Rows};
-pub use search::{Candidate, Candidates, Cost, Searcher};
+pub use searcher::{Live, Searcher};
 pub use sketch::{SignQuery, Signs};
-pub use view::{AlignedBytes, Index, Summary};
+pub use view::{Index, Summary};
 
 /// Why an index cannot be built or opened.
 #[derive(Debug, thiserror::Error)]

@@ -9,6 +9,9 @@ use serde::{Deserialize, Serialize};
 
 use super::Error;
 
+/// Components that share a line of 4-bit codes.
+pub(super) const BLOCK_4: usize = 128;
+
 /// How rows are coded for the search. The stored rows themselves are not touched by this.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -34,6 +37,16 @@ impl CodeKind {
         }
     }
 
+    /// Bytes of a coded row of `dim` components: whole cache lines.
+    pub const fn stride(self, dim: usize) -> usize {
+        match self {
+            CodeKind::F32 => (4 * dim).next_multiple_of(64),
+            CodeKind::F16 => (2 * dim).next_multiple_of(64),
+            CodeKind::U8 => dim.next_multiple_of(64),
+            CodeKind::U4 => dim.next_multiple_of(BLOCK_4) / 2,
+        }
+    }
+
     /// Every kind, widest first.
     pub(super) const ALL: [CodeKind; 4] = [CodeKind::F32, CodeKind::F16, CodeKind::U8, CodeKind::U4];
 }
@@ -50,9 +63,8 @@ impl std::str::FromStr for CodeKind {
     }
 }
 
-/// How a graph is built.
+/// How a graph is built. It is kept with every generation: later programs may write more than this one knows.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
 pub struct BuildParams {
     /// Links per node and upper level: the paper's M; level 0 takes 2·M (M₀). faiss 32, hnswlib 16.
     pub m: usize,
@@ -60,13 +72,23 @@ pub struct BuildParams {
     pub ef_construction: usize,
     /// Rounds in which every node looks for better links once the graph stands; each costs a search a row. They mend a
     /// graph of a small `ef_construction` for queries like the rows, and give repair little that it does not find itself.
+    #[serde(default)]
     pub refine: usize,
     /// What the search runs on.
     pub codes: CodeKind,
+    /// Choose the codes by measuring, whatever `codes` says; that then is what was chosen before, or a first guess.
+    #[serde(default)]
+    pub choose_codes: bool,
     /// Threads that build. With more than one, the order in which rows arrive at the graph decides some of its links.
+    #[serde(default = "one")]
     pub threads: usize,
     /// Insert in order, on one thread, so that the same rows give the same graph; the rest stays parallel.
+    #[serde(default)]
     pub deterministic: bool,
+}
+
+fn one() -> usize {
+    1
 }
 
 impl BuildParams {
@@ -76,10 +98,15 @@ impl BuildParams {
     pub const DEFAULT_EF_CONSTRUCTION: usize = 96;
     /// Default of [`BuildParams::refine`].
     pub const DEFAULT_REFINE: usize = 0;
-    /// Default of [`BuildParams::codes`].
+    /// What is guessed before codes are chosen.
     pub const DEFAULT_CODES: CodeKind = CodeKind::U4;
     /// Most links a node may be given: `hnsw_rs` counts them in a byte, and 2·M must fit.
     pub const MAX_M: usize = 127;
+
+    /// Defaults, with codes that are chosen by measuring.
+    pub fn choosing() -> Self {
+        BuildParams { choose_codes: true, ..BuildParams::default() }
+    }
 
     /// Checks every field, because `hnsw_rs` ends the process on a bad one.
     ///
@@ -94,7 +121,7 @@ impl BuildParams {
 
     /// Bytes of a coded row of `dim` components.
     pub fn code_bytes(&self, dim: usize) -> u64 {
-        super::quant::stride(self.codes, dim) as u64
+        self.codes.stride(dim) as u64
     }
 
     /// Bytes that a row takes in memory beside the index that is stored: its signs, which 4-bit codes are searched behind.
@@ -115,6 +142,7 @@ impl Default for BuildParams {
             ef_construction: Self::DEFAULT_EF_CONSTRUCTION,
             refine: Self::DEFAULT_REFINE,
             codes: Self::DEFAULT_CODES,
+            choose_codes: false,
             threads: std::thread::available_parallelism().map_or(1, usize::from),
             deterministic: false,
         }
@@ -127,11 +155,13 @@ impl Default for BuildParams {
 pub struct SearchParams {
     /// Width of the beam: the paper's ef. Raised to what the caller wants back. faiss 16, hnswlib 10.
     pub ef_search: usize,
-    /// Most candidates rescored on the stored rows, at least `top_k`; raised to that. With rows in memory, rescoring ends
-    /// sooner when no further candidate can matter. More costs row reads, not hops.
-    pub rescore: usize,
-    /// How far below the tenth best a row may score for the beam to go on from it; none: as far as the beam is wide. With it
-    /// the beam may grow to [`SearchParams::WIDER`] times `ef_search` where a query's neighbours lie dense, and ends sooner
+    /// Most candidates rescored on the stored rows, at least `top_k`; raised to that. None: as many as the index was measured
+    /// to need, or [`SearchParams::DEFAULT_RESCORE`]. With rows in memory, rescoring ends sooner when no further candidate can
+    /// matter. More costs row reads, not hops.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rescore: Option<usize>,
+    /// How far below the tenth best a row may score for the beam to go on from it, for a query of length 1: it grows with the
+    /// query, as its scores do. None: as far as the beam is wide. With it the beam may grow to [`SearchParams::WIDER`] times `ef_search` where a query's neighbours lie dense, and ends sooner
     /// where they do not. Made for the ten best. What it does to recall depends on the data: see `cache::calibrate`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub margin: Option<f32>,
@@ -153,12 +183,6 @@ impl SearchParams {
     pub const MARGIN_RANK: usize = 10;
     /// What a beam with a margin may grow to, in `ef_search`.
     pub const WIDER: usize = 2;
-
-    /// A beam and the rescoring that goes with it: not more than the beam holds, so that a narrow one is as cheap as it
-    /// looks. Recall is measured with these, and what is promised is searched with these.
-    pub fn of_beam(ef_search: usize) -> Self {
-        SearchParams { ef_search, rescore: Self::DEFAULT_RESCORE.min(ef_search), ..SearchParams::default() }
-    }
 
     /// What to search by for so many hits: a margin that was measured from the tenth says nothing of those beyond.
     pub fn for_hits(self, top_k: usize) -> Self {
@@ -182,7 +206,7 @@ impl SearchParams {
     /// [`Error::Parameter`].
     pub fn validate(&self) -> Result<(), Error> {
         in_range("ef_search", self.ef_search, 1, Self::MAX_EF_SEARCH)?;
-        in_range("rescore", self.rescore, 1, Self::MAX_EF_SEARCH)?;
+        self.rescore.map_or(Ok(()), |rescore| in_range("rescore", rescore, 1, Self::MAX_EF_SEARCH))?;
         match self.margin {
             Some(margin) if !(margin > 0.0 && margin.is_finite()) => {
                 let allowed = "a number above 0".to_owned();
@@ -197,7 +221,7 @@ impl Default for SearchParams {
     fn default() -> Self {
         SearchParams {
             ef_search: Self::DEFAULT_EF_SEARCH,
-            rescore: Self::DEFAULT_RESCORE,
+            rescore: None,
             margin: None,
             exact: false,
             deadline: None,

@@ -22,9 +22,11 @@
 use half::f16;
 use rayon::prelude::*;
 
+use super::chunks::Numbers;
+use super::params::BLOCK_4;
 use super::rotate::rotate;
 use super::{CodeKind, Error};
-use crate::kernels::Kernels;
+use crate::kernels::{Kernels, Table};
 
 /// Rows looked at when a codec is trained.
 pub(super) const SAMPLE: usize = 16_384;
@@ -40,8 +42,6 @@ pub(super) const ZERO_4: f32 = 7.5;
 pub(super) const STEP_4: f64 = 0.335;
 /// Mean squared error of those levels, in variances.
 const DISTORTION_4: f32 = 0.011_54;
-/// Components that share a line of 4-bit codes.
-pub(super) const BLOCK_4: usize = 128;
 
 /// A trained codec for rows of one dimension.
 #[derive(Debug, Clone, PartialEq)]
@@ -106,6 +106,11 @@ impl Codec {
         self.mean.len()
     }
 
+    /// The mean of the rows that it was trained on.
+    pub fn mean(&self) -> &[f32] {
+        &self.mean
+    }
+
     /// What the codec writes.
     pub fn kind(&self) -> CodeKind {
         self.kind
@@ -113,7 +118,7 @@ impl Codec {
 
     /// Bytes of one coded row, a multiple of 64.
     pub fn stride(&self) -> usize {
-        stride(self.kind, self.dim())
+        self.kind.stride(self.dim())
     }
 
     /// The codec in 8 bits: what the graph is built on, whatever the search runs on.
@@ -134,6 +139,11 @@ impl Codec {
             CodeKind::U4 => self.clone(),
             _ => Codec::train(CodeKind::U4, rows, self.dim()),
         }
+    }
+
+    /// A codec that writes numbers as they are, with this one's mean: f16 or f32.
+    pub fn in_floats(&self, kind: CodeKind) -> Codec {
+        Codec { kind, step: 1.0, mean: self.mean.clone() }
     }
 
     /// Codes all rows, in parallel on the current rayon pool.
@@ -254,27 +264,29 @@ impl<'a> RowQueries<'a> {
 
 /// Codes of many rows, and what made them.
 #[derive(Clone, Copy)]
-pub struct Coded<'a> {
+pub struct Coded<'a, R = &'a [u8]> {
     /// What made them.
     pub codec: &'a Codec,
     /// [`Codec::stride`] bytes a row.
-    pub codes: &'a [u8],
+    pub codes: R,
 }
 
-/// Bytes of a coded row of `dim` components.
-pub(super) fn stride(kind: CodeKind, dim: usize) -> usize {
-    match kind {
-        CodeKind::F32 => (4 * dim).next_multiple_of(64),
-        CodeKind::F16 => (2 * dim).next_multiple_of(64),
-        CodeKind::U8 => dim.next_multiple_of(64),
-        CodeKind::U4 => dim.next_multiple_of(BLOCK_4) / 2,
+impl<R: Table<u8>> Coded<'_, R> {
+    /// Scores of some rows on their codes.
+    ///
+    /// * `query`: length D.
+    pub fn scores(&self, query: &[f32], slots: &[u32]) -> Vec<f32> {
+        let (mut integers, mut scores) = (Vec::new(), Vec::with_capacity(slots.len()));
+        let query = self.codec.code_query(query);
+        score(Kernels::get(), self.codes, slots, &query, self.codec.kind(), &mut integers, &mut scores);
+        scores
     }
 }
 
 /// Scores the rows `slots` of `codes` against a coded query. `scores` is cleared first; `integers` is scratch.
 pub(super) fn score(
     kernels: Kernels,
-    codes: &[u8],
+    codes: impl Table<u8>,
     slots: &[u32],
     query: &CodedQuery,
     kind: CodeKind,
@@ -291,10 +303,10 @@ pub(super) fn score(
             scores.extend(integers.iter().map(|&s| offset + s as f32 * scale));
         }
         (CodedQuery::Float(values), CodeKind::F16) => {
-            kernels.score_f16(bytemuck::cast_slice(codes), slots, values, scores);
+            kernels.score_f16(Numbers(codes), slots, values, scores);
         }
         (CodedQuery::Float(values), _) => {
-            kernels.score_f32(bytemuck::cast_slice(codes), slots, values, scores);
+            kernels.score_f32(Numbers(codes), slots, values, scores);
         }
     }
 }

@@ -20,11 +20,13 @@
 
 use rayon::prelude::*;
 
-use super::freeze::{Graph, Pruning, diverse, mirror_and_prune};
+use super::freeze::{Graph, mirror_and_prune};
+use super::links::Links;
+use super::prune::{Pruning, diverse};
 use super::quant::{Coded, CodedQuery, RowQueries};
-use super::search::{Beam, Links, Searcher};
 use super::sketch::Sketch;
-use super::space::Space;
+use super::space::{Look, Space};
+use super::walk::{Beam, Walks};
 use super::{Codec, Error};
 
 /// Beam of a node's search for itself.
@@ -38,9 +40,9 @@ const RESCUE_EF: usize = 32;
 const RESCUE_LINKS: usize = 3;
 /// Nearest rows of a sampled query that must reach each other: so many, then so many. Synthetic 100k, cross-modal recall at a
 /// beam of 64: with 30 alone 0.916, with 100 alone 0.941, with all three 0.956, in the same time.
-const FIX_NEAREST: [usize; 3] = [10, 30, 100];
+pub(super) const FIX_NEAREST: [usize; 3] = [10, 30, 100];
 /// Beam that finds them.
-const FIX_EF: usize = 200;
+pub(super) const FIX_EF: usize = 200;
 /// Of what the beam finds, so many are scored on wider codes to choose the nearest.
 const FIX_RESCORE: usize = 150;
 /// Queries searched for at once; links are added between such batches, so that later queries profit.
@@ -63,7 +65,7 @@ impl<'a> Repair<'a> {
     /// # Errors
     /// [`Error::Memory`].
     pub(super) fn new(space: &'a Space<'a>, wide: &'a Codec, narrow: Coded<'a>) -> Result<Self, Error> {
-        Ok(Repair { space, wide, narrow, sketch: Sketch::of(narrow)? })
+        Ok(Repair { space, wide, narrow, sketch: Sketch::of(narrow, space.len())? })
     }
 
     /// Rebuilds every node's level-0 links.
@@ -81,7 +83,7 @@ impl<'a> Repair<'a> {
             found.extend(old.links(slot));
             found.sort_unstable();
             found.dedup();
-            Some(diverse(self.space, slot, &found, limit, REFINE))
+            Some(diverse(&mut self.space.from(slot), slot, &found, limit, REFINE))
         })?;
         mirror_and_prune(self.space, &mut lists, limit, REFINE);
         graph.set_level0(&lists, self.space);
@@ -131,10 +133,10 @@ impl<'a> Repair<'a> {
         let (rows, stride) = (RowQueries::new(codec), codec.stride());
         let shares = slots
             .par_chunks(SHARE)
-            .map_init(Searcher::default, |searcher, slots| {
+            .map_init(Walks::default, |walks, slots| {
                 let queries =
                     slots.iter().map(|&slot| rows.query(&codes[slot as usize * stride..][..stride]));
-                let found = self.found(searcher, graph, queries, ef, ef)?;
+                let found = self.found(walks, graph, queries, ef, ef)?;
                 let made = slots.iter().zip(found).filter_map(|(&slot, found)| each(slot, found)).collect();
                 progress(slots.len());
                 Ok(made)
@@ -161,19 +163,16 @@ impl<'a> Repair<'a> {
             let missing: Vec<Vec<(u32, u32)>> = batch
                 .par_chunks(SHARE * dim)
                 .map_init(
-                    || (Searcher::default(), vec![0; now.len()]),
-                    |(searcher, places), queries| {
+                    || (Walks::default(), vec![0; now.len()]),
+                    |(walks, places), queries| {
                         let narrow =
                             queries.chunks_exact(dim).map(|query| self.narrow.codec.code_query(query));
-                        let found = self.found(searcher, now, narrow, FIX_EF, FIX_RESCORE)?;
+                        let found = self.found(walks, now, narrow, FIX_EF, FIX_RESCORE)?;
                         let mut missing = Vec::new();
                         for (query, found) in queries.chunks_exact(dim).zip(found) {
-                            missing.extend(missing_links(
-                                now,
-                                self.space,
-                                &self.nearest(query, &found),
-                                places,
-                            ));
+                            let nearest = self.nearest(query, &found);
+                            let (free, mut view) = (|from| now.free_places(from), self.space.from(0));
+                            missing.extend(missing_links(now, free, &mut view, &nearest, places));
                         }
                         Ok(missing)
                     },
@@ -190,18 +189,18 @@ impl<'a> Repair<'a> {
     /// The best `wanted` of what a beam finds, for each query.
     fn found(
         &self,
-        searcher: &mut Searcher,
+        walks: &mut Walks,
         graph: &Graph,
         queries: impl ExactSizeIterator<Item = CodedQuery>,
         ef: usize,
         wanted: usize,
     ) -> Result<Vec<Vec<u32>>, Error> {
         let mut found = vec![Vec::new(); queries.len()];
-        searcher.walk_all(
+        walks.all(
             graph,
             (self.narrow, self.sketch.as_ref()),
-            queries,
-            Beam::wide(ef),
+            queries.map(|query| (query, Beam::wide(ef))),
+            None,
             |_| Ok(()),
             |at, walker| {
                 found[at] = walker.found().take(wanted).map(|c| c.slot.0).collect();
@@ -223,8 +222,15 @@ impl<'a> Repair<'a> {
 /// The links that make every one of `nearest` (best first) reachable from the first along links inside the set, and so its
 /// beginnings of [`FIX_NEAREST`], as far as rows have places left.
 ///
-/// * `places`: a zero for every node, and so again afterwards: where in `nearest` a node stands is looked up for every link.
-fn missing_links(graph: &Graph, space: &Space<'_>, nearest: &[u32], places: &mut [u16]) -> Vec<(u32, u32)> {
+/// * `free`: places that a row has left. `view`: any; it is turned. `places`: a zero for every node, and so again afterwards: where
+///   in `nearest` a node stands is looked up for every link.
+pub(super) fn missing_links(
+    graph: &impl Links,
+    free: impl Fn(u32) -> usize,
+    view: &mut impl Look,
+    nearest: &[u32],
+    places: &mut [u16],
+) -> Vec<(u32, u32)> {
     let mut missing: Vec<(u32, u32)> = Vec::new();
     for count in FIX_NEAREST {
         let nearest = &nearest[..count.min(nearest.len())];
@@ -239,19 +245,20 @@ fn missing_links(graph: &Graph, space: &Space<'_>, nearest: &[u32], places: &mut
         loop {
             while let Some(at) = open.pop() {
                 let from = nearest[at];
-                let new = missing.iter().filter(|link| link.0 == from).map(|link| &link.1);
-                for &to in graph.links(from).iter().chain(new) {
-                    if let Some(to) = places[to as usize].checked_sub(1).map(usize::from)
+                let mut reach = |to: u32| {
+                    let place = places.get(to as usize).and_then(|place| place.checked_sub(1));
+                    if let Some(to) = place.map(usize::from)
                         && !std::mem::replace(&mut reached[to], true)
                     {
                         open.push(to);
                     }
-                }
+                };
+                graph.each_link(0, from, &mut reach);
+                missing.iter().filter(|link| link.0 == from).for_each(|link| reach(link.1));
             }
             let Some(lost) = reached.iter().position(|&r| !r) else { break };
-            let view = space.from(nearest[lost]);
-            let free =
-                |from: &u32| graph.free_places(*from) > missing.iter().filter(|link| link.0 == *from).count();
+            view.turn(nearest[lost]);
+            let free = |from: &u32| free(*from) > missing.iter().filter(|link| link.0 == *from).count();
             let ways = nearest.iter().zip(&reached).filter(|&(from, &reached)| reached && free(from));
             let way = ways.map(|(&from, _)| (view.distance(from), from)).min();
             missing.extend(way.map(|(_, from)| (from, nearest[lost])));
@@ -266,9 +273,7 @@ fn missing_links(graph: &Graph, space: &Space<'_>, nearest: &[u32], places: &mut
 
 #[cfg(test)]
 mod tests {
-    use super::super::{
-        AlignedBytes, BuildParams, CodeKind, Codec, Index, Parts, SearchParams, Searcher, build, exact,
-    };
+    use super::super::{BuildParams, CodeKind, Codec, Index, Parts, SearchParams, Searcher, build, exact};
     use super::*;
     use crate::types::ItemId;
 
@@ -302,7 +307,7 @@ mod tests {
         let ids: Vec<ItemId> = (0..(rows.len() / DIM) as u64).map(ItemId).collect();
         let mut bytes = Vec::new();
         Parts { graph, codec, ids: &ids, codes: &codec.encode(rows) }.write(&mut bytes).unwrap();
-        Index::open(AlignedBytes::copy_of(&bytes).unwrap()).unwrap()
+        Index::open(&bytes).unwrap()
     }
 
     fn recall(index: &Index, rows: &[f32], queries: &[f32], ef_search: usize) -> f64 {

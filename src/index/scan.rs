@@ -5,12 +5,12 @@
 //! Which of both it is follows from counts, not times: the same query takes the same way on every machine.
 
 use super::exact::{self, Scored};
-use super::filter::{Plan, walk_price};
+use super::found::{Candidates, check_deadline};
 use super::pool::{Pool, key, score_of, slot_of};
+use super::price::walk_price;
 use super::quant::{self, CodedQuery};
-use super::search::{Candidates, check, check_deadline};
 use super::view::Index;
-use super::{Candidate, Cost, Error, SearchParams, Searcher};
+use super::{Candidate, Cost, Error, SearchParams};
 use crate::kernels::Kernels;
 use crate::types::Slot;
 
@@ -26,52 +26,10 @@ pub(super) struct Scanner {
     integers: Vec<i32>,
 }
 
-impl Searcher {
-    /// The best candidates of a query, best first, by their score on codes: by the graph, or by a scan where that costs less
-    /// than a beam of `ef_search`. A scan finds whatever any beam finds.
-    ///
-    /// * `query`: length D. `wanted`: how many, at least 1; fewer come back only from a smaller index.
-    ///
-    /// # Errors
-    /// [`Error::Dimension`], [`Error::Parameter`], [`Error::Deadline`].
-    pub fn find(
-        &mut self,
-        index: &Index,
-        query: &[f32],
-        wanted: usize,
-        params: &SearchParams,
-    ) -> Result<(Plan, Candidates), Error> {
-        if !index.scan_pays(params.ef_search.max(wanted)) {
-            return Ok((Plan::Graph, self.search(index, query, wanted, params)?));
-        }
-        params.validate()?;
-        check(index, query)?;
-        Ok((Plan::Scan, self.scanner().scan(index, &index.codec().code_query(query), wanted, params)?))
-    }
-
-    /// As [`Searcher::find`], for many queries; they are all searched in the same way.
-    ///
-    /// # Errors
-    /// As [`Searcher::find`], for the first query that is wrong.
-    pub fn find_all(
-        &mut self,
-        index: &Index,
-        queries: &[&[f32]],
-        wanted: usize,
-        params: &SearchParams,
-    ) -> Result<(Plan, Vec<Candidates>), Error> {
-        if !index.scan_pays(params.ef_search.max(wanted)) {
-            return Ok((Plan::Graph, self.search_all(index, queries, wanted, params)?));
-        }
-        let each = queries.iter().map(|query| Ok(self.find(index, query, wanted, params)?.1));
-        Ok((Plan::Scan, each.collect::<Result<_, Error>>()?))
-    }
-}
-
 impl Index {
     /// Whether scoring every code costs less than a beam of `ef`.
     pub fn scan_pays(&self, ef: usize) -> bool {
-        self.len() as f64 <= walk_price(self, ef as f64)
+        self.len() as f64 <= walk_price(self.row_len(), ef as f64)
     }
 
     /// The `wanted` best of some slots by their score on codes, best first: every one is scored.
@@ -83,13 +41,14 @@ impl Index {
             let (kernels, kind) = (Kernels::get(), self.codec().kind());
             quant::score(kernels, self.coded().codes, slots, &coded, kind, &mut Vec::new(), scores);
         };
-        let best = exact::scan_slots(slots, wanted, score).into_iter();
+        let best = exact::scan_slots(slots, wanted, None, score).into_iter();
         best.map(|Scored { slot, score }| Candidate { slot, score }).collect()
     }
 }
 
 impl Scanner {
-    fn scan(
+    /// The `wanted` best of all rows by their score on codes, best first.
+    pub(super) fn scan(
         &mut self,
         index: &Index,
         query: &CodedQuery,
@@ -126,7 +85,7 @@ mod tests {
     use rand_pcg::Pcg64;
 
     use super::*;
-    use crate::index::{AlignedBytes, BuildParams, CodeKind, Codec, Parts, build};
+    use crate::index::{BuildParams, CodeKind, Codec, Parts, Plan, Searcher, build};
     use crate::types::ItemId;
 
     const DIM: usize = 24;
@@ -145,7 +104,7 @@ mod tests {
         Parts { graph: &graph, codec: &codec, ids: &ids, codes: &codec.encode(rows) }
             .write(&mut bytes)
             .unwrap();
-        (all, Index::open(AlignedBytes::copy_of(&bytes).unwrap()).unwrap())
+        (all, Index::open(&bytes).unwrap())
     }
 
     #[test]

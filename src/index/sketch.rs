@@ -25,21 +25,20 @@
 
 use rayon::prelude::*;
 
+use super::chunks::Chunks;
 use super::quant::{Coded, STEP_4};
 use super::rotate::rotate;
-use super::view::AlignedBytes;
 use super::{CodeKind, Codec, Error};
-use crate::kernels::{self, Kernels, PLANES};
+use crate::kernels::{self, Kernels, PLANES, Table};
 
 /// Deviations below the pool's worst at which a row is passed over.
 const SLACK: f32 = 1.0;
 
-/// The signs of all rows.
+/// The signs of all rows. Copies are cheap, and share them.
+#[derive(Clone)]
 pub(super) struct Sketch {
     /// A bit a component, padding included: 16 bytes for each line of codes.
-    bits: AlignedBytes,
-    /// Bytes of a row's bits.
-    stride: usize,
+    bits: Chunks,
     /// D, padding left out.
     dim: usize,
     /// σ.
@@ -48,7 +47,7 @@ pub(super) struct Sketch {
 
 /// A query against sketches: what bits are held against, and what their distance from it says.
 #[derive(Debug, Default)]
-pub(super) struct Aim {
+pub(super) struct SketchQuery {
     levels: Levels,
     /// The most that a row may score, within [`SLACK`], is `nearest - distance·step`.
     nearest: f32,
@@ -61,25 +60,50 @@ impl Sketch {
     ///
     /// # Errors
     /// [`Error::Memory`].
-    pub(super) fn of(Coded { codec, codes }: Coded<'_>) -> Result<Option<Self>, Error> {
+    pub(super) fn of<R: Table<u8> + Sync>(
+        Coded { codec, codes }: Coded<'_, R>,
+        rows: usize,
+    ) -> Result<Option<Self>, Error> {
         if codec.kind() != CodeKind::U4 {
             return Ok(None);
         }
-        let mut bits = AlignedBytes::zeroed(codes.len() / 4)?;
-        bits.as_mut_slice().par_chunks_mut(16 << 10).zip(codes.par_chunks(64 << 10)).for_each(
-            |(bits, codes)| {
-                bits.chunks_exact_mut(16)
-                    .zip(codes.chunks_exact(64))
-                    .for_each(|(bits, line)| sketch(line, bits));
-            },
-        );
-        let (stride, dim) = (codec.stride() / 4, codec.dim());
-        Ok(Some(Sketch { bits, stride, dim, deviation: codec.step / STEP_4 as f32 }))
+        let (stride, code_len) = (codec.stride() / 4, codec.stride());
+        let mut bits = Chunks::zeroed(rows, stride)?;
+        let parts: Vec<_> = bits.parts_mut().collect();
+        parts.into_par_iter().for_each(|(first, part)| {
+            for (slot, bits) in (first..).zip(part.chunks_exact_mut(stride)) {
+                signs(codes.row(slot, code_len), bits);
+            }
+        });
+        Ok(Some(Sketch { bits, dim: codec.dim(), deviation: codec.step / STEP_4 as f32 }))
+    }
+
+    /// Makes room for more rows.
+    ///
+    /// # Errors
+    /// [`Error::Memory`].
+    pub(super) fn grow(&mut self, len: usize) -> Result<(), Error> {
+        self.bits.grow(len)
+    }
+
+    /// Puts the signs of a row into the place of another's.
+    ///
+    /// # Errors
+    /// [`Error::Memory`].
+    pub(super) fn set(&mut self, slot: u32, code: &[u8]) -> Result<(), Error> {
+        let mut bits = vec![0; self.bits.stride()];
+        signs(code, &mut bits);
+        self.bits.set(slot, &bits)
+    }
+
+    /// Bytes of memory that it takes.
+    pub(super) fn bytes(&self) -> u64 {
+        self.bits.bytes()
     }
 
     /// * `values`: the query as 4-bit codes want it: rotated, scaled, padded. `unit`: what 1 of them is worth. `mean`: the
     ///   query's score on μ.
-    pub(super) fn aim(&self, values: &[i8], unit: f32, mean: f32, aim: &mut Aim) {
+    pub(super) fn aim(&self, values: &[i8], unit: f32, mean: f32, aim: &mut SketchQuery) {
         aim.levels.set(values, self.dim);
         let unit = unit * self.deviation;
         aim.step = unit * aim.levels.step;
@@ -87,9 +111,9 @@ impl Sketch {
     }
 
     /// Adds the slots whose score may reach `floor` to `kept`.
-    pub(super) fn sift(&self, aim: &mut Aim, slots: &[u32], floor: f32, kept: &mut Vec<u32>) {
-        let Aim { levels, nearest, step, distances } = aim;
-        Kernels::get().score_signs(self.bits.as_slice(), slots, &levels.planes, distances);
+    pub(super) fn sift(&self, aim: &mut SketchQuery, slots: &[u32], floor: f32, kept: &mut Vec<u32>) {
+        let SketchQuery { levels, nearest, step, distances } = aim;
+        Kernels::get().score_signs(&self.bits, slots, &levels.planes, distances);
         let farthest = ((*nearest - floor) / *step).floor() as i32;
         let start = kept.len();
         kept.resize(start + slots.len(), 0);
@@ -105,7 +129,7 @@ impl Sketch {
     /// Fetches the bits of rows that will be sifted.
     pub(super) fn fetch(&self, slots: &[u32]) {
         for &slot in slots {
-            kernels::prefetch(&self.bits.as_slice()[slot as usize * self.stride..][..self.stride]);
+            kernels::prefetch(self.bits.row(slot));
         }
     }
 }
@@ -279,6 +303,11 @@ impl Levels {
         self.step = FACTOR * unit * 2.0;
         self.error = (ERROR * ERROR * square + (square - squares).max(0.0)).sqrt();
     }
+}
+
+/// The signs of a row of codes.
+fn signs(code: &[u8], bits: &mut [u8]) {
+    bits.chunks_exact_mut(16).zip(code.chunks_exact(64)).for_each(|(bits, line)| sketch(line, bits));
 }
 
 /// The highest bits of a line of codes.

@@ -66,26 +66,36 @@ impl<'a> Space<'a> {
     }
 }
 
-impl Viewpoint<'_> {
+/// A row that distances are taken from.
+pub(super) trait Look {
     /// Looks from another row.
-    pub(super) fn turn(&mut self, slot: u32) {
+    fn turn(&mut self, slot: u32);
+    /// The squared distance of a row.
+    fn distance(&self, to: u32) -> u32;
+    /// As [`Look::distance`], of many rows that may lie anywhere in memory; `out` is cleared first.
+    fn distances(&self, to: &[u32], out: &mut Vec<u32>);
+}
+
+impl Look for Viewpoint<'_> {
+    fn turn(&mut self, slot: u32) {
         self.values.clear();
         self.values.extend(self.space.row(slot).iter().map(|&c| (c ^ 0x80) as i8));
         self.norm = self.space.terms[slot as usize].0;
     }
 
-    /// As [`Space::distance`], for many rows that may lie anywhere in memory.
-    pub(super) fn distances(&self, to: &[u32], scratch: &mut Vec<i32>, out: &mut Vec<u32>) {
-        let space = self.space;
-        space.kernels.score_codes(space.codes, to, &self.values, scratch);
-        out.clear();
-        out.extend(to.iter().zip(&*scratch).map(|(&slot, &dot)| self.of_dot(slot, dot)));
-    }
-
-    pub(super) fn distance(&self, to: u32) -> u32 {
+    fn distance(&self, to: u32) -> u32 {
         self.of_dot(to, self.space.kernels.dot_codes(self.space.row(to), &self.values))
     }
 
+    fn distances(&self, to: &[u32], out: &mut Vec<u32>) {
+        let (space, mut dots) = (self.space, Vec::new());
+        space.kernels.score_codes(space.codes, to, &self.values, &mut dots);
+        out.clear();
+        out.extend(to.iter().zip(dots).map(|(&slot, dot)| self.of_dot(slot, dot)));
+    }
+}
+
+impl Viewpoint<'_> {
     fn of_dot(&self, to: u32, dot: i32) -> u32 {
         let (norm, sum) = self.space.terms[to as usize];
         let product = i64::from(dot) + 128 * i64::from(sum);
@@ -104,10 +114,10 @@ mod tests {
             let codes = rows.concat();
             let space = Space::new(&codes, 32);
             let all: Vec<u32> = (0..rows.len() as u32).collect();
-            let (mut scratch, mut distances) = (Vec::new(), Vec::new());
+            let mut distances = Vec::new();
             for &a in &all {
                 let view = space.from(a);
-                view.distances(&all, &mut scratch, &mut distances);
+                view.distances(&all, &mut distances);
                 for &b in &all {
                     let pairs = rows[a as usize].iter().zip(&rows[b as usize]);
                     let truth: u32 = pairs.map(|(x, y)| u32::from(x.abs_diff(*y)).pow(2)).sum();

@@ -5,8 +5,10 @@ use std::ops::Range;
 
 use half::f16;
 
+use super::prefetch::fetch;
 use super::q8::{self, BLOCK, GROUP, Reach, Rows, TILE, Tiles, WIDE_ROWS};
-use super::{PLANES, scalar, score_rows, tail};
+use super::rows::{Table, score_rows, side_by_side, tail};
+use super::scalar::{self, PLANES};
 
 /// Words of signs in a register, and the most registers of a row: 2048 components.
 const WORDS: usize = 4;
@@ -15,13 +17,6 @@ const SIGN_LINES: usize = 8;
 /// Proof of AVX2, FMA, F16C and POPCNT.
 #[derive(Debug, Clone, Copy)]
 pub struct Avx2(());
-
-/// Fetches the cache line at an address.
-#[inline]
-pub(super) fn fetch(at: *const u8) {
-    // SAFETY: SSE is part of x86-64, and a prefetch of any address is a hint that cannot fault.
-    unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) };
-}
 
 impl Avx2 {
     pub(super) fn new() -> Option<Self> {
@@ -39,9 +34,9 @@ impl Avx2 {
         dot_nibbles = dot_nibbles(code: &[u8], query: &[i8]) -> i32;
         product_nibbles = product_nibbles(a: &[u8], b: &[u8]) -> u32;
         distance_codes = distance_codes(a: &[u8], b: &[u8]) -> u32;
-        score_codes = score_codes(rows: &[u8], slots: &[u32], query: &[i8], out: &mut Vec<i32>);
-        score_nibbles = score_nibbles(rows: &[u8], slots: &[u32], query: &[i8], out: &mut Vec<i32>);
-        score_signs = score_signs(rows: &[u8], slots: &[u32], planes: &[u64], out: &mut Vec<i32>);
+        score_codes = score_codes(rows: impl Table<u8>, slots: &[u32], query: &[i8], out: &mut Vec<i32>);
+        score_nibbles = score_nibbles(rows: impl Table<u8>, slots: &[u32], query: &[i8], out: &mut Vec<i32>);
+        score_signs = score_signs(rows: impl Table<u8>, slots: &[u32], planes: &[u64], out: &mut Vec<i32>);
         bias_gelu = bias_gelu(x: &mut [f32], bias: &[f32]);
         softmax = softmax(x: &mut [f32]);
         hadamard = hadamard(values: &mut [f32]);
@@ -53,26 +48,22 @@ impl Avx2 {
 
 #[target_feature(enable = "avx2,fma")]
 fn dot(a: &[f32], b: &[f32]) -> f32 {
-    let (a_chunks, b_chunks) = (a.chunks_exact(32), b.chunks_exact(32));
-    let tail = tail(a_chunks.remainder(), b_chunks.remainder(), scalar::dot);
     let mut sums = [_mm256_setzero_ps(); 4];
-    for (x, y) in a_chunks.zip(b_chunks) {
+    let (a, b) = side_by_side::<32, 32, _, _>(a, b, |x, y| {
         for (i, sum) in sums.iter_mut().enumerate() {
             // SAFETY: both chunks hold 32 floats and i ≤ 3, so 8 floats from 8·i lie inside.
             let (x, y) =
                 unsafe { (_mm256_loadu_ps(x.as_ptr().add(8 * i)), _mm256_loadu_ps(y.as_ptr().add(8 * i))) };
             *sum = _mm256_fmadd_ps(x, y, *sum);
         }
-    }
-    sum(sums) + tail
+    });
+    sum(sums) + tail(a, b, scalar::dot)
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
 fn dot_f16(query: &[f32], row: &[f16]) -> f32 {
-    let (q_chunks, r_chunks) = (query.chunks_exact(32), row.chunks_exact(32));
-    let tail = tail(q_chunks.remainder(), r_chunks.remainder(), scalar::dot_f16);
     let mut sums = [_mm256_setzero_ps(); 4];
-    for (q, r) in q_chunks.zip(r_chunks) {
+    let (query, row) = side_by_side::<32, 32, _, _>(query, row, |q, r| {
         for (i, sum) in sums.iter_mut().enumerate() {
             // SAFETY: both chunks hold 32 values and i ≤ 3, so 8 values from 8·i lie inside.
             let (q, r) = unsafe {
@@ -80,8 +71,8 @@ fn dot_f16(query: &[f32], row: &[f16]) -> f32 {
             };
             *sum = _mm256_fmadd_ps(q, _mm256_cvtph_ps(r), *sum);
         }
-    }
-    sum(sums) + tail
+    });
+    sum(sums) + tail(query, row, scalar::dot_f16)
 }
 
 #[target_feature(enable = "avx2")]
@@ -96,10 +87,8 @@ fn sum(sums: [__m256; 4]) -> f32 {
 #[target_feature(enable = "avx2")]
 fn dot_codes(code: &[u8], query: &[i8]) -> i32 {
     // `maddubs` would saturate (2·255·127 > 2¹⁵), so both sides are widened to 16 bit first.
-    let (c_chunks, q_chunks) = (code.chunks_exact(32), query.chunks_exact(32));
-    let tail = tail(c_chunks.remainder(), q_chunks.remainder(), scalar::dot_codes);
     let mut sums = [_mm256_setzero_si256(); 2];
-    for (c, q) in c_chunks.zip(q_chunks) {
+    let (code, query) = side_by_side::<32, 32, _, _>(code, query, |c, q| {
         for (i, sum) in sums.iter_mut().enumerate() {
             // SAFETY: both chunks hold 32 bytes and i ≤ 1, so 16 bytes from 16·i lie inside.
             let (c, q) = unsafe {
@@ -111,52 +100,53 @@ fn dot_codes(code: &[u8], query: &[i8]) -> i32 {
             let products = _mm256_madd_epi16(_mm256_cvtepu8_epi16(c), _mm256_cvtepi8_epi16(q));
             *sum = _mm256_add_epi32(*sum, products);
         }
-    }
-    sum_i32(_mm256_add_epi32(sums[0], sums[1])) + tail
+    });
+    sum_i32(_mm256_add_epi32(sums[0], sums[1])) + tail(code, query, scalar::dot_codes)
 }
 
 #[target_feature(enable = "avx2")]
 fn dot_nibbles(code: &[u8], query: &[i8]) -> i32 {
     let (mask, ones) = (_mm256_set1_epi8(15), _mm256_set1_epi16(1));
     let mut sum = _mm256_setzero_si256();
-    let (codes, queries) = (code.chunks_exact(64), query.chunks_exact(128));
+    // The products of half a line, in 16 bits.
+    let half = |c: &[u8; 64], q: &[i8; 128], i: usize| {
+        // SAFETY: i ≤ 1: 32 bytes lie inside from 32·i and from 64 + 32·i.
+        let (c, low, high) = unsafe {
+            (
+                _mm256_loadu_si256(c.as_ptr().add(32 * i).cast()),
+                _mm256_loadu_si256(q.as_ptr().add(32 * i).cast()),
+                _mm256_loadu_si256(q.as_ptr().add(64 + 32 * i).cast()),
+            )
+        };
+        let a = _mm256_maddubs_epi16(_mm256_and_si256(c, mask), low);
+        let b = _mm256_maddubs_epi16(_mm256_and_si256(_mm256_srli_epi16::<4>(c), mask), high);
+        _mm256_add_epi16(a, b)
+    };
+    let line = |c: &[u8; 64], q: &[i8; 128]| _mm256_add_epi16(half(c, q, 0), half(c, q, 1));
     // Eight products are summed in 16 bits before they are widened: 2·15·128 times 8 is 30 720.
-    let mut pairs = (codes.zip(queries)).peekable();
-    while pairs.peek().is_some() {
-        let mut sums = [_mm256_setzero_si256(); 2];
-        for (c, q) in pairs.by_ref().take(2) {
-            for (i, sum) in sums.iter_mut().enumerate() {
-                // SAFETY: `c` holds 64 bytes and `q` 128, and i ≤ 1: 32 bytes lie inside from 32·i and from 64 + 32·i.
-                let (c, low, high) = unsafe {
-                    (
-                        _mm256_loadu_si256(c.as_ptr().add(32 * i).cast()),
-                        _mm256_loadu_si256(q.as_ptr().add(32 * i).cast()),
-                        _mm256_loadu_si256(q.as_ptr().add(64 + 32 * i).cast()),
-                    )
-                };
-                let a = _mm256_maddubs_epi16(_mm256_and_si256(c, mask), low);
-                let b = _mm256_maddubs_epi16(_mm256_and_si256(_mm256_srli_epi16::<4>(c), mask), high);
-                *sum = _mm256_add_epi16(*sum, _mm256_add_epi16(a, b));
-            }
-        }
-        let both = _mm256_add_epi16(sums[0], sums[1]);
+    let (code, query) = side_by_side::<128, 256, _, _>(code, query, |c, q| {
+        let (([c0, c1], _), ([q0, q1], _)) = (c.as_chunks::<64>(), q.as_chunks::<128>()) else { return };
+        let both = _mm256_add_epi16(line(c0, q0), line(c1, q1));
         sum = _mm256_add_epi32(sum, _mm256_madd_epi16(both, ones));
-    }
+    });
+    side_by_side::<64, 128, _, _>(code, query, |c, q| {
+        sum = _mm256_add_epi32(sum, _mm256_madd_epi16(line(c, q), ones));
+    });
     sum_i32(sum)
 }
 
 #[target_feature(enable = "avx2")]
-fn score_codes(rows: &[u8], slots: &[u32], query: &[i8], out: &mut Vec<i32>) {
+fn score_codes(rows: impl Table<u8>, slots: &[u32], query: &[i8], out: &mut Vec<i32>) {
     score_rows(rows, slots, query.len(), out, |row| dot_codes(row, query));
 }
 
 #[target_feature(enable = "avx2")]
-fn score_nibbles(rows: &[u8], slots: &[u32], query: &[i8], out: &mut Vec<i32>) {
+fn score_nibbles(rows: impl Table<u8>, slots: &[u32], query: &[i8], out: &mut Vec<i32>) {
     score_rows(rows, slots, query.len() / 2, out, |row| dot_nibbles(row, query));
 }
 
 #[target_feature(enable = "avx2,popcnt")]
-pub(super) fn score_signs(rows: &[u8], slots: &[u32], planes: &[u64], out: &mut Vec<i32>) {
+pub(super) fn score_signs(rows: impl Table<u8>, slots: &[u32], planes: &[u64], out: &mut Vec<i32>) {
     let words = planes.len() / PLANES;
     if !words.is_multiple_of(WORDS) || words > WORDS * SIGN_LINES {
         return score_rows(rows, slots, words * 8, out, |row| scalar::sign_distance(row, planes));
@@ -177,27 +167,25 @@ pub(super) fn score_signs(rows: &[u8], slots: &[u32], planes: &[u64], out: &mut 
     let worth = [bits, _mm256_add_epi8(bits, bits)];
     score_rows(rows, slots, words * 8, out, |row| {
         let mut sums = _mm256_setzero_si256();
-        for (line, query) in row.chunks_exact(8 * WORDS).zip(&query) {
+        side_by_side::<{ 8 * WORDS }, 1, _, _>(row, &query, |line, [query]| {
             // SAFETY: `line` holds 32 bytes.
             let row = halves(unsafe { _mm256_loadu_si256(line.as_ptr().cast()) });
-            for (plane, &worth) in query.iter().zip(&worth) {
+            for p in 0..PLANES {
                 let differ =
-                    |half: usize| _mm256_shuffle_epi8(worth, _mm256_xor_si256(row[half], plane[half]));
+                    |half: usize| _mm256_shuffle_epi8(worth[p], _mm256_xor_si256(row[half], query[p][half]));
                 sums = _mm256_add_epi8(sums, _mm256_add_epi8(differ(0), differ(1)));
             }
-        }
+        });
         sum_i32(_mm256_sad_epu8(sums, _mm256_setzero_si256()))
     });
 }
 
 #[target_feature(enable = "avx2")]
 fn product_nibbles(a: &[u8], b: &[u8]) -> u32 {
-    let (a_chunks, b_chunks) = (a.chunks_exact(32), b.chunks_exact(32));
-    let tail = tail(a_chunks.remainder(), b_chunks.remainder(), scalar::product_nibbles);
     let (mask, ones) = (_mm256_set1_epi8(15), _mm256_set1_epi16(1));
     let halves = |x: __m256i| (_mm256_and_si256(x, mask), _mm256_and_si256(_mm256_srli_epi16::<4>(x), mask));
     let mut sum = _mm256_setzero_si256();
-    for (a, b) in a_chunks.zip(b_chunks) {
+    let (a, b) = side_by_side::<32, 32, _, _>(a, b, |a, b| {
         // SAFETY: both hold 32 bytes.
         let (a, b) =
             unsafe { (_mm256_loadu_si256(a.as_ptr().cast()), _mm256_loadu_si256(b.as_ptr().cast())) };
@@ -206,27 +194,25 @@ fn product_nibbles(a: &[u8], b: &[u8]) -> u32 {
         let pairs =
             _mm256_add_epi16(_mm256_maddubs_epi16(a_low, b_low), _mm256_maddubs_epi16(a_high, b_high));
         sum = _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, ones));
-    }
-    (sum_i32(sum) as u32).wrapping_add(tail)
+    });
+    (sum_i32(sum) as u32).wrapping_add(tail(a, b, scalar::product_nibbles))
 }
 
 #[target_feature(enable = "avx2")]
 fn distance_codes(a: &[u8], b: &[u8]) -> u32 {
-    let (a_chunks, b_chunks) = (a.chunks_exact(32), b.chunks_exact(32));
-    let tail = tail(a_chunks.remainder(), b_chunks.remainder(), scalar::distance_codes);
     let even = _mm256_set1_epi16(0xff);
     let mut sums = [_mm256_setzero_si256(); 2];
-    for (x, y) in a_chunks.zip(b_chunks) {
+    let (a, b) = side_by_side::<32, 32, _, _>(a, b, |x, y| {
         // SAFETY: both chunks hold 32 bytes.
         let (x, y) =
             unsafe { (_mm256_loadu_si256(x.as_ptr().cast()), _mm256_loadu_si256(y.as_ptr().cast())) };
         // One of the two is 0 in every byte.
         let off = _mm256_or_si256(_mm256_subs_epu8(x, y), _mm256_subs_epu8(y, x));
-        for (sum, off) in sums.iter_mut().zip([_mm256_and_si256(off, even), _mm256_srli_epi16::<8>(off)]) {
-            *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(off, off));
-        }
-    }
-    sum_i32(_mm256_add_epi32(sums[0], sums[1])) as u32 + tail
+        let square = |off| _mm256_madd_epi16(off, off);
+        sums[0] = _mm256_add_epi32(sums[0], square(_mm256_and_si256(off, even)));
+        sums[1] = _mm256_add_epi32(sums[1], square(_mm256_srli_epi16::<8>(off)));
+    });
+    sum_i32(_mm256_add_epi32(sums[0], sums[1])) as u32 + tail(a, b, scalar::distance_codes)
 }
 
 #[target_feature(enable = "avx2")]

@@ -8,7 +8,8 @@ use half::f16;
 
 use super::avx2::{self, Avx2};
 use super::q8::{self, BLOCK, GROUP, Rows, TILE, Tiles};
-use super::{PLANES, scalar, score_rows, tail};
+use super::rows::{Table, score_rows, tail};
+use super::scalar::{self, PLANES};
 
 /// Proof of AVX-512 F and BW, and of what [`Avx2`] proves.
 #[derive(Debug, Clone, Copy)]
@@ -35,9 +36,9 @@ impl Avx512 {
         dot_nibbles = dot_nibbles(code: &[u8], query: &[i8]) -> i32;
         product_nibbles = product_nibbles(a: &[u8], b: &[u8]) -> u32;
         distance_codes = distance_codes(a: &[u8], b: &[u8]) -> u32;
-        score_codes = score_codes(rows: &[u8], slots: &[u32], query: &[i8], out: &mut Vec<i32>);
-        score_nibbles = score_nibbles(rows: &[u8], slots: &[u32], query: &[i8], out: &mut Vec<i32>);
-        score_signs = avx2::score_signs(rows: &[u8], slots: &[u32], planes: &[u64], out: &mut Vec<i32>);
+        score_codes = score_codes(rows: impl Table<u8>, slots: &[u32], query: &[i8], out: &mut Vec<i32>);
+        score_nibbles = score_nibbles(rows: impl Table<u8>, slots: &[u32], query: &[i8], out: &mut Vec<i32>);
+        score_signs = avx2::score_signs(rows: impl Table<u8>, slots: &[u32], planes: &[u64], out: &mut Vec<i32>);
         bias_gelu = bias_gelu(x: &mut [f32], bias: &[f32]);
         softmax = softmax(x: &mut [f32]);
         hadamard = hadamard(values: &mut [f32]);
@@ -60,8 +61,8 @@ impl Avx512Vnni {
         dot_nibbles = dot_nibbles_vnni(code: &[u8], query: &[i8]) -> i32;
         product_nibbles = product_nibbles_vnni(a: &[u8], b: &[u8]) -> u32;
         distance_codes = distance_codes(a: &[u8], b: &[u8]) -> u32;
-        score_codes = score_codes_vnni(rows: &[u8], slots: &[u32], query: &[i8], out: &mut Vec<i32>);
-        score_nibbles = score_nibbles_vnni(rows: &[u8], slots: &[u32], query: &[i8], out: &mut Vec<i32>);
+        score_codes = score_codes_vnni(rows: impl Table<u8>, slots: &[u32], query: &[i8], out: &mut Vec<i32>);
+        score_nibbles = score_nibbles_vnni(rows: impl Table<u8>, slots: &[u32], query: &[i8], out: &mut Vec<i32>);
         bias_gelu = bias_gelu(x: &mut [f32], bias: &[f32]);
         softmax = softmax(x: &mut [f32]);
         hadamard = hadamard(values: &mut [f32]);
@@ -70,7 +71,7 @@ impl Avx512Vnni {
         matmul_q8 = matmul_q8_vnni(rows: &Rows, weights: &Tiles, tiles: Range<usize>, out: &mut [f32]);
     }
 
-    pub(super) fn score_signs(self, rows: &[u8], slots: &[u32], planes: &[u64], out: &mut Vec<i32>) {
+    pub(super) fn score_signs(self, rows: impl Table<u8>, slots: &[u32], planes: &[u64], out: &mut Vec<i32>) {
         match self.popcount {
             // SAFETY: `self` proves AVX-512 F and, here, VPOPCNTDQ.
             true => unsafe { score_signs_popcount(rows, slots, planes, out) },
@@ -162,12 +163,12 @@ fn dot_nibbles(code: &[u8], query: &[i8]) -> i32 {
 }
 
 #[target_feature(enable = "avx512f,avx512bw")]
-fn score_codes(rows: &[u8], slots: &[u32], query: &[i8], out: &mut Vec<i32>) {
+fn score_codes(rows: impl Table<u8>, slots: &[u32], query: &[i8], out: &mut Vec<i32>) {
     score_rows(rows, slots, query.len(), out, |row| dot_codes(row, query));
 }
 
 #[target_feature(enable = "avx512f,avx512bw")]
-fn score_nibbles(rows: &[u8], slots: &[u32], query: &[i8], out: &mut Vec<i32>) {
+fn score_nibbles(rows: impl Table<u8>, slots: &[u32], query: &[i8], out: &mut Vec<i32>) {
     score_rows(rows, slots, query.len() / 2, out, |row| dot_nibbles(row, query));
 }
 
@@ -231,7 +232,7 @@ fn dot_nibbles_vnni(code: &[u8], query: &[i8]) -> i32 {
 const RESIDENT: usize = 1024;
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-fn score_codes_vnni(rows: &[u8], slots: &[u32], query: &[i8], out: &mut Vec<i32>) {
+fn score_codes_vnni(rows: impl Table<u8>, slots: &[u32], query: &[i8], out: &mut Vec<i32>) {
     if query.len() != RESIDENT {
         return score_rows(rows, slots, query.len(), out, |row| dot_codes_vnni(row, query));
     }
@@ -248,7 +249,7 @@ fn score_codes_vnni(rows: &[u8], slots: &[u32], query: &[i8], out: &mut Vec<i32>
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-fn score_nibbles_vnni(rows: &[u8], slots: &[u32], query: &[i8], out: &mut Vec<i32>) {
+fn score_nibbles_vnni(rows: impl Table<u8>, slots: &[u32], query: &[i8], out: &mut Vec<i32>) {
     if query.len() != RESIDENT {
         return score_rows(rows, slots, query.len() / 2, out, |row| dot_nibbles_vnni(row, query));
     }
@@ -269,7 +270,7 @@ fn score_nibbles_vnni(rows: &[u8], slots: &[u32], query: &[i8], out: &mut Vec<i3
 }
 
 #[target_feature(enable = "avx512f,avx512vpopcntdq")]
-fn score_signs_popcount(rows: &[u8], slots: &[u32], planes: &[u64], out: &mut Vec<i32>) {
+fn score_signs_popcount(rows: impl Table<u8>, slots: &[u32], planes: &[u64], out: &mut Vec<i32>) {
     let words = planes.len() / PLANES;
     if words * 64 != RESIDENT {
         return score_rows(rows, slots, words * 8, out, |row| scalar::sign_distance(row, planes));

@@ -14,7 +14,8 @@ use std::ops::Range;
 use half::f16;
 
 use super::q8::{self, BLOCK, GROUP, Rows, TILE, Tiles};
-use super::{PLANES, scalar, score_rows, tail};
+use super::rows::{Table, score_rows, tail};
+use super::scalar::{self, PLANES};
 
 /// Proof of NEON.
 #[derive(Debug, Clone, Copy)]
@@ -36,9 +37,9 @@ impl Neon {
         dot_nibbles = dot_nibbles(code: &[u8], query: &[i8]) -> i32;
         product_nibbles = product_nibbles(a: &[u8], b: &[u8]) -> u32;
         distance_codes = distance_codes(a: &[u8], b: &[u8]) -> u32;
-        score_codes = score_codes(rows: &[u8], slots: &[u32], query: &[i8], out: &mut Vec<i32>);
-        score_nibbles = score_nibbles(rows: &[u8], slots: &[u32], query: &[i8], out: &mut Vec<i32>);
-        score_signs = score_signs(rows: &[u8], slots: &[u32], planes: &[u64], out: &mut Vec<i32>);
+        score_codes = score_codes(rows: impl Table<u8>, slots: &[u32], query: &[i8], out: &mut Vec<i32>);
+        score_nibbles = score_nibbles(rows: impl Table<u8>, slots: &[u32], query: &[i8], out: &mut Vec<i32>);
+        score_signs = score_signs(rows: impl Table<u8>, slots: &[u32], planes: &[u64], out: &mut Vec<i32>);
         bias_gelu = bias_gelu(x: &mut [f32], bias: &[f32]);
         softmax = softmax(x: &mut [f32]);
         hadamard = hadamard(values: &mut [f32]);
@@ -61,9 +62,9 @@ impl NeonDotprod {
         dot_nibbles = dot_nibbles_dotprod(code: &[u8], query: &[i8]) -> i32;
         product_nibbles = product_nibbles_dotprod(a: &[u8], b: &[u8]) -> u32;
         distance_codes = distance_codes_dotprod(a: &[u8], b: &[u8]) -> u32;
-        score_codes = score_codes_dotprod(rows: &[u8], slots: &[u32], query: &[i8], out: &mut Vec<i32>);
-        score_nibbles = score_nibbles_dotprod(rows: &[u8], slots: &[u32], query: &[i8], out: &mut Vec<i32>);
-        score_signs = score_signs(rows: &[u8], slots: &[u32], planes: &[u64], out: &mut Vec<i32>);
+        score_codes = score_codes_dotprod(rows: impl Table<u8>, slots: &[u32], query: &[i8], out: &mut Vec<i32>);
+        score_nibbles = score_nibbles_dotprod(rows: impl Table<u8>, slots: &[u32], query: &[i8], out: &mut Vec<i32>);
+        score_signs = score_signs(rows: impl Table<u8>, slots: &[u32], planes: &[u64], out: &mut Vec<i32>);
         bias_gelu = bias_gelu(x: &mut [f32], bias: &[f32]);
         softmax = softmax(x: &mut [f32]);
         hadamard = hadamard(values: &mut [f32]);
@@ -71,13 +72,6 @@ impl NeonDotprod {
         quantize_rows = quantize_rows(values: &[f32], rows: &mut Rows);
         matmul_q8 = matmul_q8_dotprod(rows: &Rows, weights: &Tiles, tiles: Range<usize>, out: &mut [f32]);
     }
-}
-
-/// Fetches the cache line at an address.
-#[inline]
-pub(super) fn fetch(at: *const u8) {
-    // SAFETY: a prefetch of any address is a hint that cannot fault.
-    unsafe { asm!("prfm pldl1keep, [{}]", in(reg) at, options(readonly, nostack, preserves_flags)) };
 }
 
 #[target_feature(enable = "neon")]
@@ -240,17 +234,17 @@ fn distance_codes(a: &[u8], b: &[u8]) -> u32 {
 }
 
 #[target_feature(enable = "neon")]
-fn score_codes(rows: &[u8], slots: &[u32], query: &[i8], out: &mut Vec<i32>) {
+fn score_codes(rows: impl Table<u8>, slots: &[u32], query: &[i8], out: &mut Vec<i32>) {
     score_rows(rows, slots, query.len(), out, |row| dot_codes(row, query));
 }
 
 #[target_feature(enable = "neon")]
-fn score_nibbles(rows: &[u8], slots: &[u32], query: &[i8], out: &mut Vec<i32>) {
+fn score_nibbles(rows: impl Table<u8>, slots: &[u32], query: &[i8], out: &mut Vec<i32>) {
     score_rows(rows, slots, query.len() / 2, out, |row| dot_nibbles(row, query));
 }
 
 #[target_feature(enable = "neon")]
-fn score_signs(rows: &[u8], slots: &[u32], planes: &[u64], out: &mut Vec<i32>) {
+fn score_signs(rows: impl Table<u8>, slots: &[u32], planes: &[u64], out: &mut Vec<i32>) {
     score_rows(rows, slots, planes.len() / PLANES * 8, out, |row| sign_distance(row, planes));
 }
 
@@ -480,12 +474,12 @@ fn distance_codes_dotprod(a: &[u8], b: &[u8]) -> u32 {
 }
 
 #[target_feature(enable = "neon,dotprod")]
-fn score_codes_dotprod(rows: &[u8], slots: &[u32], query: &[i8], out: &mut Vec<i32>) {
+fn score_codes_dotprod(rows: impl Table<u8>, slots: &[u32], query: &[i8], out: &mut Vec<i32>) {
     let centre = centre(query);
     score_rows(rows, slots, query.len(), out, |row| dot_centred(row, query).wrapping_add(centre));
 }
 
 #[target_feature(enable = "neon,dotprod")]
-fn score_nibbles_dotprod(rows: &[u8], slots: &[u32], query: &[i8], out: &mut Vec<i32>) {
+fn score_nibbles_dotprod(rows: impl Table<u8>, slots: &[u32], query: &[i8], out: &mut Vec<i32>) {
     score_rows(rows, slots, query.len() / 2, out, |row| dot_nibbles_dotprod(row, query));
 }

@@ -7,8 +7,12 @@ use std::ops::Range;
 use half::f16;
 
 use super::q8::{self, BLOCK, GROUP, LINES, Rows, TILE, Tiles};
+use super::rows::{Table, score_rows};
 
 const LANES: usize = 16;
+
+/// Bits of a level in [`super::Kernels::score_signs`].
+pub const PLANES: usize = 2;
 
 pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
     lanes(a, b, |x, y| x * y)
@@ -35,27 +39,27 @@ pub(super) fn dot_nibbles(code: &[u8], query: &[i8]) -> i32 {
         .sum()
 }
 
-pub(super) fn score_codes(rows: &[u8], slots: &[u32], query: &[i8], out: &mut Vec<i32>) {
-    super::score_rows(rows, slots, query.len(), out, |row| dot_codes(row, query));
+pub(super) fn score_codes(rows: impl Table<u8>, slots: &[u32], query: &[i8], out: &mut Vec<i32>) {
+    score_rows(rows, slots, query.len(), out, |row| dot_codes(row, query));
 }
 
-pub(super) fn score_nibbles(rows: &[u8], slots: &[u32], query: &[i8], out: &mut Vec<i32>) {
-    super::score_rows(rows, slots, query.len() / 2, out, |row| dot_nibbles(row, query));
+pub(super) fn score_nibbles(rows: impl Table<u8>, slots: &[u32], query: &[i8], out: &mut Vec<i32>) {
+    score_rows(rows, slots, query.len() / 2, out, |row| dot_nibbles(row, query));
 }
 
 /// Inlined, so that counting bits is one instruction where the caller is compiled for it: by hand it costs ten times as much.
 #[inline(always)]
 pub(super) fn sign_distance(row: &[u8], planes: &[u64]) -> i32 {
     let words = row.chunks_exact(8).map(|w| u64::from_le_bytes(w.try_into().unwrap_or_default()));
-    let len = planes.len() / super::PLANES;
+    let len = planes.len() / PLANES;
     let word = |(at, word): (usize, u64)| -> u32 {
-        (0..super::PLANES).map(|p| (word ^ planes[p * len + at]).count_ones() << p).sum()
+        (0..PLANES).map(|p| (word ^ planes[p * len + at]).count_ones() << p).sum()
     };
     words.enumerate().map(word).sum::<u32>() as i32
 }
 
-pub(super) fn score_signs(rows: &[u8], slots: &[u32], planes: &[u64], out: &mut Vec<i32>) {
-    super::score_rows(rows, slots, planes.len() / super::PLANES * 8, out, |row| sign_distance(row, planes));
+pub(super) fn score_signs(rows: impl Table<u8>, slots: &[u32], planes: &[u64], out: &mut Vec<i32>) {
+    score_rows(rows, slots, planes.len() / PLANES * 8, out, |row| sign_distance(row, planes));
 }
 
 pub(super) fn product_nibbles(a: &[u8], b: &[u8]) -> u32 {

@@ -24,10 +24,10 @@ pub(super) struct Case {
 }
 
 /// Compares one kernel of a path with the scalar one; the error says how they differ.
-type Check = fn(Kernels, &Case) -> Result<(), String>;
+pub(super) type Check = fn(Kernels, &Case) -> Result<(), String>;
 
 /// One line a kernel.
-const CHECKS: &[(&str, Check)] = &[
+pub(super) const CHECKS: &[(&str, Check)] = &[
     ("dot", dot),
     ("dot_f16", dot_f16),
     ("dot_codes", |path, case| both(path, |path| path.dot_codes(&case.code, &case.query))),
@@ -57,17 +57,17 @@ const CHECKS: &[(&str, Check)] = &[
     }),
     ("score_codes", |path, case| {
         let rows = matrix(&case.code);
-        both(path, |path| filled(|out| path.score_codes(&rows, &case.slots, &case.query, out)))
+        both(path, |path| filled(|out| path.score_codes(&rows[..], &case.slots, &case.query, out)))
     }),
     ("score_nibbles", |path, case| {
         let (code, query) = case.nibbles();
         let rows = matrix(code);
-        both(path, |path| filled(|out| path.score_nibbles(&rows, &case.slots, &query, out)))
+        both(path, |path| filled(|out| path.score_nibbles(&rows[..], &case.slots, &query, out)))
     }),
     ("score_signs", |path, case| {
         let (row, planes) = case.signs();
         let rows = matrix(row);
-        both(path, |path| filled(|out| path.score_signs(&rows, &case.slots, &planes, out)))
+        both(path, |path| filled(|out| path.score_signs(&rows[..], &case.slots, &planes, out)))
     }),
     ("matmul_q8", matmul_q8),
     ("score_f32", score_f32),
@@ -233,12 +233,12 @@ fn score_f32(path: Kernels, case: &Case) -> Result<(), String> {
     let rows = matrix(&case.b);
     let one = |&slot: &u32| path.dot(&case.a, &rows[slot as usize * case.a.len()..][..case.a.len()]);
     let expected = case.slots.iter().map(one).collect();
-    same(filled(|out| path.score_f32(&rows, &case.slots, &case.a, out)), expected)
+    same(filled(|out| path.score_f32(&rows[..], &case.slots, &case.a, out)), expected)
 }
 
 fn score_f16(path: Kernels, case: &Case) -> Result<(), String> {
     let rows = matrix(&case.halves());
     let one = |&slot: &u32| path.dot_f16(&case.a, &rows[slot as usize * case.a.len()..][..case.a.len()]);
     let expected = case.slots.iter().map(one).collect();
-    same(filled(|out| path.score_f16(&rows, &case.slots, &case.a, out)), expected)
+    same(filled(|out| path.score_f16(&rows[..], &case.slots, &case.a, out)), expected)
 }

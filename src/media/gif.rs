@@ -13,7 +13,6 @@ use std::num::NonZeroU64;
 
 use image::RgbImage;
 
-use super::image::check_size;
 use super::{Error, Limits};
 
 /// The first frame on its canvas.
@@ -32,7 +31,7 @@ pub(super) fn first_frame(bytes: &[u8], limits: &Limits) -> Result<RgbImage, Err
     let frame = frame.ok_or_else(|| Error::Damaged("it has no frame".into()))?.clone();
     let [left, top, columns, rows] = [frame.left, frame.top, frame.width, frame.height].map(u32::from);
     let (width, height) = (u32::from(canvas.0).max(left + columns), u32::from(canvas.1).max(top + rows));
-    check_size(width, height, limits)?;
+    limits.check_size(width, height)?;
     let mut indices = vec![0; reader.buffer_size()];
     reader.read_into_buffer(&mut indices).map_err(damaged)?;
 

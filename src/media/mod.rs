@@ -11,6 +11,7 @@
 //! | `points.rs` | PLY, XYZ, npy | `[N, 3]` |
 //! | `npy.rs` | numpy's arrays | numbers |
 //! | `bilinear.rs` | | resizing along one axis |
+//! | `limits.rs` | | what one picture may cost |
 //!
 //! Preprocessing is part of the model: a plain resize in place of the reference's costs about 1 % of cosine. So every
 //! rule here that changes a number is part of a fingerprint, which a cache keeps beside its weights' fingerprint.
@@ -20,6 +21,7 @@ mod bilinear;
 mod gif;
 pub mod image;
 pub mod imu;
+mod limits;
 pub mod npy;
 pub mod plane;
 pub mod points;
@@ -28,8 +30,9 @@ pub mod video;
 use serde::{Deserialize, Serialize};
 
 pub use audio::AudioLimits;
-pub use image::{ImageOptions, Limits, Orientation, Rgb};
+pub use image::{ImageOptions, Orientation, Rgb};
 pub use imu::ImuOptions;
+pub use limits::Limits;
 pub use plane::{DepthOptions, ThermalOptions};
 pub use points::{PointLimits, PointOptions};
 

@@ -1,20 +1,19 @@
-//! `AdminService`: list, count, switch generations, change items.
+//! `AdminService`: make, name and list caches, count requests, switch generations. Items: `items.rs`.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
-
-use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::cache::{failures, micros};
+use super::cache::row_dtype;
 use super::convert;
 use super::door::{Door, Load};
-use super::proto::{self, admin_service_server::AdminService, upsert_item};
+use super::items;
+use super::proto::{self, admin_service_server::AdminService};
 use super::status;
 use super::stream::{Answers, answer_each};
 use crate::flow::{self, App};
-use crate::types::{Generation, ItemId};
+use crate::store::{CacheRecord, Store};
+use crate::types::{CacheName, Generation};
 
 pub(super) struct Service {
     app: Arc<App>,
@@ -80,11 +79,19 @@ impl AdminService for Service {
         let mut pass = self.door.enter("viscache.v1.AdminService/Reload")?;
         let (metadata, _, request) = request.into_parts();
         let work = move |app: &App, _: &flow::Call| {
-            let cache = app.cache(&request.cache)?;
-            let changed = cache.reload()?;
-            let snapshot = cache.snapshot();
-            let (generation, sequence) = (snapshot.generation().0, snapshot.delta().sequence);
-            Ok(proto::ReloadResponse { generation, changed, sequence })
+            if request.all && !request.cache.is_empty() {
+                return Err(convert::argument("cache", "is named, and all are asked for"));
+            }
+            let done = flow::reload(app, &request.cache, request.all)?;
+            let names = |names: Vec<CacheName>| names.into_iter().map(String::from).collect();
+            let snapshot = done.cache.map(|cache| cache.snapshot());
+            Ok(proto::ReloadResponse {
+                generation: snapshot.as_ref().map_or(0, |snapshot| snapshot.generation().0),
+                changed: done.changed,
+                sequence: snapshot.as_ref().map_or(0, |snapshot| snapshot.delta().sequence),
+                opened: names(done.opened),
+                closed: names(done.closed),
+            })
         };
         let (reply, _) = self.door.work(&mut pass, &self.app, &metadata, Load::Heavy, work).await?;
         pass.count(1, 0);
@@ -96,7 +103,7 @@ impl AdminService for Service {
         request: Request<proto::UpsertRequest>,
     ) -> Result<Response<proto::UpsertResponse>, Status> {
         let (metadata, _, request) = request.into_parts();
-        Ok(Response::new(upsert(&self.app, &self.door, &metadata, request).await?))
+        Ok(Response::new(items::upsert(&self.app, &self.door, &metadata, request).await?))
     }
 
     type UpsertStreamStream = Answers<proto::UpsertStreamResponse>;
@@ -110,7 +117,7 @@ impl AdminService for Service {
         Ok(Response::new(answer_each(requests, move |message: proto::UpsertStreamRequest| {
             let (app, door, metadata) = (app.clone(), door.clone(), metadata.clone());
             async move {
-                let answer = upsert(&app, &door, &metadata, message.request.unwrap_or_default()).await;
+                let answer = items::upsert(&app, &door, &metadata, message.request.unwrap_or_default()).await;
                 let status = answer.as_ref().err().map(status::message).unwrap_or_default();
                 proto::UpsertStreamResponse { tag: message.tag, status: Some(status), response: answer.ok() }
             }
@@ -121,19 +128,111 @@ impl AdminService for Service {
         &self,
         request: Request<proto::DeleteRequest>,
     ) -> Result<Response<proto::DeleteResponse>, Status> {
-        let mut pass = self.door.enter("viscache.v1.AdminService/Delete")?;
         let (metadata, _, request) = request.into_parts();
-        let work = move |app: &App, call: &flow::Call| {
-            let ids = convert::item_ids(app, &request.ids)?;
-            let changed = flow::delete(app, &request.cache, &ids, call)?;
-            let results = ids.iter().zip(changed.results);
-            let results: Vec<_> =
-                results.map(|(&ItemId(id), found)| proto::DeleteResult { id, found }).collect();
-            let deleted = results.iter().filter(|result| result.found).count() as u64;
-            Ok(proto::DeleteResponse { results, deleted, sequence: changed.snapshot.delta().sequence })
+        Ok(Response::new(items::delete(&self.app, &self.door, &metadata, request).await?))
+    }
+
+    async fn update_items(
+        &self,
+        request: Request<proto::UpdateItemsRequest>,
+    ) -> Result<Response<proto::UpdateItemsResponse>, Status> {
+        let (metadata, _, request) = request.into_parts();
+        Ok(Response::new(items::update(&self.app, &self.door, &metadata, request).await?))
+    }
+
+    async fn list_items(
+        &self,
+        request: Request<proto::ListItemsRequest>,
+    ) -> Result<Response<proto::ListItemsResponse>, Status> {
+        let (metadata, _, request) = request.into_parts();
+        Ok(Response::new(items::list(&self.app, &self.door, &metadata, request).await?))
+    }
+
+    async fn count_items(
+        &self,
+        request: Request<proto::CountItemsRequest>,
+    ) -> Result<Response<proto::CountItemsResponse>, Status> {
+        let (metadata, _, request) = request.into_parts();
+        Ok(Response::new(items::count(&self.app, &self.door, &metadata, request).await?))
+    }
+
+    async fn create_cache(
+        &self,
+        request: Request<proto::CreateCacheRequest>,
+    ) -> Result<Response<proto::CreateCacheResponse>, Status> {
+        let mut pass = self.door.enter("viscache.v1.AdminService/CreateCache")?;
+        let (metadata, _, request) = request.into_parts();
+        let work = move |app: &App, _: &flow::Call| {
+            let record = flow::create(app, &convert::create(request)?)?;
+            let store = app.store.as_ref().ok_or(flow::Error::NoStore)?;
+            summary(app, store, &[], record)
+        };
+        let (cache, _) = self.door.work(&mut pass, &self.app, &metadata, Load::Heavy, work).await?;
+        pass.count(1, 0);
+        Ok(Response::new(proto::CreateCacheResponse { cache: Some(cache) }))
+    }
+
+    async fn delete_cache(
+        &self,
+        request: Request<proto::DeleteCacheRequest>,
+    ) -> Result<Response<proto::DeleteCacheResponse>, Status> {
+        let mut pass = self.door.enter("viscache.v1.AdminService/DeleteCache")?;
+        let (metadata, _, request) = request.into_parts();
+        let work = move |app: &App, _: &flow::Call| {
+            let name = convert::name("name", &request.name)?;
+            let (record, aliases) = flow::delete_cache(app, &name, request.force)?;
+            let aliases = aliases.into_iter().map(String::from).collect();
+            Ok(proto::DeleteCacheResponse { items: record.items, aliases })
         };
         let (reply, _) = self.door.work(&mut pass, &self.app, &metadata, Load::Heavy, work).await?;
-        pass.count(reply.results.len(), 0);
+        pass.count(1, 0);
+        Ok(Response::new(reply))
+    }
+
+    async fn rename_cache(
+        &self,
+        request: Request<proto::RenameCacheRequest>,
+    ) -> Result<Response<proto::RenameCacheResponse>, Status> {
+        let mut pass = self.door.enter("viscache.v1.AdminService/RenameCache")?;
+        let (metadata, _, request) = request.into_parts();
+        let work = move |app: &App, _: &flow::Call| {
+            let from = convert::name("name", &request.name)?;
+            flow::rename(app, &from, &convert::name("new_name", &request.new_name)?)
+        };
+        self.door.work(&mut pass, &self.app, &metadata, Load::Heavy, work).await?;
+        pass.count(1, 0);
+        Ok(Response::new(proto::RenameCacheResponse {}))
+    }
+
+    async fn set_alias(
+        &self,
+        request: Request<proto::SetAliasRequest>,
+    ) -> Result<Response<proto::SetAliasResponse>, Status> {
+        let mut pass = self.door.enter("viscache.v1.AdminService/SetAlias")?;
+        let (metadata, _, request) = request.into_parts();
+        let work = move |app: &App, _: &flow::Call| {
+            let alias = convert::name("alias", &request.alias)?;
+            let (cache, previous) = flow::set_alias(app, &alias, &convert::name("cache", &request.cache)?)?;
+            let previous = previous.map(String::from).unwrap_or_default();
+            Ok(proto::SetAliasResponse { cache: cache.into(), previous })
+        };
+        let (reply, _) = self.door.work(&mut pass, &self.app, &metadata, Load::Heavy, work).await?;
+        pass.count(1, 0);
+        Ok(Response::new(reply))
+    }
+
+    async fn delete_alias(
+        &self,
+        request: Request<proto::DeleteAliasRequest>,
+    ) -> Result<Response<proto::DeleteAliasResponse>, Status> {
+        let mut pass = self.door.enter("viscache.v1.AdminService/DeleteAlias")?;
+        let (metadata, _, request) = request.into_parts();
+        let work = move |app: &App, _: &flow::Call| {
+            let cache = flow::delete_alias(app, &convert::name("alias", &request.alias)?)?;
+            Ok(proto::DeleteAliasResponse { cache: cache.into() })
+        };
+        let (reply, _) = self.door.work(&mut pass, &self.app, &metadata, Load::Heavy, work).await?;
+        pass.count(1, 0);
         Ok(Response::new(reply))
     }
 
@@ -154,59 +253,36 @@ impl AdminService for Service {
     }
 }
 
-async fn upsert(
-    app: &Arc<App>,
-    door: &Door,
-    metadata: &MetadataMap,
-    request: proto::UpsertRequest,
-) -> Result<proto::UpsertResponse, Status> {
-    let mut pass = door.enter("viscache.v1.AdminService/Upsert")?;
-    let media = |item: &proto::UpsertItem| matches!(item.content, Some(upsert_item::Content::Media(_)));
-    let load = if request.items.iter().any(media) { Load::Model } else { Load::Heavy };
-    let work = move |app: &App, call: &flow::Call| {
-        let start = Instant::now();
-        let named = if request.vectors.is_some() { "vectors" } else { "items" };
-        let ids: Vec<ItemId> = request.items.iter().filter_map(|item| item.id.map(ItemId)).collect();
-        let items = convert::upserts(app, request.vectors.as_ref(), request.items)?;
-        let changed = flow::upsert(app, &request.cache, items, &ids, call)?;
-        let results = changed.results.iter().enumerate().map(|(i, result)| proto::UpsertResult {
-            status: Some(status::outcome(result, &format!("{named}[{i}]"))),
-            id: result.as_ref().map_or(0, |id| id.0),
-        });
-        let written = start.elapsed().saturating_sub(changed.embed);
-        let timings = proto::Timings {
-            embed_us: micros(changed.embed),
-            search_us: micros(written),
-            ..Default::default()
-        };
-        let sequence = changed.snapshot.delta().sequence;
-        Ok(proto::UpsertResponse { results: results.collect(), sequence, timings: Some(timings) })
-    };
-    let (mut reply, waited) = door.work(&mut pass, app, metadata, load, work).await?;
-    reply.timings.iter_mut().for_each(|t| t.queue_us = micros(waited));
-    pass.count(reply.results.len(), failures(reply.results.iter().map(|r| &r.status)));
-    Ok(reply)
+fn list(app: &App) -> Result<Vec<proto::CacheSummary>, flow::Error> {
+    let Some(store) = &app.store else { return Ok(Vec::new()) };
+    store.refresh()?;
+    let (records, aliases) = (store.caches()?, store.aliases()?);
+    records.into_iter().map(|record| summary(app, store, &aliases, record)).collect()
 }
 
-fn list(app: &App) -> Result<Vec<proto::CacheSummary>, flow::Error> {
-    let fail = |e: crate::store::Error| flow::Error::Cache(e.into());
-    let Some(store) = &app.store else { return Ok(Vec::new()) };
-    store.refresh().map_err(fail)?;
-    let records = store.caches().map_err(fail)?;
-    let summary = |record: crate::store::CacheRecord| {
-        let generations = store.generations(record.id).map_err(fail)?;
-        let served = app.caches.get(&record.name);
-        let open = served.and_then(|served| served.as_ref().ok());
-        Ok(proto::CacheSummary {
-            name: record.name.to_string(),
-            dim: record.dim as u32,
-            items: record.items,
-            generations: generations.iter().map(|g| g.generation.0).collect(),
-            current_generation: record.current.map_or(0, |g| g.0),
-            served_generation: open.map_or(0, |cache| cache.snapshot().generation().0),
-            model: record.origin.model,
-            problem: served.and_then(|served| served.as_ref().err().cloned()).unwrap_or_default(),
-        })
-    };
-    records.into_iter().map(summary).collect()
+/// * `aliases`: all that there are, each with its cache.
+fn summary(
+    app: &App,
+    store: &Store,
+    aliases: &[(CacheName, CacheName)],
+    record: CacheRecord,
+) -> Result<proto::CacheSummary, flow::Error> {
+    // Of a cache that was never indexed there is nothing to look for.
+    let generations = if record.current.is_some() { store.generations(record.id)? } else { Vec::new() };
+    let served = app.caches.served(&record.name);
+    let open = served.as_ref().and_then(|served| served.as_ref().ok());
+    let own = aliases.iter().filter(|(_, cache)| *cache == record.name);
+    Ok(proto::CacheSummary {
+        name: record.name.to_string(),
+        dim: record.dim as u32,
+        items: record.items,
+        generations: generations.iter().map(|g| g.generation.0).collect(),
+        current_generation: record.current.map_or(0, |g| g.0),
+        served_generation: open.map_or(0, |cache| cache.snapshot().generation().0),
+        model: record.origin.model,
+        problem: served.as_ref().and_then(|served| served.as_ref().err().cloned()).unwrap_or_default(),
+        aliases: own.map(|(alias, _)| alias.to_string()).collect(),
+        row_dtype: row_dtype(record.rows).into(),
+        served: open.is_some(),
+    })
 }

@@ -6,16 +6,16 @@ use std::time::Duration;
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::convert;
+use super::convert::{self, micros};
 use super::door::{Door, Load};
 use super::proto::{self, Dtype, cache_service_server::CacheService, part};
-use super::status;
+use super::status::{self, failures};
 use super::stream::{Answers, answer_each};
 use crate::cache::{Cache, Snapshot};
 use crate::flow::{self, Answer, App, Enhanced, SnapshotRef};
 use crate::index::{Cost, Plan, SearchParams};
 use crate::kernels::Kernels;
-use crate::store::RowType;
+use crate::store::{ItemRecord, RowType};
 use crate::types::ItemId;
 
 pub(super) struct Service {
@@ -129,7 +129,7 @@ impl CacheService for Service {
     ) -> Result<Response<proto::DescribeResponse>, Status> {
         let mut pass = self.door.enter("viscache.v1.CacheService/Describe")?;
         let (metadata, _, request) = request.into_parts();
-        let work = move |app: &App, _: &flow::Call| Ok(describe(app, app.cache(&request.cache)?));
+        let work = move |app: &App, _: &flow::Call| Ok(describe(app, &*app.cache(&request.cache)?));
         let (reply, _) = self.door.work(&mut pass, &self.app, &metadata, Load::Heavy, work).await?;
         pass.count(1, 0);
         Ok(Response::new(reply))
@@ -209,7 +209,7 @@ fn load(app: &App, request: &proto::EnhanceRequest) -> Load {
     };
     let narrow = convert::aim(app, request.search.as_ref())
         .and_then(params)
-        .is_ok_and(|search| !search.exact && search.ef_search.max(search.rescore) <= LIGHT_EF)
+        .is_ok_and(|search| !search.exact && search.ef_search.max(snapshot.rescore(&search)) <= LIGHT_EF)
         && convert::blend_params(app, request.blend).is_ok_and(|blend| blend.top_k <= LIGHT_EF);
     let in_memory = snapshot.rows_in_memory() && snapshot.delta().rows <= LIGHT_DELTA;
     let all = request.filter.is_none();
@@ -257,31 +257,42 @@ fn item(snapshot: &Snapshot, id: u64, vectors: bool) -> Result<proto::ItemResult
         true => store.row(cache.id, ItemId(id)).map_err(fail)?,
         false => None,
     };
-    Ok(proto::ItemResult {
+    let row = row.map(|row| crate::cache::decode_row(&row, cache.rows));
+    Ok(item_of(ItemId(id), record, row))
+}
+
+/// An item that is there.
+pub(super) fn item_of(id: ItemId, record: ItemRecord, row: Option<Vec<f32>>) -> proto::ItemResult {
+    proto::ItemResult {
         status: Some(Default::default()),
-        id,
+        id: id.0,
         uri: record.uri,
         modality: convert::modality(record.modality).into(),
         digest: record.digest.to_string(),
         tags: record.tags.into_iter().collect(),
-        embedding: row.map(|row| convert::row(&crate::cache::decode_row(&row, cache.rows), Dtype::F32)),
-    })
+        embedding: row.map(|row| convert::row(&row, Dtype::F32)),
+    }
+}
+
+/// A type of rows as a message says it.
+pub(super) fn row_dtype(rows: RowType) -> Dtype {
+    match rows {
+        RowType::F32 => Dtype::F32,
+        RowType::F16 => Dtype::F16,
+    }
 }
 
 fn describe(app: &App, cache: &Cache) -> proto::DescribeResponse {
     let snapshot = &*cache.snapshot();
     let delta = snapshot.delta();
     let (record, generation) = (snapshot.record(), snapshot.generation_record());
-    let live = app.sampler.live(cache.name(), generation.generation);
+    let live = app.sampler.live(&record.name, generation.generation);
     proto::DescribeResponse {
         source: Some(convert::source(snapshot)),
         dim: record.dim as u32,
         items: generation.items,
-        row_dtype: match record.rows {
-            RowType::F32 => Dtype::F32.into(),
-            RowType::F16 => Dtype::F16.into(),
-        },
-        codes: snapshot.index().summary().codes.word().into(),
+        row_dtype: row_dtype(record.rows).into(),
+        codes: snapshot.index().codes().word().into(),
         rows_in_memory: snapshot.loaded().plan.rows > 0,
         memory_bytes: snapshot.loaded().plan.total(),
         recall: convert::recall(&generation.recall),
@@ -292,7 +303,7 @@ fn describe(app: &App, cache: &Cache) -> proto::DescribeResponse {
         }),
         default_search: Some(proto::SearchParams {
             ef_search: Some(app.default_search.ef_search as u32),
-            rescore: Some(app.default_search.rescore as u32),
+            rescore: Some(snapshot.rescore(&app.default_search) as u32),
             exact: app.default_search.exact,
             target_recall: app.default_target.map(f64::from),
             query_kind: String::new(),
@@ -317,6 +328,8 @@ fn describe(app: &App, cache: &Cache) -> proto::DescribeResponse {
         recall_sampling_rate: app.sampler.rate(),
         recall_samples_dropped: app.sampler.dropped(),
         decoder: app.generator.as_ref().map(|generator| super::generate::decoder(generator.llm())),
+        codes_choice: generation.choice.as_ref().map(convert::codes_choice),
+        flat_curves: convert::flat_curves(generation),
     }
 }
 
@@ -337,12 +350,4 @@ fn cost(cost: Cost, plan: Plan, matching: usize, params: &SearchParams) -> proto
 fn timings(queue: Duration, embed: Duration, search: Duration, blend: Duration) -> proto::Timings {
     let [queue_us, embed_us, search_us, blend_us] = [queue, embed, search, blend].map(micros);
     proto::Timings { queue_us, embed_us, search_us, blend_us }
-}
-
-pub(super) fn micros(duration: Duration) -> u64 {
-    duration.as_micros() as u64
-}
-
-pub(super) fn failures<'a>(statuses: impl Iterator<Item = &'a Option<tonic_types::pb::Status>>) -> usize {
-    statuses.filter(|status| status.as_ref().is_some_and(|s| s.code != 0)).count()
 }

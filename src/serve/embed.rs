@@ -6,11 +6,10 @@ use std::time::{Duration, Instant};
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::cache::{failures, micros};
-use super::convert;
+use super::convert::{self, micros};
 use super::door::{Door, Load};
 use super::proto::{self, EmbedOutput, embed_service_server::EmbedService};
-use super::status;
+use super::status::{self, failures};
 use super::stream::{Answers, answer_each};
 use crate::flow::{self, App, MediaInput};
 use crate::models::encoder::Encoded;

@@ -11,12 +11,12 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::{Stream, StreamExt};
 use tonic::{Request, Response, Status};
 
-use super::convert;
+use super::convert::{self, micros};
 use super::door::{Door, Load, Pass};
 use super::proto::{
     self, CacheMode, DecoderFamily, generate_event, generate_service_server::GenerateService,
 };
-use super::status;
+use super::status::{self, failures};
 use crate::batch::{self, StopReason};
 use crate::flow::{self, App, Branch, Conditioning, ExpertKind, Shown};
 use crate::models::llama::{Family, SampleParams};
@@ -102,7 +102,7 @@ impl GenerateService for Service {
             })
         };
         let (reply, _) = self.door.work(&mut pass, &self.app, &metadata, Load::Model, work).await?;
-        pass.count(reply.scores.len(), super::cache::failures(reply.scores.iter().map(|s| &s.status)));
+        pass.count(reply.scores.len(), failures(reply.scores.iter().map(|s| &s.status)));
         Ok(Response::new(reply))
     }
 }
@@ -174,9 +174,9 @@ impl Answer {
                     answer_tokens: self.tokens,
                     tail: finish.text,
                     text: std::mem::take(&mut self.text),
-                    queue_us: super::cache::micros(finish.queued),
-                    prefill_us: super::cache::micros(finish.prefill),
-                    decode_us: super::cache::micros(finish.decode),
+                    queue_us: micros(finish.queued),
+                    prefill_us: micros(finish.prefill),
+                    decode_us: micros(finish.decode),
                 }))
             }
             batch::Event::Failed(error) => Err(status::of(&error.into())),
@@ -214,11 +214,7 @@ fn finding(found: &flow::Finding) -> proto::Finding {
         ExpertKind::Ocr => proto::Expert::Ocr,
         ExpertKind::Caption => proto::Expert::Caption,
     };
-    proto::Finding {
-        expert: expert.into(),
-        text: found.text.clone(),
-        took_us: super::cache::micros(found.took),
-    }
+    proto::Finding { expert: expert.into(), text: found.text.clone(), took_us: micros(found.took) }
 }
 
 /// A loaded decoder as a message.

@@ -15,6 +15,7 @@
 //! | `stream.rs` | many requests over one stream, in order |
 //! | `status.rs` | domain error → Status: one exhaustive match |
 //! | `cache.rs` `embed.rs` `generate.rs` `admin.rs` | the services |
+//! | `items.rs` | what `admin.rs` does with items |
 
 mod admin;
 mod cache;
@@ -22,6 +23,7 @@ mod convert;
 mod door;
 mod embed;
 mod generate;
+mod items;
 mod packing;
 pub mod proto;
 mod status;

@@ -5,7 +5,13 @@
 //! | `INVALID_ARGUMENT` | INVALID_ARGUMENT | mend the field that is named; trying again does not help |
 //! | `DEGENERATE` | INVALID_ARGUMENT | the vectors cancel out; the message says what to change |
 //! | `BAD_MEDIA` | INVALID_ARGUMENT | the file or text cannot be read; send another |
-//! | `CACHE_NOT_FOUND`, `ITEM_NOT_FOUND`, `GENERATION_NOT_FOUND` | NOT_FOUND | name another |
+//! | `CACHE_NOT_FOUND`, `ALIAS_NOT_FOUND`, `ITEM_NOT_FOUND`, `GENERATION_NOT_FOUND` | NOT_FOUND | name another |
+//! | `NAME_TAKEN` | ALREADY_EXISTS | a cache or an alias has the name; take another |
+//! | `IS_ALIAS` | FAILED_PRECONDITION | name the cache itself, which the message does |
+//! | `HAS_ALIASES` | FAILED_PRECONDITION | move or delete the aliases first, or set `force` |
+//! | `TOO_MANY_CACHES`, `NO_STORE` | FAILED_PRECONDITION | look after the store: delete caches, raise the limit, name one |
+//! | `AMBIGUOUS_URI` | FAILED_PRECONDITION | several items have the uri; name the id, or delete all but one |
+//! | `REQUEST_ID_REUSED` | ALREADY_EXISTS | another request had this id; take a new one |
 //! | `NO_MATCH` | NOT_FOUND | no item matches the filter, so an Enhance has nothing to blend; loosen it |
 //! | `CACHE_UNAVAILABLE`, `FINGERPRINT_MISMATCH`, `NOT_INDEXED` | FAILED_PRECONDITION | look after the cache |
 //! | `NOT_CALIBRATED` | FAILED_PRECONDITION | run `index-builder index`, or give `ef_search` in place of a target |
@@ -30,18 +36,21 @@
 //! `BadRequest`, those worth retrying `RetryInfo`.
 
 use std::collections::HashMap;
-use std::error::Error as _;
 use std::time::Duration;
 
 use prost::Message;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, FieldViolation, StatusExt, pb};
 
+use crate::flow::Refusal;
+use crate::store::RequestResult;
 use crate::{blend, cache, flow, index, models, store};
 
 const DOMAIN: &str = "viscache";
 /// When a refused request may come back.
 const RETRY_DELAY: Duration = Duration::from_millis(200);
+/// Bytes of a sentence that is remembered with a request.
+const REMEMBERED_BYTES: usize = 512;
 
 /// The status of an error of a whole request.
 pub(super) fn of(error: &flow::Error) -> Status {
@@ -51,16 +60,7 @@ pub(super) fn of(error: &flow::Error) -> Status {
 /// The status of an error, blamed on a field of the request when it does not itself name one.
 fn at(error: &flow::Error, field: Option<&str>) -> Status {
     let (code, reason) = classify(error);
-    let mut message = error.to_string();
-    let mut source = error.source();
-    // Transparent variants repeat their source's text; only what it adds is appended.
-    while let Some(cause) = source {
-        let text = cause.to_string();
-        if !message.contains(&text) {
-            message = format!("{message}: {text}");
-        }
-        source = cause.source();
-    }
+    let message = told(error);
     let mut details = ErrorDetails::with_error_info(reason, DOMAIN, HashMap::new());
     if let flow::Error::Argument { field, description } = error {
         details.set_bad_request(vec![FieldViolation::new(field, description)]);
@@ -76,6 +76,44 @@ fn at(error: &flow::Error, field: Option<&str>) -> Status {
         details.set_retry_info(Some(RETRY_DELAY));
     }
     Status::with_error_details(code, message, details)
+}
+
+/// An error and what caused it, in a sentence.
+fn told(error: &dyn std::error::Error) -> String {
+    let mut message = error.to_string();
+    let mut source = error.source();
+    // Transparent variants repeat their source's text; only what it adds is appended.
+    while let Some(cause) = source {
+        let text = cause.to_string();
+        if !message.contains(&text) {
+            message = format!("{message}: {text}");
+        }
+        source = cause.source();
+    }
+    message
+}
+
+/// Why an item was refused, as it is remembered for a request that comes again.
+pub(super) fn remembered(refusal: &Refusal<'_>) -> RequestResult {
+    let ((code, reason), mut message) = match refusal {
+        Refusal::Before(error) => (classify(error), told(error)),
+        Refusal::ByCache(error) => (classify_cache(error), told(error)),
+    };
+    message.truncate(message.floor_char_boundary(REMEMBERED_BYTES));
+    RequestResult::Refused { code: code as i32, reason: reason.into(), message }
+}
+
+/// The outcome of an item of a request that came before.
+///
+/// * `field`: as [`outcome`] has it.
+pub(super) fn again(result: &RequestResult, field: &str) -> pb::Status {
+    let RequestResult::Refused { code, reason, message: told } = result else { return pb::Status::default() };
+    let mut details = ErrorDetails::with_error_info(reason, DOMAIN, HashMap::new());
+    let code = Code::from_i32(*code);
+    if code == Code::InvalidArgument {
+        details.set_bad_request(vec![FieldViolation::new(field, told)]);
+    }
+    message(&Status::with_error_details(code, told, details))
 }
 
 /// The status of a full house.
@@ -122,6 +160,9 @@ fn classify(error: &flow::Error) -> (Code, &'static str) {
         flow::Error::Argument { .. } => (Code::InvalidArgument, "INVALID_ARGUMENT"),
         flow::Error::NoCache { .. } | flow::Error::NoDefaultCache(_) => (Code::NotFound, "CACHE_NOT_FOUND"),
         flow::Error::CacheUnavailable { .. } => (Code::FailedPrecondition, "CACHE_UNAVAILABLE"),
+        flow::Error::ReadOnly => (Code::FailedPrecondition, "READ_ONLY"),
+        flow::Error::NoStore => (Code::FailedPrecondition, "NO_STORE"),
+        flow::Error::TooManyCaches { .. } => (Code::FailedPrecondition, "TOO_MANY_CACHES"),
         flow::Error::Fingerprint { .. } => (Code::FailedPrecondition, "FINGERPRINT_MISMATCH"),
         flow::Error::NoDecoder => (Code::FailedPrecondition, "DECODER_NOT_LOADED"),
         flow::Error::Prompt(_) => (Code::InvalidArgument, "BAD_PROMPT"),
@@ -159,7 +200,12 @@ fn classify_cache(error: &cache::Error) -> (Code, &'static str) {
         }
         cache::Error::Compacting(_) => (Code::Unavailable, "COMPACTING"),
         cache::Error::Overtaken { .. } => (Code::Aborted, "OVERTAKEN"),
-        cache::Error::NoFreeId(_) => (Code::InvalidArgument, "INVALID_ARGUMENT"),
+        cache::Error::NoFreeId(_) | cache::Error::NotAnId(..) => (Code::InvalidArgument, "INVALID_ARGUMENT"),
+        cache::Error::Deleted(_) => (Code::NotFound, "CACHE_NOT_FOUND"),
+        cache::Error::NoItem(_) => (Code::NotFound, "ITEM_NOT_FOUND"),
+        cache::Error::TagBytes { .. } | cache::Error::NoUri => (Code::InvalidArgument, "INVALID_ARGUMENT"),
+        cache::Error::AmbiguousUri { .. } => (Code::FailedPrecondition, "AMBIGUOUS_URI"),
+        cache::Error::RequestReused(_) => (Code::AlreadyExists, "REQUEST_ID_REUSED"),
         cache::Error::Poisoned(_) | cache::Error::Thread(_) => (Code::Internal, "INTERNAL"),
         cache::Error::Row { .. } => (Code::DataLoss, "DATA_DAMAGED"),
     }
@@ -169,14 +215,20 @@ fn classify_store(error: &store::Error) -> (Code, &'static str) {
     match error {
         store::Error::Locked { .. } => (Code::Unavailable, "STORE_LOCKED"),
         store::Error::NoCache { .. } => (Code::NotFound, "CACHE_NOT_FOUND"),
-        store::Error::Damaged { .. } => (Code::DataLoss, "DATA_DAMAGED"),
-        store::Error::Missing { .. }
-        | store::Error::TooNew { .. }
-        | store::Error::CacheExists(_)
-        | store::Error::ReadOnly => (Code::FailedPrecondition, "CACHE_UNAVAILABLE"),
-        store::Error::Rocks { .. } | store::Error::Folder { .. } | store::Error::Scratch { .. } => {
-            (Code::Internal, "INTERNAL")
+        store::Error::CacheExists(_) | store::Error::AliasExists { .. } => {
+            (Code::AlreadyExists, "NAME_TAKEN")
         }
+        store::Error::IsAlias { .. } => (Code::FailedPrecondition, "IS_ALIAS"),
+        store::Error::HasAliases { .. } => (Code::FailedPrecondition, "HAS_ALIASES"),
+        store::Error::NoAlias { .. } => (Code::NotFound, "ALIAS_NOT_FOUND"),
+        store::Error::Damaged { .. } => (Code::DataLoss, "DATA_DAMAGED"),
+        store::Error::Missing { .. } | store::Error::TooNew { .. } | store::Error::ReadOnly => {
+            (Code::FailedPrecondition, "CACHE_UNAVAILABLE")
+        }
+        store::Error::Rocks { .. }
+        | store::Error::Unmerged { .. }
+        | store::Error::Folder { .. }
+        | store::Error::Scratch { .. } => (Code::Internal, "INTERNAL"),
     }
 }
 
@@ -229,6 +281,11 @@ pub fn code_name(code: Code) -> &'static str {
         Code::DataLoss => "DATA_LOSS",
         Code::Unauthenticated => "UNAUTHENTICATED",
     }
+}
+
+/// How many results of a reply are none.
+pub(super) fn failures<'a>(statuses: impl Iterator<Item = &'a Option<pb::Status>>) -> usize {
+    statuses.filter(|status| status.as_ref().is_some_and(|s| s.code != 0)).count()
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use rocksdb::WriteBatch;
 
 use super::keys::Key;
-use super::records;
+use super::records::{self, ItemStamp, Stamped};
 use super::{
     BLOBS, CHANGES, CacheId, CacheRecord, ChangeRecord, GenerationRecord, ITEMS, ItemRecord, LEDGER,
     LedgerRecord, META, Store, VECTORS,
@@ -17,18 +17,30 @@ pub struct Batch<'a> {
 }
 
 impl Batch<'_> {
-    /// Puts an item and its row (little-endian components of the cache's row type).
-    pub fn put_item(&mut self, cache: CacheId, id: ItemId, record: &ItemRecord, row: &[u8]) {
-        self.put(ITEMS, Key::item(cache, id), records::encode(record));
+    /// Puts an item and its row (little-endian components of the cache's row type), to be found by its uri too. Of an item that it
+    /// replaces, [`Batch::delete_uri`] comes first.
+    ///
+    /// * `sequence`: of the last change of the cache, this one included if it is in the log.
+    pub fn put_item(&mut self, cache: CacheId, id: ItemId, record: &ItemRecord, row: &[u8], sequence: u64) {
+        self.put_item_record(cache, id, record, row, sequence);
         self.put(VECTORS, Key::item(cache, id), row);
     }
 
-    /// Replaces an item's record, leaving its row.
-    pub fn put_item_record(&mut self, cache: CacheId, id: ItemId, record: &ItemRecord) {
-        self.put(ITEMS, Key::item(cache, id), records::encode(record));
+    /// Replaces an item's record, leaving its row; otherwise as [`Batch::put_item`].
+    pub fn put_item_record(
+        &mut self,
+        cache: CacheId,
+        id: ItemId,
+        record: &ItemRecord,
+        row: &[u8],
+        sequence: u64,
+    ) {
+        let stamp = ItemStamp::of(sequence, row);
+        self.put(ITEMS, Key::item(cache, id), records::encode(&Stamped { record, stamp }));
+        self.put_uri(cache, &record.uri, id);
     }
 
-    /// Takes out an item: its record and its row.
+    /// Takes out an item: its record and its row. [`Batch::delete_uri`] takes out its uri.
     pub fn delete_item(&mut self, cache: CacheId, id: ItemId) {
         self.writes.delete_cf(&self.store.family(ITEMS), Key::item(cache, id));
         self.writes.delete_cf(&self.store.family(VECTORS), Key::item(cache, id));

@@ -6,6 +6,13 @@
 //!
 //! Parts are written as the bytes arrive and are nobody's until a generation record says that they count. A reader
 //! knows the whole length from that record, so a missing part, a short one and a flipped byte are all told apart.
+//!
+//! ```text
+//! parts ─► memory ─► table files, synced ([`Store::flush_blobs`]) ─► the generation's record, by the log, synced
+//! ```
+//! They do not go through RocksDB's log: an index would be written twice, once into the log and once into the table files that it is
+//! flushed to before it counts. So a crash before the flush leaves nothing of what was still in memory, and nothing that anybody asks for.
+//! Deletions of parts do go through the log: one that was lost would only leave orphans.
 
 use std::io::{self, Read, Write};
 use std::path::PathBuf;
@@ -15,7 +22,7 @@ use std::thread::ScopedJoinHandle;
 
 use rocksdb::WriteOptions;
 
-use super::{Access, BLOBS, CacheId, Error, Key, Store};
+use super::{Access, BLOBS, BlobKind, CacheId, Error, Key, Store};
 use crate::types::Generation;
 
 /// Most data bytes of one part.
@@ -27,19 +34,8 @@ const VERSION: u8 = 1;
 const CHECKSUM_LEN: usize = 16;
 const PREFIX_LEN: usize = 1 + CHECKSUM_LEN;
 
-/// What a blob is. The numbers are on disk.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u8)]
-pub enum BlobKind {
-    /// The frozen index.
-    Index = 1,
-    /// Which slots have which tag.
-    Tags = 2,
-    /// The sample of queries that the graph was repaired for.
-    Queries = 3,
-}
-
-/// Writes one blob; [`Write::flush`] and drop write nothing, [`BlobWriter::finish`] does.
+/// Writes one blob; [`Write::flush`] and drop write nothing, [`BlobWriter::finish`] does. On disk it is once
+/// [`Store::flush_blobs`] has returned.
 pub struct BlobWriter<'a> {
     store: &'a Store,
     cache: CacheId,
@@ -57,8 +53,8 @@ impl Store {
         BlobWriter { store: self, cache, generation, kind, buffer, parts: 0, len: 0 }
     }
 
-    /// Moves written parts out of memory and the log into table files. Whoever opens the store would otherwise read the last 64 MiB of
-    /// them out of the log, and keep them in its own memory.
+    /// Moves written parts out of memory into table files, on disk when this returns: they are in no log, so this comes before a record
+    /// that counts them.
     ///
     /// # Errors
     /// [`Error::Rocks`].
@@ -77,7 +73,29 @@ impl Store {
         kind: BlobKind,
         into: &mut [u8],
     ) -> Result<(), Error> {
-        let read = |part: usize, data: &mut [u8]| {
+        let len = into.len();
+        let places: Vec<_> = into.chunks_mut(PART_LEN).map(Mutex::new).collect();
+        self.read_blob_by_parts(cache, generation, kind, len, |at, part| {
+            places[at / PART_LEN].lock().unwrap_or_else(PoisonError::into_inner).copy_from_slice(part);
+        })
+    }
+
+    /// Reads a blob and hands over its parts, each checked: the first before all others, these in any order and by several
+    /// threads at a time.
+    ///
+    /// * `len`: the blob's length. `take`: gets the place of a part's first byte, and the part.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`] naming the part.
+    pub fn read_blob_by_parts(
+        &self,
+        cache: CacheId,
+        generation: Generation,
+        kind: BlobKind,
+        len: usize,
+        take: impl Fn(usize, &[u8]) + Sync,
+    ) -> Result<(), Error> {
+        let read = |part: usize| {
             let damaged = |why: &str| Error::Damaged {
                 what: format!("part {part} of the {kind:?} blob of generation {generation}"),
                 why: why.into(),
@@ -85,8 +103,17 @@ impl Store {
             let key = Key::blob_part(cache, generation, kind, part as u32);
             let mut options = rocksdb::ReadOptions::default();
             options.fill_cache(false);
-            let value =
-                self.db.get_pinned_cf_opt(&self.family(BLOBS), key, &options).map_err(|e| self.rocks(e))?;
+            let family = self.family(BLOBS);
+            let get = || self.db.get_pinned_cf_opt(&family, &key, &options).map_err(|e| self.rocks(e));
+            let value = match get()? {
+                // A follower looks at the list of files first and at the log after, and may have met a record that came between the two.
+                // What it counts was in the files before.
+                None if self.access == Access::Read => {
+                    self.refresh()?;
+                    get()?
+                }
+                value => value,
+            };
             let value = value.ok_or_else(|| damaged("it is missing"))?;
             let Some((prefix, stored)) = value.split_at_checked(PREFIX_LEN) else {
                 return Err(damaged("it is cut short"));
@@ -94,18 +121,26 @@ impl Store {
             if prefix[0] != VERSION {
                 return Err(damaged("its version is unknown"));
             }
-            if stored.len() != data.len() {
+            if stored.len() != (len - part * PART_LEN).min(PART_LEN) {
                 return Err(damaged("it has the wrong length"));
             }
             if checksum(stored) != prefix[1..] {
                 return Err(damaged("its checksum does not match"));
             }
-            data.copy_from_slice(stored);
+            take(part * PART_LEN, stored);
             Ok(())
         };
-        let parts = Mutex::new(into.chunks_mut(PART_LEN).enumerate());
+        let count = len.div_ceil(PART_LEN);
+        if count > 0 {
+            read(0)?;
+        }
+        if count <= 1 {
+            // One part is not worth a thread, and a store may have thousands of small caches.
+            return Ok(());
+        }
+        let parts = Mutex::new(1..count);
         let next = || parts.lock().unwrap_or_else(PoisonError::into_inner).next();
-        let work = || std::iter::from_fn(next).try_for_each(|(part, data)| read(part, data));
+        let work = || std::iter::from_fn(next).try_for_each(read);
         let [first, last] = [0, u32::MAX].map(|part| Key::blob_part(cache, generation, kind, part));
         let files = self.files_of(BLOBS, &first, &last);
         let done = AtomicBool::new(false);
@@ -150,7 +185,7 @@ fn read_ahead(files: &[PathBuf], done: &AtomicBool) {
 }
 
 impl BlobWriter<'_> {
-    /// Writes what is left and returns the blob's length. The parts are on disk once a later commit is.
+    /// Writes what is left and returns the blob's length. The parts are on disk once [`Store::flush_blobs`] has returned.
     ///
     /// # Errors
     /// [`Error::Rocks`].
@@ -173,11 +208,9 @@ impl BlobWriter<'_> {
         let key = Key::blob_part(self.cache, self.generation, self.kind, self.parts);
         self.parts += 1;
         let family = self.store.family(BLOBS);
-        // Not synced: the log is sequential, so the synced flip that makes these parts count brings them along.
-        self.store
-            .db
-            .put_cf_opt(&family, key, value, &WriteOptions::default())
-            .map_err(|e| self.store.rocks(e))
+        let mut options = WriteOptions::default();
+        options.disable_wal(true);
+        self.store.db.put_cf_opt(&family, key, value, &options).map_err(|e| self.store.rocks(e))
     }
 }
 
@@ -205,6 +238,7 @@ fn checksum(data: &[u8]) -> [u8; CHECKSUM_LEN] {
 
 #[cfg(test)]
 mod tests {
+    use super::super::META;
     use super::*;
 
     const CACHE: CacheId = CacheId(7);
@@ -259,5 +293,36 @@ mod tests {
             put(part, &sound);
         }
         assert_eq!(read(&store, data.len()).unwrap(), data);
+    }
+
+    #[test]
+    fn a_follower_that_sees_what_counts_a_blob_sees_the_blob() {
+        const ROUNDS: u64 = 200;
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path(), Access::Write).unwrap();
+        let follower = Store::open(folder.path(), Access::Read).unwrap();
+        let counted = || b"x".to_vec();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for round in 1..=ROUNDS {
+                    let mut blob = store.write_blob(CACHE, Generation(round), BlobKind::Index);
+                    blob.write_all(&[round as u8; 1000]).unwrap();
+                    blob.finish().unwrap();
+                    store.flush_blobs().unwrap();
+                    let mut batch = store.batch();
+                    batch.put(META, counted(), round.to_be_bytes());
+                    store.commit(batch).unwrap();
+                }
+            });
+            let mut seen = 0;
+            while seen < ROUNDS {
+                follower.refresh().unwrap();
+                let Some(value) = follower.get(META, &counted()).unwrap() else { continue };
+                seen = u64::from_be_bytes(value.try_into().unwrap());
+                let mut into = [0; 1000];
+                follower.read_blob(CACHE, Generation(seen), BlobKind::Index, &mut into).unwrap();
+                assert_eq!(into, [seen as u8; 1000]);
+            }
+        });
     }
 }

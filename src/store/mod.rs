@@ -3,11 +3,11 @@
 //!
 //! | column family | key (big-endian, ordered) | value |
 //! |---|---|---|
-//! | `meta` | `format` · `cache` name · `generation` cache, number | JSON records, small and few |
+//! | `meta` | `format` · `cache` name · `alias` name · `generation` cache, number | JSON records, small and few |
 //! | `items` | cache · item id | [`ItemRecord`]: modality, uri, digest, tags |
 //! | `vectors` | cache · item id | the row, little-endian f32 or f16: the truth all codes can be rebuilt from |
 //! | `blobs` | cache · generation · kind · part | the frozen index, the table of tags; checksummed parts of at most 4 MiB |
-//! | `ledger` | cache · unit, or cache · content digest | what a build has done with each input |
+//! | `ledger` | cache · unit, content digest, uri or request | what a build has done with each input; which item has some content or uri; what a request was answered |
 //! | `changes` | cache · sequence | which item was upserted or deleted, since the oldest kept generation |
 //!
 //! ```text
@@ -24,14 +24,19 @@
 mod batch;
 mod blobs;
 mod caches;
+mod compact;
+mod folder;
 mod keys;
 mod moment;
 mod options;
 mod read;
 mod records;
+mod requests;
 mod scan;
+mod uris;
 
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 
 use rocksdb::{
     BoundColumnFamily, ColumnFamilyDescriptor, DB, IteratorMode, ReadOptions, WriteBatch, WriteOptions,
@@ -41,21 +46,23 @@ use tempfile::TempDir;
 use crate::types::CacheName;
 
 pub use batch::Batch;
-pub use blobs::{BlobKind, BlobWriter, PART_LEN};
-pub use keys::CacheId;
+pub use blobs::{BlobWriter, PART_LEN};
+pub use keys::{BlobKind, CacheId};
 pub use moment::Moment;
 pub use records::{
-    ArchiveRecord, CacheRecord, ChangeKind, ChangeRecord, GenerationRecord, ItemRecord, LedgerRecord,
-    MarginCurve, MarginPoint, ModelSource, Outcome, RecallCurve, Recalls, RowType, Stamp,
+    ArchiveRecord, CacheRecord, ChangeKind, ChangeRecord, Choice, GenerationRecord, ItemRecord, ItemStamp,
+    LedgerRecord, Measured, ModelSource, Outcome, QuerySource, RecallCurve, RecallPoint, Recalls,
+    RequestRecord, RequestResult, RowType, Stamp, Tried,
 };
+pub use requests::REQUEST_WINDOW;
 pub use scan::ItemScan;
 
 use keys::Key;
-use options::{db_options, family_options, scratch_folder};
+use options::{db_options, family_options};
 
-/// Version of the store's layout; a newer one is refused. 2 added `changes`, 3 outcomes in the ledger: an older store is read
-/// as it is, and made one of this version when it is opened for writing.
-pub const STORE_VERSION: u32 = 3;
+/// Version of the store's layout; a newer one is refused. 2 added `changes`, 3 outcomes in the ledger, 4 aliases, uris and
+/// requests: an older store is read as it is, and made one of this version when it is opened for writing.
+pub const STORE_VERSION: u32 = 4;
 
 const META: &str = "meta";
 const ITEMS: &str = "items";
@@ -103,6 +110,38 @@ pub enum Error {
     /// A cache that is there already.
     #[error("the cache `{0}` exists already")]
     CacheExists(CacheName),
+    /// A name for a cache that an alias has.
+    #[error("`{alias}` is an alias of cache `{cache}` already; delete the alias first, or take another name")]
+    AliasExists {
+        /// The name.
+        alias: CacheName,
+        /// What it stands for.
+        cache: CacheName,
+    },
+    /// An alias where a cache's own name is needed.
+    #[error("`{alias}` is an alias; name the cache itself, which is `{cache}`")]
+    IsAlias {
+        /// The name given.
+        alias: CacheName,
+        /// What it stands for.
+        cache: CacheName,
+    },
+    /// An alias that is not there.
+    #[error("there is no alias `{name}` in this store; it has: {}", list(.known))]
+    NoAlias {
+        /// The name asked for.
+        name: CacheName,
+        /// The aliases there are.
+        known: Vec<CacheName>,
+    },
+    /// A cache that aliases stand for.
+    #[error("cache `{name}` has aliases ({}); move or delete them first, or delete it by force, and them with it", list(.aliases))]
+    HasAliases {
+        /// The cache.
+        name: CacheName,
+        /// Its aliases.
+        aliases: Vec<CacheName>,
+    },
     /// A record that cannot be read.
     #[error("the {what} is damaged: {why}; run `index-builder verify`")]
     Damaged {
@@ -122,6 +161,14 @@ pub enum Error {
         /// What RocksDB says.
         #[source]
         source: rocksdb::Error,
+    },
+    /// Files that could not be merged, of which RocksDB says no more.
+    #[error("{problems} merges of files failed in the store at {path}; its file LOG says why, try again")]
+    Unmerged {
+        /// Which store.
+        path: PathBuf,
+        /// How many failed.
+        problems: u64,
     },
     /// A follower has no place for its own log.
     #[error(
@@ -145,11 +192,21 @@ pub enum Error {
     },
 }
 
+/// Whether RocksDB says that another has the store's lock. `lock` alone is in words such as "block checksum mismatch", and in paths.
+fn is_held_lock(said: &str) -> bool {
+    let by_this_process = said.starts_with("IO error: lock hold by current process");
+    by_this_process || (said.starts_with("IO error: While lock file:") && said.contains("/LOCK: "))
+}
+
 fn list(names: &[CacheName]) -> String {
     if names.is_empty() {
         return "none yet".into();
     }
-    names.iter().map(CacheName::as_str).collect::<Vec<_>>().join(", ")
+    let shown = names.iter().take(CacheName::SHOWN).map(CacheName::as_str).collect::<Vec<_>>().join(", ");
+    match names.len().checked_sub(CacheName::SHOWN) {
+        Some(more) if more > 0 => format!("{shown} and {more} more"),
+        _ => shown,
+    }
 }
 
 /// How a store is opened.
@@ -166,6 +223,8 @@ pub struct Store {
     db: DB,
     path: PathBuf,
     access: Access,
+    /// Held while names are looked at and then changed.
+    naming: Mutex<()>,
     /// A follower's private folder, removed when it closes.
     // After the database, so that it goes when that is closed.
     _scratch: Option<TempDir>,
@@ -180,8 +239,7 @@ impl Store {
         let exists = Store::exists(path);
         let owned = path.to_owned();
         let fail = |source: rocksdb::Error| {
-            let locked = source.as_ref().contains("lock");
-            if locked {
+            if is_held_lock(source.as_ref()) {
                 Error::Locked { path: owned.clone() }
             } else {
                 Error::Rocks { path: owned.clone(), source }
@@ -193,13 +251,12 @@ impl Store {
         };
         let (db, scratch) = match access {
             Access::Write => {
-                std::fs::create_dir_all(path)
-                    .map_err(|source| Error::Folder { path: owned.clone(), source })?;
+                folder::make(path).map_err(|source| Error::Folder { path: owned.clone(), source })?;
                 (DB::open_cf_descriptors(&db_options(), path, families(&FAMILIES)).map_err(fail)?, None)
             }
             Access::Read if !exists => return Err(Error::Missing { path: owned }),
             Access::Read => {
-                let scratch = scratch_folder()
+                let scratch = folder::scratch()
                     .map_err(|source| Error::Scratch { folder: std::env::temp_dir(), source })?;
                 // A store of version 1 has no `changes`, and a follower cannot make it.
                 let known = DB::list_cf(&db_options(), path).map_err(fail)?;
@@ -219,8 +276,11 @@ impl Store {
                 (db?, Some(scratch))
             }
         };
-        let store = Store { db, path: owned, access, _scratch: scratch };
+        let store = Store { db, path: owned, access, naming: Mutex::new(()), _scratch: scratch };
         store.check_version()?;
+        if access == Access::Write {
+            store.reclaim_all()?;
+        }
         Ok(store)
     }
 
@@ -296,17 +356,6 @@ impl Store {
     pub fn flush(&self) -> Result<(), Error> {
         self.families()
             .try_for_each(|family| self.db.flush_cf(&self.family(family)).map_err(|e| self.rocks(e)))
-    }
-
-    /// Merges the store's files and drops what was deleted or replaced.
-    ///
-    /// # Errors
-    /// [`Error::Rocks`].
-    pub fn compact(&self) -> Result<(), Error> {
-        for family in self.families() {
-            self.db.compact_range_cf(&self.family(family), None::<&[u8]>, None::<&[u8]>);
-        }
-        self.db.flush().map_err(|e| self.rocks(e))
     }
 
     /// Bytes on disk of each column family.
@@ -438,6 +487,35 @@ mod tests {
         let version: u32 =
             records::decode("version", &store.get(META, &Key::format()).unwrap().unwrap()).unwrap();
         assert_eq!(version, STORE_VERSION);
+    }
+
+    #[test]
+    fn a_held_lock_is_told_from_damage_by_the_words_for_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("block1");
+        let store = Store::open(&path, Access::Write).unwrap();
+        assert!(matches!(Store::open(&path, Access::Write), Err(Error::Locked { .. })));
+        store.flush().unwrap();
+        drop(store);
+        assert!(is_held_lock("IO error: While lock file: /s/LOCK: Resource temporarily unavailable"));
+        for other in [
+            "Corruption: block checksum mismatch: stored = 1",
+            "IO error: No space left on device: While appending to file: /mnt/block1/000012.sst",
+            "IO error: While open a file for lock: /s/LOCK: Permission denied",
+        ] {
+            assert!(!is_held_lock(other), "{other}");
+        }
+        // Damaged files are not "being written".
+        let manifest = std::fs::read_dir(&path).unwrap().map(|file| file.unwrap().path());
+        for file in
+            manifest.filter(|file| file.file_name().unwrap().to_str().unwrap().starts_with("MANIFEST"))
+        {
+            let mut bytes = std::fs::read(&file).unwrap();
+            let middle = bytes.len() / 2;
+            bytes[middle..].iter_mut().for_each(|byte| *byte ^= 0x55);
+            std::fs::write(&file, bytes).unwrap();
+        }
+        assert!(matches!(Store::open(&path, Access::Write), Err(Error::Rocks { .. })));
     }
 
     #[test]

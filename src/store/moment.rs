@@ -2,7 +2,7 @@
 
 use rocksdb::SnapshotWithThreadMode;
 
-use super::{CacheId, DB, Error, ItemScan, Key, Store, VECTORS, scan};
+use super::{CacheId, DB, Error, ITEMS, ItemRecord, ItemScan, Key, Store, VECTORS, records, scan};
 use crate::types::ItemId;
 
 /// Rows as of one moment, however often they are read. Held for long, it keeps RocksDB from dropping what was replaced since.
@@ -31,6 +31,21 @@ impl Moment<'_> {
         let mut options = scan::options(cache);
         options.set_snapshot(&self.snapshot);
         ItemScan::begin(self.store, VECTORS, cache, ItemId(0), options).each(visit)
+    }
+
+    /// As [`Store::scan_items`].
+    ///
+    /// # Errors
+    /// As [`Store::scan_items`].
+    pub fn scan_items<E: From<Error>>(
+        &self,
+        cache: CacheId,
+        mut visit: impl FnMut(ItemId, ItemRecord) -> Result<bool, E>,
+    ) -> Result<(), E> {
+        let mut options = scan::options(cache);
+        options.set_snapshot(&self.snapshot);
+        ItemScan::begin(self.store, ITEMS, cache, ItemId(0), options)
+            .each(|id, value| visit(id, records::decode("item record", value).map_err(E::from)?))
     }
 
     /// As [`Store::rows`].

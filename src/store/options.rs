@@ -1,9 +1,6 @@
-//! How RocksDB is set up, and where a follower keeps its own log.
-
-use std::path::Path;
+//! How RocksDB is set up.
 
 use rocksdb::{BlockBasedOptions, Cache as BlockCache, Options};
-use tempfile::TempDir;
 
 use super::{BLOBS, VECTORS};
 
@@ -44,22 +41,4 @@ pub(super) fn family_options(name: &str) -> Options {
     table.set_block_cache(&BlockCache::new_lru_cache(64 << 20));
     options.set_block_based_table_factory(&table);
     options
-}
-
-/// A follower's folder, of a name that nobody can foresee; those of processes that were killed are swept away on the way.
-///
-/// # Errors
-/// Where the system's temporary folder cannot be written.
-pub(super) fn scratch_folder() -> std::io::Result<TempDir> {
-    const PREFIX: &str = "viscache-follower-";
-    for entry in std::fs::read_dir(std::env::temp_dir()).into_iter().flatten().flatten() {
-        let name = entry.file_name().to_string_lossy().into_owned();
-        let process = name.strip_prefix(PREFIX).and_then(|rest| rest.split('-').next()?.parse::<u32>().ok());
-        let gone =
-            |id: u32| Path::new("/proc/self").exists() && !Path::new("/proc").join(id.to_string()).exists();
-        if process.is_some_and(gone) {
-            let _ = std::fs::remove_dir_all(entry.path());
-        }
-    }
-    tempfile::Builder::new().prefix(&format!("{PREFIX}{}-", std::process::id())).tempdir()
 }

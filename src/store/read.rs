@@ -4,8 +4,8 @@ use rocksdb::{IteratorMode, ReadOptions};
 
 use super::keys::{self, Key};
 use super::{
-    CHANGES, CacheId, CacheRecord, ChangeRecord, Error, GenerationRecord, ITEMS, ItemRecord, LEDGER,
-    LedgerRecord, META, Store, VECTORS, records,
+    CHANGES, CacheId, CacheRecord, ChangeRecord, Error, GenerationRecord, ITEMS, ItemRecord, ItemStamp,
+    LEDGER, LedgerRecord, META, Store, VECTORS, records,
 };
 use crate::types::{CacheName, Fingerprint, ItemId};
 
@@ -18,12 +18,18 @@ impl Store {
         self.scan(META, &Key::caches(), |_, value| records::decode("cache record", value))
     }
 
-    /// One cache's record.
+    /// One cache's record, by its name or an alias.
     ///
     /// # Errors
     /// [`Error::NoCache`] naming the caches there are.
     pub fn cache(&self, name: &CacheName) -> Result<CacheRecord, Error> {
-        match self.get(META, &Key::cache(name))? {
+        let mut found = self.get(META, &Key::cache(name))?;
+        if found.is_none()
+            && let Some(cache) = self.alias(name)?
+        {
+            found = self.get(META, &Key::cache(&cache))?;
+        }
+        match found {
             Some(value) => records::decode("cache record", &value),
             None => {
                 let known = self.caches()?.into_iter().map(|record| record.name).collect();
@@ -57,6 +63,24 @@ impl Store {
     pub fn items(&self, cache: CacheId, ids: &[ItemId]) -> Result<Vec<Option<ItemRecord>>, Error> {
         let decode =
             |value: Option<Vec<u8>>| value.map(|value| records::decode("item record", &value)).transpose();
+        self.several(ITEMS, cache, ids)?.into_iter().map(decode).collect()
+    }
+
+    /// As [`Store::items`], each with what its row must fit.
+    ///
+    /// # Errors
+    /// As [`Store::items`].
+    pub fn stamped_items(
+        &self,
+        cache: CacheId,
+        ids: &[ItemId],
+    ) -> Result<Vec<Option<(ItemRecord, ItemStamp)>>, Error> {
+        let decode = |value: Option<Vec<u8>>| {
+            let both = |value: &Vec<u8>| {
+                Ok((records::decode("item record", value)?, records::decode("item record", value)?))
+            };
+            value.as_ref().map(both).transpose()
+        };
         self.several(ITEMS, cache, ids)?.into_iter().map(decode).collect()
     }
 

@@ -72,8 +72,27 @@ pub struct CacheRecord {
     /// Items that builds have put in the place of others.
     #[serde(default)]
     pub replaced: u64,
+    /// Whether it was made by itself, and not by the first build into it: what it says of its embeddings then holds although
+    /// it has none.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub made: bool,
+    /// Whether every item can be looked up by its uri. Caches of before layout 4 come to that at the first wish for it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub uris: bool,
+    /// Requests with an id that were answered.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub requests: u64,
     /// When it was made, milliseconds since 1970.
     pub created_ms: u64,
+}
+
+impl CacheRecord {
+    /// Most components of an embedding.
+    pub const MAX_DIM: usize = 1 << 16;
+}
+
+fn is_zero(count: &u64) -> bool {
+    *count == 0
 }
 
 /// Where a model comes from.
@@ -90,19 +109,70 @@ pub struct ModelSource {
 /// Recall by `ef_search`, ascending.
 pub type RecallCurve = Vec<(usize, f64)>;
 
-/// Recall of a beam that ends by its margin.
+/// Recall of one way to search.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct MarginPoint {
-    /// The beam's `ef_search`.
+pub struct RecallPoint {
+    /// Width of the beam.
     pub ef_search: usize,
-    /// How far below the tenth best it goes on: as far as a beam of this width reaches, in the mean of the measured queries.
-    pub margin: f32,
+    /// Candidates that are scored again on their rows, at the most.
+    pub rescore: usize,
+    /// How far below the tenth best the beam goes on, for a query of length 1: as far as a beam of this width reaches, in the
+    /// mean of the measured queries. None where its width alone ends it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub margin: Option<f32>,
     /// Recall@10 against exact.
     pub recall: f64,
+    /// Rows scored on codes, in the mean.
+    pub scored: f64,
 }
 
-/// Recall by `ef_search`, ascending, of beams that end by their margins.
-pub type MarginCurve = Vec<MarginPoint>;
+/// What was measured with queries of one kind.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Measured {
+    /// How many queries.
+    pub queries: usize,
+    /// Ways to search, each by width, ascending: for every depth of rescoring one without margins and one with them.
+    pub ways: Vec<Vec<RecallPoint>>,
+}
+
+/// Which codes a build chose, and why.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Choice {
+    /// The codes, by their word.
+    pub codes: String,
+    /// Candidates that are scored again on their rows.
+    pub rescore: usize,
+    /// What was measured for it.
+    pub tried: Vec<Tried>,
+    /// Where the queries of other kinds than the rows came from.
+    pub queries: QuerySource,
+}
+
+/// Where queries to try an index on came from.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum QuerySource {
+    /// A sample of real ones was given.
+    Given,
+    /// Rows of other modalities, moved a little.
+    Rows,
+    /// They were made: what is measured by them is a guess.
+    #[default]
+    Made,
+}
+
+/// What some codes leave within reach of some rescoring.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Tried {
+    /// What the queries were.
+    pub kind: String,
+    /// The codes, by their word.
+    pub codes: String,
+    /// Candidates that are scored again on their rows.
+    pub rescore: usize,
+    /// Share of the true ten among as many rows that are best by their codes.
+    pub within: f64,
+}
 
 /// What was measured of an index.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -111,8 +181,8 @@ pub struct Recalls {
     pub rows: RecallCurve,
     /// For other kinds of queries, by their names.
     pub by_kind: BTreeMap<String, RecallCurve>,
-    /// For all of them, with margins, by their names. The rows are of the kind `image`, unless other queries are.
-    pub margins: BTreeMap<String, MarginCurve>,
+    /// For all of them, every way that was tried, by their names. The rows are of the kind `image`, unless other queries are.
+    pub measured: BTreeMap<String, Measured>,
     /// By kind, the score that the nearest item reaches in all but one of a hundred queries.
     pub nearest: BTreeMap<String, f32>,
 }
@@ -132,16 +202,26 @@ pub struct GenerationRecord {
     /// Length of the sample of queries; none without one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub queries_bytes: Option<u64>,
-    /// How the graph was built, for people.
+    /// Candidates that a search scores again on their rows unless it says otherwise; none in a generation of before it was
+    /// measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rescore: Option<usize>,
+    /// Which codes were chosen, if the build was to choose.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub choice: Option<Choice>,
+    /// How the graph was built.
     pub build: serde_json::Value,
+    /// Items that it was built of from nothing; the others have come since. None in a generation of before they could.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub built: Option<u64>,
     /// Recall@10 against exact for queries like the stored rows, by `ef_search`.
     pub recall: RecallCurve,
     /// The same for held-out queries of other kinds, by the kind's name (`text`, `audio`, …); empty without a sample of them.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub recall_by: BTreeMap<String, RecallCurve>,
-    /// What [`Recalls::margins`] were; empty in a generation that was measured before there were any.
+    /// What [`Recalls::measured`] was; empty in a generation that was measured before that was kept.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub margins: BTreeMap<String, MarginCurve>,
+    pub measured: BTreeMap<String, Measured>,
     /// What [`Recalls::nearest`] was; empty in a generation that was measured before it was.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub nearest: BTreeMap<String, f32>,
@@ -150,6 +230,39 @@ pub struct GenerationRecord {
     pub sequence: u64,
     /// When it was committed, milliseconds since 1970.
     pub created_ms: u64,
+}
+
+impl GenerationRecord {
+    /// Of a cache that has no generation: nothing is in it, and all changes come after it. It is not stored.
+    pub fn none() -> Self {
+        GenerationRecord::empty(Generation(0), 0, 0)
+    }
+
+    /// Of one without items. It has no blobs.
+    pub fn empty(generation: Generation, sequence: u64, created_ms: u64) -> Self {
+        GenerationRecord {
+            generation,
+            items: 0,
+            index_bytes: 0,
+            tags_bytes: None,
+            queries_bytes: None,
+            rescore: None,
+            choice: None,
+            build: serde_json::Value::Null,
+            built: None,
+            recall: RecallCurve::new(),
+            recall_by: BTreeMap::new(),
+            measured: BTreeMap::new(),
+            nearest: BTreeMap::new(),
+            sequence,
+            created_ms,
+        }
+    }
+
+    /// Whether it is one without items.
+    pub fn is_empty(&self) -> bool {
+        self.items == 0 && self.index_bytes == 0
+    }
 }
 
 /// An entry of the change log. It says which item, not what became of it: that lies in `items` and `vectors`.
@@ -186,6 +299,83 @@ pub struct ItemRecord {
     pub tags: BTreeMap<String, String>,
 }
 
+/// What tells an item's record and row of one change from those of another: a reader of a store that is being written might find
+/// a new record beside an old row.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ItemStamp {
+    /// The cache's last change when the item was written, itself included; nothing was kept in stores of before.
+    #[serde(default, rename = "seq", skip_serializing_if = "Option::is_none")]
+    pub sequence: Option<u64>,
+    /// Of the row's bytes.
+    #[serde(default, rename = "row", skip_serializing_if = "Option::is_none")]
+    pub row: Option<u32>,
+}
+
+impl ItemStamp {
+    pub(super) fn of(sequence: u64, row: &[u8]) -> Self {
+        ItemStamp { sequence: Some(sequence), row: Some(sum(row)) }
+    }
+
+    /// Whether an item is not older than a change, and this its row, as far as the stamp tells.
+    pub fn fits(self, sequence: u64, row: &[u8]) -> bool {
+        self.sequence.is_none_or(|own| own >= sequence) && self.row.is_none_or(|own| own == sum(row))
+    }
+}
+
+fn sum(row: &[u8]) -> u32 {
+    let [a, b, c, d, ..] = *blake3::hash(row).as_bytes();
+    u32::from_le_bytes([a, b, c, d])
+}
+
+/// An item's record as it is written.
+#[derive(Serialize)]
+pub(super) struct Stamped<'a> {
+    #[serde(flatten)]
+    pub(super) record: &'a ItemRecord,
+    #[serde(flatten)]
+    pub(super) stamp: ItemStamp,
+}
+
+impl ItemRecord {
+    /// Most bytes of a uri that a caller gives.
+    pub const MAX_URI_BYTES: usize = 4096;
+    /// Most bytes of the tags that a caller gives an item, names and values together.
+    pub const MAX_TAG_BYTES: usize = 16 << 10;
+
+    /// Bytes of some tags, names and values together.
+    pub fn tag_bytes(tags: &BTreeMap<String, String>) -> usize {
+        tags.iter().map(|(name, value)| name.len() + value.len()).sum()
+    }
+}
+
+/// What a request with an id was answered.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RequestRecord {
+    /// Its number among those of its cache, from 1.
+    pub number: u64,
+    /// Digest of what it asked for.
+    pub content: Fingerprint,
+    /// The outcome of each of its items, in order.
+    pub results: Vec<RequestResult>,
+}
+
+/// What came of an item of such a request.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RequestResult {
+    /// Stored as this item.
+    Stored(ItemId),
+    /// Refused.
+    Refused {
+        /// Number of the status code that was told.
+        code: i32,
+        /// The reason, in a word.
+        reason: String,
+        /// The reason, in a sentence.
+        message: String,
+    },
+}
+
 /// What a build did with one unit.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct LedgerRecord {
@@ -198,6 +388,10 @@ pub struct LedgerRecord {
     /// The item stored from this unit, now or when its file had other content.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub item: Option<ItemId>,
+    /// Digest of what that item was stored with: an item that has other content now is somebody else's. Entries of before it was
+    /// kept have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub content: Option<Fingerprint>,
     /// Digest of a duplicate's content: when the item that holds it changes, the unit is to be read again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub digest: Option<Fingerprint>,
@@ -282,6 +476,7 @@ mod tests {
             stamp: Stamp { bytes: 3, modified_ns: 4 },
             outcome: Outcome::Bad("not an image".into()),
             item: Some(ItemId(7)),
+            content: None,
             digest: None,
         };
         let bytes = encode(&record);

@@ -7,7 +7,7 @@
 use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64;
 use viscache::index::{
-    AlignedBytes, BuildParams, Candidate, CodeKind, Codec, Index, Parts, SearchParams, Searcher, build, exact,
+    BuildParams, Candidate, CodeKind, Codec, Index, Parts, SearchParams, Searcher, build, exact,
 };
 use viscache::kernels::Kernels;
 use viscache::media::npy;
@@ -99,7 +99,7 @@ fn indexes(rows: &[f32], dim: usize) -> Vec<Index> {
         let codec = Codec::train(kind, rows, dim);
         let (codes, mut bytes) = (codec.encode(rows), Vec::new());
         Parts { graph: &graph, codec: &codec, ids: &ids, codes: &codes }.write(&mut bytes).unwrap();
-        Index::open(AlignedBytes::copy_of(&bytes).unwrap()).unwrap()
+        Index::open(&bytes).unwrap()
     };
     FLOORS.into_iter().map(index).collect()
 }
@@ -112,7 +112,7 @@ fn ranking(index: &Index, query: &[f32]) -> Vec<Candidate> {
 
 fn rescored(index: &Index, rows: &[f32], query: &[f32], candidates: &[Candidate]) -> Vec<u32> {
     let score = |slots: &[u32], out: &mut Vec<f32>| Kernels::get().score_f32(rows, slots, query, out);
-    let (best, _) = exact::rescore(candidates, K, index.score_error(query), score);
+    let (best, _) = exact::rescore(candidates, K, None, index.score_error(query), score);
     best.iter().map(|scored| scored.slot.0).collect()
 }
 
@@ -177,7 +177,7 @@ fn near_twins_are_told_apart_whatever_the_codes() {
         for query in rows.chunks_exact(DIM).step_by(7) {
             let truth: Vec<u32> = exact::search(&rows, query, K).iter().map(|scored| scored.slot.0).collect();
             let found = rescored(&index, &rows, query, &ranking(&index, query));
-            assert_eq!(found, truth, "{:?}", index.summary().codes);
+            assert_eq!(found, truth, "{:?}", index.codes());
         }
     }
 }

@@ -5,7 +5,11 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod chosen;
 mod codecs;
+mod items;
+mod large;
+mod living;
 mod model;
 mod properties;
 mod upsert_delete;

@@ -30,6 +30,8 @@ const CODES: [CodeKind; 4] = [CodeKind::F32, CodeKind::F16, CodeKind::U8, CodeKi
 const DIM: usize = 6;
 /// Ids that operations name.
 const IDS: u64 = 40;
+/// Items that a build has put.
+const FIRST: u64 = 25;
 
 /// What is done to the cache and to its model.
 #[derive(Debug, Clone)]
@@ -38,6 +40,8 @@ enum Operation {
     Upsert(Vec<(Option<u64>, u8)>),
     Delete(Vec<u64>),
     Compact,
+    /// Changes become rows of the index that is searched.
+    BuildIn,
     /// The other stored generation is served: a roll-back, or its opposite. Items stay.
     Publish,
     /// The process ends, another opens the store.
@@ -58,6 +62,7 @@ fn operation() -> impl Strategy<Value = Operation> {
         6 => upsert.prop_map(Operation::Upsert),
         5 => prop::collection::vec(0..IDS, 1..15).prop_map(Operation::Delete),
         3 => Just(Operation::Compact),
+        4 => Just(Operation::BuildIn),
         2 => Just(Operation::Publish),
         2 => Just(Operation::Reopen),
         2 => Just(Operation::Hold),
@@ -86,6 +91,8 @@ struct Setting {
     mode: RowsMode,
     rows: RowType,
     codes: CodeKind,
+    /// Whether compactions build everything anew.
+    anew: bool,
 }
 
 struct World {
@@ -128,7 +135,7 @@ impl World {
         let origin = Origin::of("test");
         let new = NewCache { dim: DIM, rows: setting.rows, origin, model: None };
         let mut writer = Writer::open(&store, &name(), &new).unwrap();
-        writer.put((0..12).map(|i| item(None, i)).collect(), |_, _, _| {}).unwrap();
+        writer.put((0..FIRST as u8).map(|i| item(None, i)).collect(), |_, _, _| {}).unwrap();
         let params = BuildParams {
             m: 4,
             ef_construction: 16,
@@ -136,11 +143,11 @@ impl World {
             threads: 1,
             ..BuildParams::default()
         };
-        writer.index(&params, &Default::default(), |_| {}, |_, _| Ok(Default::default())).unwrap();
+        writer.index(&params, &Default::default(), |_| {}, |_, _, _| Ok(Default::default())).unwrap();
         drop(store);
         let (caches, held) = (None, Vec::new());
-        let mut world = World { folder, setting, caches, model: Model::default(), next: 12, held };
-        world.model.0 = (0..12).map(|i| (i, world.stored(i as u8))).collect();
+        let mut world = World { folder, setting, caches, model: Model::default(), next: FIRST, held };
+        world.model.0 = (0..FIRST).map(|i| (i, world.stored(i as u8))).collect();
         world.open();
         world
     }
@@ -155,6 +162,11 @@ impl World {
 
     fn cache(&self) -> &Arc<Cache> {
         &self.caches.as_ref().unwrap()[0]
+    }
+
+    fn options(&self) -> CompactOptions {
+        let rebuild_below = if self.setting.anew { usize::MAX } else { 0 };
+        CompactOptions { automatic: false, threads: 1, rebuild_below, ..CompactOptions::default() }
     }
 
     fn stored(&self, number: u8) -> Vec<f32> {
@@ -182,12 +194,21 @@ impl World {
                 let expected: Vec<bool> = ids.iter().map(|id| self.model.0.remove(id).is_some()).collect();
                 assert_eq!(found, expected);
             }
-            Operation::Compact => {
-                let options = CompactOptions { automatic: false, threads: 1, ..CompactOptions::default() };
-                match self.cache().compact(&options) {
-                    Ok(done) => assert_eq!(done.items, self.model.0.len() as u64),
-                    Err(Error::Index(_)) => assert!(self.model.0.is_empty()),
-                    Err(error) => panic!("{error}"),
+            Operation::Compact => match self.cache().compact(&self.options()) {
+                Ok(done) => assert_eq!(done.items, self.model.0.len() as u64),
+                Err(Error::Index(_)) => assert!(self.model.0.is_empty()),
+                Err(error) => panic!("{error}"),
+            },
+            Operation::BuildIn => {
+                let before = self.cache().snapshot();
+                let moved = self.cache().build_in(&self.options()).unwrap();
+                let after = self.cache().snapshot();
+                assert_eq!(after.generation(), before.generation());
+                let built = before.generation_record().built.unwrap_or(0);
+                let small = before.live() as u64 <= 2 * built;
+                if !self.setting.anew && before.live() > 0 && !before.index().is_empty() && small {
+                    assert_eq!(moved as u64, before.delta().items);
+                    assert_eq!(after.delta().items, 0);
                 }
             }
             Operation::Publish => {
@@ -243,7 +264,7 @@ fn same(snapshot: &Snapshot, model: &Model, query: &[f32], top_k: usize) {
     let truth = model.search(query, top_k);
     let query = Embedding::new(query.to_vec()).unwrap();
     for exact in [true, false] {
-        let params = SearchParams { ef_search: 512, rescore: 512, exact, ..SearchParams::default() };
+        let params = SearchParams { ef_search: 512, rescore: Some(512), exact, ..SearchParams::default() };
         let hits = snapshot.search(&mut Searcher::default(), &query, top_k, &params).unwrap().hits;
         let found: Vec<(u64, f32)> = hits.iter().map(|hit| (hit.id.0, hit.score)).collect();
         assert_eq!(found, truth, "top {top_k}, exact: {exact}");
@@ -261,10 +282,11 @@ proptest! {
     #[test]
     fn a_cache_is_a_map_that_can_be_searched(
         operations in prop::collection::vec(operation(), 1..20),
-        disk in any::<bool>(), half in any::<bool>(), codes in prop::sample::select(&CODES[..])
+        disk in any::<bool>(), half in any::<bool>(), codes in prop::sample::select(&CODES[..]), anew in any::<bool>(),
     ) {
         let mode = if disk { RowsMode::Disk } else { RowsMode::Ram };
-        let mut world = World::new(Setting { mode, rows: if half { RowType::F16 } else { RowType::F32 }, codes });
+        let rows = if half { RowType::F16 } else { RowType::F32 };
+        let mut world = World::new(Setting { mode, rows, codes, anew });
         for operation in &operations {
             world.run(operation);
             world.check();

@@ -91,7 +91,7 @@ impl World {
             threads: 1,
             ..BuildParams::default()
         };
-        writer.index(&params, &Default::default(), |_| {}, |_, _| Ok(Default::default())).unwrap();
+        writer.index(&params, &Default::default(), |_| {}, |_, _, _| Ok(Default::default())).unwrap();
         let options = LoadOptions { rows: self.mode, memory_budget: 1 << 26 };
         let cache = Cache::open(store, &name, None, options).unwrap();
         let mut live = BTreeMap::new();
@@ -138,7 +138,7 @@ fn search(snapshot: &Snapshot, query: &[f32], top_k: usize, params: SearchParams
 }
 
 fn asked(ef_search: usize, rescore: usize, exact: bool) -> SearchParams {
-    SearchParams { ef_search, rescore, exact, ..SearchParams::default() }
+    SearchParams { ef_search, rescore: Some(rescore), exact, ..SearchParams::default() }
 }
 
 fn pairs(hits: &[Hit]) -> Vec<(u64, f32)> {

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use proptest::prelude::*;
 use tempfile::TempDir;
 use viscache::cache::{
-    Cache, CompactOptions, Error, LoadOptions, NewCache, NewItem, RowsMode, Snapshot, Writer, decode_row,
-    encode_row,
+    Background, Cache, CompactOptions, Error, LoadOptions, NewCache, NewItem, RowsMode, Snapshot, Writer,
+    decode_row, encode_row,
 };
 use viscache::index::{BuildParams, SearchParams, Searcher};
 use viscache::kernels::Kernels;
@@ -114,7 +114,7 @@ impl World {
         let new = NewCache { dim: DIM, rows: kind, origin, model: None };
         let mut writer = Writer::open(&store, &name(), &new).unwrap();
         writer.put((0..FIRST).map(|i| item(None, 1000 + i)).collect(), |_, _, _| {}).unwrap();
-        writer.index(&params(), &Default::default(), |_| {}, |_, _| Ok(Default::default())).unwrap();
+        writer.index(&params(), &Default::default(), |_| {}, |_, _, _| Ok(Default::default())).unwrap();
         drop(store);
         let mut world =
             World { folder, mode, kind, cache: None, follower: None, model: BTreeMap::new(), next: FIRST };
@@ -193,7 +193,9 @@ impl World {
                 self.close();
                 let store = Store::open(self.folder.path(), Access::Write).unwrap();
                 let mut writer = Writer::existing(&store, &name()).unwrap();
-                writer.index(&params(), &Default::default(), |_| {}, |_, _| Ok(Default::default())).unwrap();
+                writer
+                    .index(&params(), &Default::default(), |_| {}, |_, _, _| Ok(Default::default()))
+                    .unwrap();
                 drop(store);
                 self.open();
                 assert_eq!(self.cache().snapshot().delta().rows, 0);
@@ -229,7 +231,7 @@ impl World {
         }
         for top_k in [1, 5, self.model.len() + 5] {
             // A beam over everything is exact.
-            let whole = SearchParams { ef_search: 512, rescore: 512, ..SearchParams::default() };
+            let whole = SearchParams { ef_search: 512, rescore: Some(512), ..SearchParams::default() };
             assert_eq!(search(top_k, &whole), all[..top_k.min(all.len())], "top {top_k}");
             assert_eq!(search(top_k, &exact), all[..top_k.min(all.len())], "top {top_k}, exact");
         }
@@ -254,7 +256,7 @@ impl World {
             }
         }
         // A narrow one finds enough, all alive, in order.
-        let narrow = search(5, &SearchParams { ef_search: 1, rescore: 1, ..SearchParams::default() });
+        let narrow = search(5, &SearchParams { ef_search: 1, rescore: Some(1), ..SearchParams::default() });
         assert_eq!(narrow.len(), self.model.len().min(5));
         assert!(narrow.iter().all(|hit| self.model.contains_key(&hit.id.0)));
         assert!(narrow.windows(2).all(|pair| pair[0].score >= pair[1].score));
@@ -342,12 +344,18 @@ fn a_read_only_store_takes_no_change_and_a_full_cache_says_so() {
 #[test]
 fn compaction_in_the_background_loses_nothing_of_what_comes_meanwhile() {
     let mut world = World::new(RowsMode::Ram, RowType::F32);
-    let options = CompactOptions { automatic: true, after_changes: 30, after_share: 0.0, threads: 1 };
-    let first = world.cache().snapshot().generation();
+    let options = CompactOptions {
+        automatic: true,
+        after_changes: 30,
+        after_share: 0.0,
+        threads: 1,
+        rebuild_below: usize::MAX,
+    };
+    let (first, background) = (world.cache().snapshot().generation(), Background::default());
     for round in 0..150 {
         let items = (0..5).map(|i| ((i < 2).then_some(round % 40), round * 10 + i)).collect();
         world.run(&Operation::Upsert(items));
-        world.cache().compact_if_due(&options);
+        world.cache().compact_if_due(&options, &background);
         world.run(&Operation::Delete(vec![round % 25, round * 3]));
         // A reader at any moment sees one state, whole.
         world.check_snapshot(&world.cache().snapshot(), round);
@@ -360,4 +368,112 @@ fn compaction_in_the_background_loses_nothing_of_what_comes_meanwhile() {
     assert_eq!(world.cache().compaction_problem(), None);
     world.run(&Operation::Reopen);
     world.check(4);
+}
+
+/// A generation that leaves little of the budget is not built anew after every change; one without room for a change is.
+#[test]
+fn little_room_makes_no_storm_and_no_room_makes_room() {
+    let world = World::new(RowsMode::Ram, RowType::F32);
+    let path = world.folder.path().to_owned();
+    let plan = world.cache().snapshot().loaded().plan.total();
+    let World { folder: _kept, cache, follower, .. } = world;
+    drop((cache, follower));
+    let store = Arc::new(Store::open(&path, Access::Write).unwrap());
+    // Room for some changes, and next to nothing beside the generation; a build of so few items fits in it.
+    let options = LoadOptions { rows: RowsMode::Ram, memory_budget: plan + 100_000 };
+    let cache = Arc::new(Cache::open(&store, &name(), None, options).unwrap());
+    let (often, background) = (CompactOptions { automatic: true, ..compaction() }, Background::default());
+    for round in 0..20 {
+        cache.upsert(vec![item(Some(3), round)]).unwrap();
+        cache.compact_if_due(&often, &background);
+    }
+    assert!(!cache.compacting() && cache.snapshot().generation().0 == 1, "every change is built in");
+    cache.compact_for_room(&often, &background);
+    let until = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    while cache.snapshot().generation().0 == 1 {
+        assert!(std::time::Instant::now() < until, "{:?}", cache.compaction_problem());
+        std::thread::yield_now();
+    }
+    assert_eq!(cache.snapshot().delta().items, 0);
+}
+
+/// However many caches are due at once, one is compacted at a time, and all are in the end.
+#[test]
+fn caches_are_compacted_one_after_another() {
+    let options = CompactOptions {
+        automatic: true,
+        after_changes: 10,
+        after_share: 0.0,
+        threads: 1,
+        rebuild_below: usize::MAX,
+    };
+    let mut worlds: Vec<World> = (0..4).map(|_| World::new(RowsMode::Ram, RowType::F32)).collect();
+    let background = Background::default();
+    for world in &mut worlds {
+        world.run(&Operation::Upsert((0..30).map(|i| (None, i)).collect()));
+        for _ in 0..3 {
+            world.cache().compact_if_due(&options, &background);
+        }
+    }
+    let done = |world: &World| world.cache().snapshot().delta().items == 0;
+    while !worlds.iter().all(done) {
+        let at_once = worlds.iter().filter(|world| world.cache().compacting()).count();
+        assert!(at_once <= 1, "{at_once} at a time");
+        std::thread::yield_now();
+    }
+    for world in &worlds {
+        assert_eq!(world.cache().snapshot().generation().0, 2, "and each once");
+        world.check(5);
+    }
+    // A later one finds the way free.
+    worlds[0].run(&Operation::Upsert((0..30).map(|i| (None, 100 + i)).collect()));
+    worlds[0].cache().compact_if_due(&options, &background);
+    while !done(&worlds[0]) {
+        std::thread::yield_now();
+    }
+}
+
+/// A follower that meets a store in an odd state keeps what it shows, and finds everything once the store is in order.
+#[test]
+fn a_reload_that_fails_changes_nothing() {
+    let mut world = World::new(RowsMode::Ram, RowType::F32);
+    world.run(&Operation::Upsert(vec![(Some(3), 50)]));
+    let follower = world.follower.clone().unwrap();
+    follower.reload().unwrap();
+    let seen = |id: u64, seed: u64| {
+        let query = Embedding::new(row(seed)).unwrap();
+        let params = SearchParams { exact: true, ..SearchParams::default() };
+        let found = follower.snapshot().search(&mut Searcher::default(), &query, 1, &params).unwrap();
+        found.hits[0].id == ItemId(id) && found.hits[0].embedding.as_slice() == row(seed)
+    };
+    assert!(seen(3, 50));
+    // The log says more than the families of items and rows, as after a log file that went away while it was read.
+    let writer = world.cache().clone();
+    let ids = writer.upsert(vec![item(Some(3), 60), item(Some(5), 61)]).unwrap();
+    assert!(ids.iter().all(Result::is_ok));
+    let (store, cache) = (writer.snapshot().store().clone(), writer.snapshot().record().id);
+    let (record, stored) =
+        (store.item(cache, ItemId(3)).unwrap().unwrap(), store.row(cache, ItemId(3)).unwrap().unwrap());
+    let put = |row: Option<&[u8]>, sequence: u64| {
+        let mut batch = store.batch();
+        match row {
+            Some(row) => batch.put_item(cache, ItemId(3), &record, row, sequence),
+            None => batch.delete_item(cache, ItemId(3)),
+        }
+        store.commit(batch).unwrap();
+    };
+    let old = encode_row(&row(50), RowType::F32);
+    let odd: [(Option<&[u8]>, u64, &str); 2] = [(None, 0, "missing"), (Some(&old), 1, "older than change")];
+    for (bytes, sequence, why) in odd {
+        put(bytes, sequence);
+        // However often it looks.
+        for _ in 0..2 {
+            let refused = follower.reload().unwrap_err().to_string();
+            assert!(refused.contains(why), "{refused}");
+            assert!(seen(3, 50), "what was shown before");
+        }
+    }
+    put(Some(&stored), writer.snapshot().delta().sequence);
+    follower.reload().unwrap();
+    assert!(seen(3, 60) && seen(5, 61));
 }

@@ -35,9 +35,14 @@ pub fn parts(part: &str) -> Vec<PathBuf> {
     there
 }
 
-/// The first of these that there is.
-pub fn first(part: &str, file: &str) -> Option<PathBuf> {
-    parts(part).into_iter().map(|root| root.join(file)).find(|path| path.exists())
+/// These files of the first root that has them all: models, tokenizers and texts of two roots need not fit each other.
+pub fn of_one_root<const N: usize>(files: [&str; N]) -> Option<[PathBuf; N]> {
+    let all = |root: PathBuf| files.map(|file| root.join(file));
+    let found = roots().into_iter().map(all).find(|paths| paths.iter().all(|path| path.exists()));
+    if found.is_none() {
+        say(&format!("skipped: {} (not there together)", files.join(", ")));
+    }
+    found
 }
 
 /// Files that no golden value belongs to, such as pictures with EXIF marks; `None` when they are not there.

@@ -130,7 +130,7 @@ pub fn publish(path: &Path, cache: &str, recalls: Recalls) {
     let store = Store::open(path, Access::Write).unwrap();
     let mut writer = Writer::existing(&store, &CacheName::new(cache).unwrap()).unwrap();
     let params = BuildParams { m: 8, ef_construction: 32, threads: 1, ..BuildParams::default() };
-    writer.index(&params, &Default::default(), |_| {}, |_, _| Ok(recalls)).unwrap();
+    writer.index(&params, &Default::default(), |_| {}, |_, _, _| Ok(recalls)).unwrap();
 }
 
 fn put(

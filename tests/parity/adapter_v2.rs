@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use candle_core::Tensor;
-use viscache::media::image::{ImageOptions, Limits, Orientation, prepare, prepare_bgr};
+use viscache::media::Limits;
+use viscache::media::image::{ImageOptions, Orientation, prepare, prepare_bgr};
 use viscache::models::Placement;
 use viscache::models::llama::{Checkpoint, Config, Decoder, Family, Files, PictureConfig, Saved, logprob};
 use viscache::models::weights::Weights;

@@ -382,11 +382,25 @@ fn a_query_unlike_anything_in_the_cache_is_told_in_a_line() {
             SCENES,
             Recalls { rows: vec![(96, 1.0)], nearest, ..Recalls::default() },
         );
-        assert_eq!([told("search", &[]), told("enhance", &[])], [strange; 2]);
+        assert_eq!([told("search", &[]), told("enhance", &[]), told("ask", &["What is it?"])], [strange; 3]);
         assert!(!told("search", &["--json"]), "programs have the score");
         assert!(!told("search", &["--filter", "not id in (1)"]), "a filter may leave out what is near");
         // Of mixtures nothing is measured.
         assert!(!told("search", &["--text", "a disc"]));
+    }
+}
+
+#[test]
+fn a_reader_that_goes_away_ends_a_command_quietly() {
+    let world = World::new();
+    for arguments in [&["caches"][..], &["caches", "--json"], &["describe", "--cache", ROWS], &["config"]] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let mut command = viscache(world.store.parent().unwrap());
+        let output =
+            command.arg("--store").arg(&world.store).args(arguments).stdout(writer).output().unwrap();
+        assert_eq!(String::from_utf8(output.stderr).unwrap(), "", "{arguments:?}");
+        assert_eq!(output.status.code(), Some(141), "{arguments:?}");
     }
 }
 

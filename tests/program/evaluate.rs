@@ -5,7 +5,7 @@ use std::process::{Command, Output};
 
 use serde_json::Value;
 
-use crate::common::{self, first, parts};
+use crate::common::{self, of_one_root, roots};
 
 fn viscache(arguments: &[&str]) -> Output {
     // Settings of whoever runs the tests do not count.
@@ -57,7 +57,7 @@ fn the_cache_lifts_texts_and_leaves_pictures() {
 
 #[test]
 fn an_encoder_without_a_gap_gains_nothing() {
-    let Some(overlay) = first("nano", "text_joint.safetensors") else {
+    let Some([overlay]) = of_one_root(["nano/text_joint.safetensors"]) else {
         return common::say("skipped: the overlays are not here");
     };
     let arguments =
@@ -89,10 +89,12 @@ fn models_alone_need_no_store() {
 
 #[test]
 fn files_are_looked_at_before_they_are_read() {
-    for root in parts("llama_adapter_v2") {
-        let folder = root.join("chat65b_tiny");
-        let tokenizer = first("imagebind_llm_decoder", "tokenizer.model");
-        let (true, Some(tokenizer)) = (folder.join("tuned.pth").exists(), tokenizer) else { continue };
+    for root in roots() {
+        let folder = root.join("llama_adapter_v2/chat65b_tiny");
+        let tokenizer = root.join("imagebind_llm_decoder/tokenizer.model");
+        if !folder.join("tuned.pth").exists() || !tokenizer.exists() {
+            continue;
+        }
         let (backbone, tuned) = (folder.join("llama"), folder.join("tuned.pth"));
         let files = [
             "convert",
@@ -107,7 +109,7 @@ fn files_are_looked_at_before_they_are_read() {
         let sizes: Value = serde_json::from_str(&said(&files)).unwrap();
         assert_eq!((&sizes["family"], &sizes["max_seq_len"]), (&"v2-chat".into(), &2048.into()));
         // The tuned tensors of one program are not those of another's backbone.
-        let other = root.join("mm_tiny_lora/llama");
+        let other = root.join("llama_adapter_v2/mm_tiny_lora/llama");
         if other.exists() {
             let mut mixed = files;
             mixed[3] = other.to_str().unwrap();

@@ -4,11 +4,17 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+#[path = "../common/power.rs"]
+mod power;
+#[path = "../common/programs.rs"]
+mod programs;
 #[path = "../common/store.rs"]
 mod store;
 
 mod answers;
+mod caches;
 mod commands;
+mod current;
 mod evaluate;
 mod measured;
 mod world;

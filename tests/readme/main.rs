@@ -1,8 +1,8 @@
 //! The README and the pages of `docs/`, held to the programs that they speak of.
 //!
 //! ```text
-//! README.md, docs/*.md ─► blocks of sh and console ─┬─ below <!-- run --> ─► bash, page by page, in a folder of its own
-//!                         `viscache …` in a sentence ┴─ all of them ─► bash, where a program is asked `… --help`
+//! README.md, docs/**.md ─► blocks of sh and console ─┬─ below <!-- run --> ─► bash, page by page, in a folder of its own
+//!                          `viscache …` in a sentence ┴─ all of them ─► bash, where a program is asked `… --help`
 //! ```
 //! With `--help` behind it, a program reads its command line up to there and refuses a command, a flag or a value that it
 //! does not know; nothing else is done. So what may be said is known from the programs themselves.
@@ -29,14 +29,20 @@
 
 use std::fs;
 use std::os::unix::fs::symlink;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Output};
-use std::sync::OnceLock;
 
 use tempfile::TempDir;
 
+#[path = "../common/programs.rs"]
+mod programs;
+
+use programs::programs;
+
 /// The address of a server, as the pages write it.
 const ADDRESS: &str = "127.0.0.1:50051";
+/// Where pages lie; each folder has an `index.md` that lists its own.
+const FOLDERS: [&str; 2] = ["docs", "docs/decisions"];
 /// Stands before a block that is run.
 const MARK: &str = "<!-- run -->";
 /// Seconds that the blocks of a page may take.
@@ -117,35 +123,16 @@ fn clone() -> &'static Path {
 /// README and pages, by their path in the clone.
 fn pages() -> Vec<(String, String)> {
     let mut paths = vec!["README.md".to_owned()];
-    for file in fs::read_dir(clone().join("docs")).unwrap() {
-        let name = file.unwrap().file_name().into_string().unwrap();
-        if name.ends_with(".md") {
-            paths.push(format!("docs/{name}"));
+    for folder in FOLDERS {
+        for file in fs::read_dir(clone().join(folder)).unwrap() {
+            let name = file.unwrap().file_name().into_string().unwrap();
+            if name.ends_with(".md") {
+                paths.push(format!("{folder}/{name}"));
+            }
         }
     }
     paths.sort_unstable();
     paths.into_iter().map(|path| (path.clone(), fs::read_to_string(clone().join(path)).unwrap())).collect()
-}
-
-/// The folder of the programs under test.
-fn programs() -> &'static Path {
-    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
-    FOLDER.get_or_init(|| {
-        let folder = Path::new(env!("CARGO_BIN_EXE_viscache")).parent().unwrap();
-        if !folder.join("index-builder").is_file() {
-            let profile = match folder.file_name().unwrap().to_str().unwrap() {
-                "debug" => "dev",
-                profile => profile,
-            };
-            let built = Command::new(env!("CARGO"))
-                .args(["build", "--locked", "-p", "index-builder", "--profile", profile, "--target-dir"])
-                .arg(folder.parent().unwrap())
-                .current_dir(clone())
-                .status();
-            assert!(built.unwrap().success(), "index-builder is built");
-        }
-        folder.to_owned()
-    })
 }
 
 /// The blocks of a page, and whether each is to be run.
@@ -337,17 +324,19 @@ fn an_unknown_command_flag_value_or_target_is_told() {
 
 #[test]
 fn links_lead_to_files_and_every_page_is_in_the_table() {
-    let index = fs::read_to_string(clone().join("docs/index.md")).unwrap();
-    for (page, text) in pages() {
-        let folder = clone().join(&page);
+    let architecture = fs::read_to_string(clone().join("ARCHITECTURE.md")).unwrap();
+    for (page, text) in pages().into_iter().chain([("ARCHITECTURE.md".to_owned(), architecture)]) {
+        let file = clone().join(&page);
+        let folder = file.parent().unwrap();
         for link in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
             if !link.contains("://") {
-                let file = folder.parent().unwrap().join(link.split('#').next().unwrap());
+                let file = folder.join(link.split('#').next().unwrap());
                 assert!(file.exists(), "{page}: {link} leads nowhere");
             }
         }
-        if let Some(name) = page.strip_prefix("docs/").filter(|name| *name != "index.md") {
-            assert!(index.contains(&format!("]({name})")), "docs/index.md does not list {name}");
+        if let Some((folder, name)) = page.rsplit_once('/').filter(|(_, name)| *name != "index.md") {
+            let index = fs::read_to_string(clone().join(folder).join("index.md")).unwrap();
+            assert!(index.contains(&format!("]({name})")), "{folder}/index.md does not list {name}");
         }
     }
 }

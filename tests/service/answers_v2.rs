@@ -12,14 +12,14 @@ use viscache::models::llm::{Llm, LlmOptions};
 use viscache::serve::proto::{self, CacheMode, DecoderFamily, GenerateRequest, StopReason};
 
 use crate::asking::{Told, ask, blamed_on, instruction};
-use crate::common::{first, read};
+use crate::common::{of_one_root, read};
 use crate::server::{self, Server, image, media_part, query, text};
 use crate::store;
 
 /// The golden model of this name with the tokenizer that its ids are of, as a folder that a server can be given.
 fn golden(name: &str) -> Option<(LlmOptions, TempDir)> {
-    let folder = first("llama_adapter_v2", name)?;
-    let tokenizer = first("imagebind_llm_decoder", "tokenizer.model")?;
+    let model = format!("llama_adapter_v2/{name}");
+    let [folder, tokenizer] = of_one_root([&model, "imagebind_llm_decoder/tokenizer.model"])?;
     let place = TempDir::new().unwrap();
     let to = |file: &str| place.path().join(file);
     std::fs::copy(folder.join("config.json"), to("params.json")).unwrap();
@@ -51,7 +51,7 @@ fn hot(prompt: Option<proto::Prompt>, query: Option<proto::Query>) -> GenerateRe
 }
 
 fn picture() -> Vec<u8> {
-    read(&first("llama_adapter_v2", "preprocess_0.png").unwrap())
+    store::scene(0)
 }
 
 fn reason(status: &Status) -> String {
@@ -60,14 +60,17 @@ fn reason(status: &Status) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_decoder_that_looks_at_pictures_itself() {
-    let Some((options, _model)) = golden("mm_tiny_lora") else { return };
+    let Some((options, model)) = golden("mm_tiny_lora") else { return };
     let folder = TempDir::new().unwrap();
     let llm = Llm::open(&options).unwrap();
     // What it must say: the same picture and prompt, without a server.
     let pixels = llm.prepare_picture(&picture(), Limits::default().media.image).unwrap();
     let side = llm.decoder().picture().unwrap().side();
     let tokens = llm.decoder().visual_of_picture(&pixels).unwrap();
-    assert_eq!((pixels.len(), tokens.dims2().unwrap()), (3 * side * side, (3, 64)));
+    let sizes: serde_json::Value = serde_json::from_slice(&read(&model.path().join("params.json"))).unwrap();
+    let size = |name: &str| sizes[name].as_u64().unwrap() as usize;
+    let expected = (3 * side * side, (size("query_len"), size("dim")));
+    assert_eq!((pixels.len(), tokens.dims2().unwrap()), expected);
     let server = Server::start(app(&folder, llm)).await;
     let seen = |bytes: &[u8]| Some(query(vec![media_part(image(bytes), None)]));
 
@@ -130,15 +133,16 @@ async fn a_decoder_that_talks() {
     let server = Server::start(app(&folder, Llm::open(&options).unwrap())).await;
     let [told, _] = ask(&server, hot(conversation("bair_v1", &["Hi"]), None)).await.unwrap();
     let begin = told.begin.unwrap();
-    assert_eq!((begin.dropped_tokens, begin.decoder.unwrap().family()), (0, DecoderFamily::V2Chat));
-    assert_eq!(told.summary.unwrap().stop_reason(), StopReason::MaxTokens);
-    assert_eq!(told.tokens.len(), 12);
+    let decoder = begin.decoder.unwrap();
+    assert_eq!((begin.dropped_tokens, decoder.family()), (0, DecoderFamily::V2Chat));
+    let ended = told.summary.unwrap().stop_reason();
+    assert_eq!(ended == StopReason::MaxTokens, told.tokens.len() == 12, "{ended:?}");
     // What has grown too long loses its beginning, and says how much.
-    let long = "word ".repeat(300);
+    let long = "word ".repeat(2 * decoder.max_positions as usize);
     let [cut, _] =
         ask(&server, request(conversation("bair_v1", &[&long, "Yes.", "Hi"]), None)).await.unwrap();
     let begin = cut.begin.unwrap();
-    assert!(begin.dropped_tokens > 100, "{begin:?}");
+    assert!(begin.dropped_tokens > decoder.max_positions, "{begin:?}");
     assert_eq!(begin.prompt_tokens, begin.decoder.unwrap().max_positions - 12);
 
     let blamed = async |prompt: Option<proto::Prompt>, query: Option<proto::Query>| {
@@ -230,7 +234,7 @@ async fn experts_of_another_kind() {
     let own = Generator::start(store::llm(), GenerateOptions::default()).unwrap();
     let Some((options, _model)) = golden("mm_tiny_lora") else { return };
     let mut app = app(&folder, Llm::open(&options).unwrap());
-    app.experts = Experts::new(&settings, Some(own));
+    app.experts = Experts { settings, captioner: Some(own) };
     let server = Server::start(app).await;
     let status = ask(&server, about(&sign(), &[Ocr], "")).await.unwrap_err();
     assert_eq!((status.code(), reason(&status).as_str()), (Code::FailedPrecondition, "EXPERT_UNAVAILABLE"));

@@ -33,7 +33,7 @@ fn app(path: &Path, encoder: Option<Encoder>, rows: RowsMode, limits: Limits) ->
 }
 
 fn vectors(rows: &[Vec<f32>]) -> UpsertRequest {
-    UpsertRequest { cache: ROWS.into(), vectors: Some(tensor(rows)), items: Vec::new() }
+    UpsertRequest { cache: ROWS.into(), vectors: Some(tensor(rows)), items: Vec::new(), ..Default::default() }
 }
 
 fn named(id: Option<u64>, uri: &str) -> UpsertItem {
@@ -101,7 +101,7 @@ async fn what_is_acknowledged_is_found_and_outlives_the_server() {
         assert_eq!(got[1].tags["kind"], "test");
         assert_eq!(item(&got[2].status).code, Code::NotFound);
 
-        let delete = DeleteRequest { cache: ROWS.into(), ids: vec![101, 3, 999, 3] };
+        let delete = DeleteRequest { cache: ROWS.into(), ids: vec![101, 3, 999, 3], ..Default::default() };
         let reply = admin.delete(delete).await.unwrap().into_inner();
         let found: Vec<(u64, bool)> = reply.results.iter().map(|r| (r.id, r.found)).collect();
         assert_eq!(found, [(101, true), (3, true), (999, false), (3, false)]);
@@ -114,7 +114,7 @@ async fn what_is_acknowledged_is_found_and_outlives_the_server() {
         assert_eq!((delta.items, delta.tombstones, delta.sequence, delta.watermark), (3, 2, 6, 0));
         assert!(delta.memory_bytes > 0 && !delta.compacting && delta.compaction_problem.is_empty());
 
-        let reload = ReloadRequest { cache: ROWS.into() };
+        let reload = ReloadRequest { cache: ROWS.into(), ..Default::default() };
         let seen = follower.admin().reload(reload.clone()).await.unwrap().into_inner();
         assert_eq!((seen.generation, seen.changed, seen.sequence), (1, false, 6));
         let all = nearest(&server, &rows[5], 200, true).await;
@@ -150,7 +150,7 @@ async fn an_id_that_a_request_names_is_not_given_to_another_item() {
     let server = Server::start(app(folder.path(), None, RowsMode::Ram, Limits::default())).await;
     let mut admin = server.admin();
     let rows = store::random_rows(3, ROWS_DIM, 92);
-    let request = |items| UpsertRequest { cache: ROWS.into(), vectors: None, items };
+    let request = |items| UpsertRequest { cache: ROWS.into(), vectors: None, items, ..Default::default() };
     let acknowledged = |reply: proto::UpsertResponse| reply.results.iter().map(|r| r.id).collect::<Vec<_>>();
 
     let two = request(vec![row_item(None, &rows[0]), row_item(Some(100), &rows[1])]);
@@ -200,7 +200,7 @@ async fn pictures_and_texts_are_embedded_by_the_model() {
     };
     let items =
         vec![media(image(&picture), "p.png"), media(image(b"no picture"), "bad"), media(text(words), "t")];
-    let request = UpsertRequest { cache: SCENES.into(), vectors: None, items };
+    let request = UpsertRequest { cache: SCENES.into(), vectors: None, items, ..Default::default() };
     let reply = server.admin().upsert(request).await.unwrap().into_inner();
     let outcomes: Vec<_> = reply.results.iter().map(|r| item(&r.status).code).collect();
     assert_eq!(outcomes, [Code::Ok, Code::InvalidArgument, Code::Ok]);
@@ -237,7 +237,7 @@ async fn what_cannot_be_stored_is_refused_by_name() {
         with(&|item| item.uri = "x".repeat(5000)),
         row_item(Some(9), &row),
     ];
-    let request = UpsertRequest { cache: ROWS.into(), vectors: None, items };
+    let request = UpsertRequest { cache: ROWS.into(), vectors: None, items, ..Default::default() };
     let reply = admin.upsert(request).await.unwrap().into_inner();
     let told: Vec<_> = reply.results.iter().map(|r| item(&r.status)).collect();
     let expected = [
@@ -258,6 +258,7 @@ async fn what_cannot_be_stored_is_refused_by_name() {
         cache: ROWS.into(),
         vectors,
         items,
+        ..Default::default()
     };
     let rows = |n: usize| Some(tensor(&vec![row.clone(); n]));
     for (request, expected) in [
@@ -273,7 +274,8 @@ async fn what_cannot_be_stored_is_refused_by_name() {
         assert_eq!(whole(&admin.upsert(request).await.unwrap_err()), expected);
     }
     for ids in [vec![], vec![1; 7]] {
-        let refused = admin.delete(DeleteRequest { cache: ROWS.into(), ids }).await.unwrap_err();
+        let refused =
+            admin.delete(DeleteRequest { cache: ROWS.into(), ids, ..Default::default() }).await.unwrap_err();
         assert_eq!(whole(&refused), bad_argument("ids"));
     }
 
@@ -305,7 +307,10 @@ async fn a_read_only_server_says_how_to_make_it_writable() {
     let cache = ROWS.to_owned();
     let refused = [
         admin.upsert(vectors(&store::random_rows(1, ROWS_DIM, 5))).await.unwrap_err(),
-        admin.delete(DeleteRequest { cache: cache.clone(), ids: vec![1] }).await.unwrap_err(),
+        admin
+            .delete(DeleteRequest { cache: cache.clone(), ids: vec![1], ..Default::default() })
+            .await
+            .unwrap_err(),
         admin.compact(CompactRequest { cache }).await.unwrap_err(),
     ];
     for refused in refused {
@@ -363,7 +368,12 @@ async fn no_search_fails_or_waits_for_long_while_everything_changes() {
             let items = rows.iter().enumerate().map(|(i, row)| {
                 row_item((i % 2 == 0).then_some(100 + (round * 37 + i as u64 * 11) % 250), row)
             });
-            let request = UpsertRequest { cache: ROWS.into(), vectors: None, items: items.collect() };
+            let request = UpsertRequest {
+                cache: ROWS.into(),
+                vectors: None,
+                items: items.collect(),
+                ..Default::default()
+            };
             let reply = admin.upsert(request).await.unwrap().into_inner();
             // The next query finds each, whatever else goes on.
             for (row, result) in rows.iter().zip(&reply.results) {
@@ -373,7 +383,10 @@ async fn no_search_fails_or_waits_for_long_while_everything_changes() {
                 assert!(found == result.id || replaced, "{found} instead of {}", result.id);
             }
             let ids: Vec<u64> = (0..10).map(|i| 100 + (round * 53 + i * 7) % 250).collect();
-            admin.delete(DeleteRequest { cache: ROWS.into(), ids: ids.clone() }).await.unwrap();
+            admin
+                .delete(DeleteRequest { cache: ROWS.into(), ids: ids.clone(), ..Default::default() })
+                .await
+                .unwrap();
             let all = nearest(&server, &rows[0], 1000, round % 2 == 0).await;
             assert!(all.iter().all(|id| !ids.contains(id)), "a deleted item was found");
             match round % 4 {

@@ -13,8 +13,10 @@ mod store;
 
 mod answers;
 mod answers_v2;
+mod caches;
 mod enhance;
 mod filters;
+mod items;
 mod limits;
 mod living;
 mod packing;

@@ -110,7 +110,7 @@ async fn describe_tells_what_there_is_and_every_limit() {
     let points = vec![proto::Recall { ef_search: 96, recall_at_10: 1.0 }];
     assert_eq!(told.recall, points);
     let [curve] = &told.recall_curves[..] else { panic!("{:?}", told.recall_curves) };
-    assert_eq!((curve.kind.as_str(), &curve.points, curve.margins.len()), ("image", &points, 0));
+    assert_eq!((curve.kind.as_str(), &curve.points, curve.ways.len()), ("image", &points, 0));
     assert_eq!((told.live_recall, told.recall_sampling_rate), (vec![], 0.0));
     assert_eq!(told.default_blend, blend(10, 20.0, 0.5));
     assert_eq!(
@@ -138,6 +138,7 @@ async fn describe_tells_what_there_is_and_every_limit() {
         max_video_pixels: 4096 * 2304,
         max_table_bytes: 64 << 20,
         max_points: 2_000_000,
+        max_caches: 4096,
     };
     assert_eq!(told.limits, Some(configured));
     let model = told.model.unwrap();
@@ -217,6 +218,9 @@ async fn caches_are_listed_and_calls_counted() {
         served_generation: 1,
         model: "nano".into(),
         problem: String::new(),
+        aliases: vec![],
+        row_dtype: proto::Dtype::F32.into(),
+        served: true,
     };
     assert_eq!(listed[1], scenes);
     let stats = world.server.admin().stats(proto::StatsRequest {}).await.unwrap().into_inner();

@@ -15,7 +15,7 @@ use viscache::serve::proto::{
     self, CompactRequest, Cost, DeleteRequest, DescribeRequest, EnhanceRequest, Query, SearchParams,
     SearchRequest, UpsertRequest,
 };
-use viscache::store::{Access, MarginPoint, Recalls, Store};
+use viscache::store::{Access, Measured, RecallPoint, Recalls, Store};
 use viscache::types::Embedding;
 
 use crate::server::{
@@ -87,7 +87,7 @@ async fn a_target_becomes_the_beam_that_was_measured_to_reach_it() {
         (wish(0.95, "text"), (64, false)),
         (wish(0.975, "text"), (128, false)),
         // Without a kind, and for one that nobody measured, what suffices for all.
-        (wish(0.95, ""), (64, false)),
+        (wish(0.95, ""), (96, false)),
         (wish(0.975, "audio"), (128, false)),
         // Not reached by any beam that was measured.
         (wish(0.99, "text"), (0, true)),
@@ -161,7 +161,8 @@ async fn media_speak_for_themselves() {
     };
     let image = search("image").await[0];
     assert!((17..64).contains(&image), "{image}");
-    assert_eq!(search("").await, [image, 64, 64, 64, 64]);
+    // Mixtures and rows of which it is not known what they are get no less than the default beam.
+    assert_eq!(search("").await, [image, 64, 96, 96, 96]);
     assert_eq!(search("image").await, [image; 5]);
     server.stop().await;
 }
@@ -200,19 +201,39 @@ async fn what_cannot_be_aimed_at_is_refused_by_name() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_margin_that_reaches_a_target_with_less_is_taken_and_described() {
-    let point = MarginPoint { ef_search: 64, margin: 0.03, recall: 0.9875 };
-    let margins = BTreeMap::from([("text".to_owned(), vec![point])]);
-    let folder = make(Recalls { margins, ..said() });
+    let plain = |(ef_search, recall): (usize, f64)| RecallPoint {
+        ef_search,
+        rescore: ef_search.min(40),
+        margin: None,
+        recall,
+        scored: 8.0 * ef_search as f64,
+    };
+    let ended = RecallPoint { margin: Some(0.03), scored: 400.0, ..plain((64, 0.9875)) };
+    let Recalls { rows, by_kind, .. } = said();
+    let ways = |curve: &[(usize, f64)]| curve.iter().copied().map(plain).collect::<Vec<_>>();
+    let texts = Measured { queries: 3000, ways: vec![ways(&by_kind["text"]), vec![ended]] };
+    let images = Measured { queries: 3000, ways: vec![ways(&rows)] };
+    let measured = BTreeMap::from([("image".to_owned(), images), ("text".to_owned(), texts)]);
+    let folder = make(Recalls { measured, ..said() });
     let server = Server::start(app(folder.path(), RowsMode::Ram)).await;
-    for (target, kind, expected) in [(0.975, "text", 64), (0.8, "text", 16), (0.9, "image", 16)] {
+    // Of a kind that was not measured no margin is known.
+    for (target, kind, expected) in
+        [(0.975, "text", 64), (0.8, "text", 16), (0.9, "image", 16), (0.975, "audio", 128)]
+    {
         let found = server.cache().search(ask(wish(target, kind))).await.unwrap().into_inner();
         assert_eq!(used(&found.results[0].cost), (expected, false), "{target} {kind}");
     }
     let curves = describe(&server, ROWS).await.recall_curves;
     let [images, texts] = &curves[..] else { panic!("{curves:?}") };
-    assert_eq!((images.kind.as_str(), images.margins.len()), ("image", 0));
-    let expected = proto::MarginRecall { ef_search: 64, margin: 0.03, recall_at_10: 0.9875 };
-    assert_eq!((texts.kind.as_str(), &texts.margins[..]), ("text", &[expected][..]));
+    assert_eq!((images.kind.as_str(), images.queries, images.ways.len()), ("image", 3000, 2));
+    let expected = proto::RecallWay {
+        ef_search: 64,
+        rescore: 40,
+        margin: Some(0.03),
+        recall_at_10: 0.9875,
+        scored_vectors: 400.0,
+    };
+    assert_eq!((texts.kind.as_str(), texts.ways.last()), ("text", Some(&expected)));
     server.stop().await;
 }
 
@@ -294,7 +315,11 @@ async fn a_compaction_measures_what_it_built() {
         let folder = make(said());
         let server = Server::start(writable(folder.path(), mode)).await;
         let vectors = Some(tensor(&store::random_rows(50, ROWS_DIM, 77)));
-        server.admin().upsert(UpsertRequest { cache: ROWS.into(), vectors, items: vec![] }).await.unwrap();
+        server
+            .admin()
+            .upsert(UpsertRequest { cache: ROWS.into(), vectors, items: vec![], ..Default::default() })
+            .await
+            .unwrap();
         server.admin().compact(CompactRequest { cache: ROWS.into() }).await.unwrap();
         let told = describe(&server, ROWS).await;
         assert_eq!((told.source.unwrap().generation, told.items), (3, 350));
@@ -323,10 +348,14 @@ async fn the_truth_of_a_sample_is_that_of_an_exact_search() {
         let cache = app.cache(ROWS).unwrap().clone();
         let server = Server::start(app).await;
         let vectors = Some(tensor(&store::random_rows(40, ROWS_DIM, 78)));
-        server.admin().upsert(UpsertRequest { cache: ROWS.into(), vectors, items: vec![] }).await.unwrap();
+        server
+            .admin()
+            .upsert(UpsertRequest { cache: ROWS.into(), vectors, items: vec![], ..Default::default() })
+            .await
+            .unwrap();
         // Holes at both ends and inside, one of them longer than a row.
         let ids = [0, 1, 2, 50, 299, 310].into_iter().chain(100..130).collect();
-        server.admin().delete(DeleteRequest { cache: ROWS.into(), ids }).await.unwrap();
+        server.admin().delete(DeleteRequest { cache: ROWS.into(), ids, ..Default::default() }).await.unwrap();
         let (snapshot, mut searcher) = (cache.snapshot(), Default::default());
         let exact = viscache::index::SearchParams { exact: true, ..Default::default() };
         for row in store::random_rows(20, ROWS_DIM, 79) {

@@ -82,7 +82,11 @@ async fn generations_are_switched_under_load_without_a_failure() {
     for mode in [RowsMode::Ram, RowsMode::Disk] {
         let world = World::with(false, mode, Limits::default(), 200).await;
         let mut admin = world.server.admin();
-        let again = admin.reload(proto::ReloadRequest { cache: ROWS.into() }).await.unwrap().into_inner();
+        let again = admin
+            .reload(proto::ReloadRequest { cache: ROWS.into(), ..Default::default() })
+            .await
+            .unwrap()
+            .into_inner();
         assert_eq!((again.generation, again.changed), (1, false));
 
         let stop = Arc::new(AtomicBool::new(false));
@@ -106,7 +110,11 @@ async fn generations_are_switched_under_load_without_a_failure() {
             .collect();
         let folder = world.folder.path().to_owned();
         tokio::task::spawn_blocking(move || grow(&folder, 30)).await.unwrap();
-        let switched = admin.reload(proto::ReloadRequest { cache: ROWS.into() }).await.unwrap().into_inner();
+        let switched = admin
+            .reload(proto::ReloadRequest { cache: ROWS.into(), ..Default::default() })
+            .await
+            .unwrap()
+            .into_inner();
         assert_eq!((switched.generation, switched.changed), (2, true));
         let described =
             world.server.cache().describe(proto::DescribeRequest { cache: ROWS.into() }).await.unwrap();
@@ -130,7 +138,10 @@ async fn generations_are_switched_under_load_without_a_failure() {
         let missing =
             admin.publish(proto::PublishRequest { cache: ROWS.into(), generation: 99 }).await.unwrap_err();
         assert_eq!(whole(&missing), refusal(Code::NotFound, "GENERATION_NOT_FOUND", ""));
-        let unknown = admin.reload(proto::ReloadRequest { cache: "nowhere".into() }).await.unwrap_err();
+        let unknown = admin
+            .reload(proto::ReloadRequest { cache: "nowhere".into(), ..Default::default() })
+            .await
+            .unwrap_err();
         assert_eq!(whole(&unknown), refusal(Code::NotFound, "CACHE_NOT_FOUND", ""));
 
         let builder = Store::open(world.folder.path(), Access::Write).unwrap();

@@ -1,6 +1,7 @@
 //! What the command line may say.
 
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use viscache::cache::RECALL_SAMPLE;
@@ -90,6 +91,9 @@ pub(super) enum Caches {
         /// Do it although the cache has items.
         #[arg(long)]
         yes: bool,
+        /// Do it although aliases stand for the cache, and delete them too.
+        #[arg(long)]
+        force: bool,
     },
 }
 
@@ -137,6 +141,24 @@ pub(super) struct Run {
     pub(super) graph: Graph,
 }
 
+/// `--codes`.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Codes {
+    Auto,
+    Given(CodeKind),
+}
+
+impl FromStr for Codes {
+    type Err = String;
+
+    fn from_str(word: &str) -> Result<Self, String> {
+        match word {
+            "auto" => Ok(Codes::Auto),
+            word => word.parse().map(Codes::Given).map_err(|_| "it must be auto, f32, f16, u8 or u4".into()),
+        }
+    }
+}
+
 /// How the graph is built.
 #[derive(Args)]
 #[command(next_help_heading = "Index")]
@@ -150,9 +172,10 @@ pub(super) struct Graph {
     /// Rounds in which every item looks for better links once all are in: for quick builds with a small ef-construction.
     #[arg(long, value_name = "N", default_value_t = BuildParams::DEFAULT_REFINE)]
     pub(super) refine: usize,
-    /// What the search runs on: f32, f16, u8 or u4.
-    #[arg(long, value_name = "KIND", default_value = BuildParams::DEFAULT_CODES.word())]
-    pub(super) codes: CodeKind,
+    /// What the search runs on: f32, f16, u8 or u4; auto measures what their errors do to the ranking and takes the cheapest that
+    /// is good enough.
+    #[arg(long, value_name = "KIND", default_value = "auto")]
+    pub(super) codes: Codes,
     /// A sample of queries of another modality (numpy file, a row each): nine in ten repair the graph, the others
     /// measure its recall. Once for every kind of query, each with its name: `--queries text=t.npy --queries audio=a.npy`.
     #[arg(long, value_name = "[KIND=]FILE")]

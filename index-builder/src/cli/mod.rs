@@ -20,15 +20,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::{Context, bail};
 use clap::{CommandFactory, Parser};
 use serde_json::json;
-use viscache::cache::{NewCache, QuerySample, Writer};
+use viscache::cache::{APART, NewCache, QuerySample, Writer};
 use viscache::index::BuildParams;
 use viscache::media::Limits;
-use viscache::store::{Access, CacheRecord, GenerationRecord, Store};
+use viscache::store::{Access, CacheRecord, Choice, GenerationRecord, QuerySource, Store, Tried};
 use viscache::types::{Agreement, CacheName, Origin};
 
-use self::args::{BuildArgs, Caches, Cli, Command, Graph, ImportArgs, IndexArgs, Place, Run};
+use self::args::{BuildArgs, Caches, Cli, Codes, Command, Graph, ImportArgs, IndexArgs, Place, Run};
 use self::verify::{curve_line, verify_all};
-use crate::discover::{Inputs, List, name};
+use crate::discover::{self, Inputs, List, name};
 use crate::import::Import;
 use crate::ledger::{Judge, Standing};
 use crate::pipeline::{Options, Outcomes};
@@ -36,12 +36,15 @@ use crate::plan::{Facts, Plan};
 use crate::report::Report;
 use crate::summary::{self, Summary};
 use crate::survey::{Survey, survey};
+use crate::tag_cost::TagSample;
 use crate::{import, index, ledger, model, pipeline, plan, scenes};
 
 /// Exit code of a command that failed.
 pub const FAILED: u8 = 1;
 const SOME_BAD: u8 = 3;
 const INTERRUPTED: u8 = 130;
+/// Rows of an import whose tags are looked at for the plan.
+const TAG_SAMPLE: usize = 4096;
 
 /// Parses the command line and runs the command.
 ///
@@ -113,6 +116,8 @@ fn build(args: BuildArgs) -> anyhow::Result<ExitCode> {
     let cache = cache_record(store.as_ref(), &args.place.cache)?;
     let Survey { standing, sample } =
         survey(&inputs, Judge::new(store.as_ref().zip(cache.clone()), args.retry_bad))?;
+    let mut tags = TagSample::of_stored(store.as_ref().zip(cache.as_ref()))?;
+    sample.iter().for_each(|unit| tags.see(&discover::read_tags(&inputs.tags, &unit.texts).0));
     let side = encoder.images().side;
     let plan = Plan::new(&Facts {
         stored: cache.as_ref().map_or(0, |cache| cache.items),
@@ -126,6 +131,7 @@ fn build(args: BuildArgs) -> anyhow::Result<ExitCode> {
         store: &args.place.store,
         seconds_per_unit: plan::probe(&encoder, &sample, threads),
         index: !args.run.no_index,
+        tags: &tags,
     });
     if !check_plan(&plan, &args.run)? {
         return Ok(ExitCode::SUCCESS);
@@ -190,7 +196,13 @@ fn import(args: ImportArgs) -> anyhow::Result<ExitCode> {
     let import: Import = import::open(&named.vectors, &options)?;
     let (origin, model) = model::stated(args.nano, &args.model, threads, import.dim)?;
     let store = open_store(&args.place.store, args.run.dry_run)?;
-    let stored = cache_record(store.as_ref(), &args.place.cache)?.map_or(0, |cache| cache.items);
+    let cache = cache_record(store.as_ref(), &args.place.cache)?;
+    let stored = cache.as_ref().map_or(0, |cache| cache.items);
+    let mut tags = TagSample::of_stored(store.as_ref().zip(cache.as_ref()))?;
+    // What is wrong with them is said when they are read to be stored.
+    if let Some(Ok(chunk)) = import.chunks(TAG_SAMPLE, 0).next() {
+        chunk.rows.iter().for_each(|row| tags.see(&row.tags));
+    }
     let standing = Standing { inputs: import.rows, pending: import.rows, ..Standing::default() };
     let plan = Plan::new(&Facts {
         stored,
@@ -203,6 +215,7 @@ fn import(args: ImportArgs) -> anyhow::Result<ExitCode> {
         store: &args.place.store,
         seconds_per_unit: None,
         index: !args.run.no_index,
+        tags: &tags,
     });
     if !check_plan(&plan, &args.run)? {
         return Ok(ExitCode::SUCCESS);
@@ -316,12 +329,54 @@ fn index_line(index: &viscache::cache::IndexReport) -> String {
         curve_line(&index.recall)
     );
     for (kind, recall) in &index.recall_by {
-        line += &format!("; of the {kind} sample: {}", curve_line(recall));
+        let what = if kind == APART { "made queries".to_owned() } else { format!("the {kind} sample") };
+        line += &format!("; of {what}: {}", curve_line(recall));
     }
     if index.reach.repaired > 0 {
         line += &format!(" ({} links added)", index.reach.repaired);
     }
+    if let Some(choice) = &index.choice {
+        line += &format!("\n{}", choice_line(choice));
+    }
+    for (kind, recall) in &index.flat {
+        line += &format!(
+            "\nrecall of {kind} queries ends at {recall:.3}, however wide the beam: wider codes may tell more apart (`--codes f16`)"
+        );
+    }
     line
+}
+
+/// Which codes were chosen, and what the others would have left within reach.
+fn choice_line(Choice { codes, rescore, tried, queries }: &Choice) -> String {
+    // Of all kinds of queries, the one that is hardest for some codes; at the depth that was chosen.
+    let hardest = |word: &str| {
+        let of = tried.iter().filter(|tried| tried.codes == word && tried.rescore == *rescore);
+        of.min_by(|a, b| a.within.total_cmp(&b.within))
+    };
+    let mut seen: Vec<&str> = Vec::new();
+    tried.iter().for_each(|tried| {
+        if !seen.contains(&tried.codes.as_str()) {
+            seen.push(&tried.codes);
+        }
+    });
+    let shares: Vec<String> = seen
+        .iter()
+        .filter_map(|word| {
+            let Tried { kind, within, .. } = hardest(word)?;
+            Some(format!("{word} {within:.3} ({kind})"))
+        })
+        .collect();
+    let trust = match queries {
+        QuerySource::Given => "",
+        QuerySource::Rows => "; by rows of other modalities, for want of a sample of queries",
+        QuerySource::Made => {
+            "; by made queries, for want of a sample of real ones: give one by --queries to be surer"
+        }
+    };
+    format!(
+        "codes {codes}, of which the best {rescore} are scored again: share of the true ten within those, {}{trust}",
+        shares.join(", ")
+    )
 }
 
 fn reindex(args: IndexArgs) -> anyhow::Result<ExitCode> {
@@ -339,43 +394,52 @@ fn reindex(args: IndexArgs) -> anyhow::Result<ExitCode> {
 
 fn list_ledger(place: &Place, json: bool) -> anyhow::Result<ExitCode> {
     let store = Store::open(&place.store, Access::Read)?;
-    for line in ledger::not_stored(&store, store.cache(&place.cache)?.id)? {
+    ledger::not_stored(&store, store.cache(&place.cache)?.id, |line| {
         match json {
             true => told!("{}", json!(line)),
             false => told!("{}\t{}", name::shown(&line.uri), name::shown(&line.reason)),
         }
-    }
+        Ok(())
+    })?;
     Ok(ExitCode::SUCCESS)
 }
 
 fn caches(what: &Caches) -> anyhow::Result<ExitCode> {
     match what {
         Caches::List { store, json } => {
-            for cache in Store::open(store, Access::Read)?.caches()? {
-                match json {
-                    true => told!("{}", json!(cache)),
-                    false => told!(
-                        "{}\t{} items of {} components\t{}\t{}",
-                        cache.name,
-                        cache.items,
-                        cache.dim,
-                        name::shown(&cache.origin.model),
-                        cache.current.map_or_else(|| "not indexed".into(), |g| format!("generation {g}")),
-                    ),
+            let store = Store::open(store, Access::Read)?;
+            let aliases = store.aliases()?;
+            for cache in store.caches()? {
+                let own = aliases.iter().filter(|(_, name)| *name == cache.name);
+                let own: Vec<&str> = own.map(|(alias, _)| alias.as_str()).collect();
+                if *json {
+                    let mut line = json!(cache);
+                    line["aliases"] = json!(own);
+                    told!("{line}");
+                    continue;
                 }
+                let also = if own.is_empty() { String::new() } else { format!("\talso {}", own.join(", ")) };
+                told!(
+                    "{}\t{} items of {} components\t{}\t{}{also}",
+                    cache.name,
+                    cache.items,
+                    cache.dim,
+                    name::shown(&cache.origin.model),
+                    cache.current.map_or_else(|| "not indexed".into(), |g| format!("generation {g}")),
+                );
             }
         }
         Caches::Rename { place, to } => {
             Store::open(&existing(&place.store)?, Access::Write)?.rename_cache(&place.cache, to)?;
             told!("`{}` is `{to}` now", place.cache);
         }
-        Caches::Delete { place, yes } => {
+        Caches::Delete { place, yes, force } => {
             let store = Store::open(&existing(&place.store)?, Access::Write)?;
             let items = store.cache(&place.cache)?.items;
             if items > 0 && !yes {
                 bail!("cache `{}` has {items} items; say --yes to delete them", place.cache);
             }
-            store.delete_cache(&place.cache)?;
+            store.delete_cache(&place.cache, *force)?;
             told!(
                 "`{}` is deleted, with {items} items; `index-builder compact` gives back its space",
                 place.cache
@@ -416,19 +480,27 @@ fn existing(store: &Path) -> anyhow::Result<PathBuf> {
 }
 
 fn cache_record(store: Option<&Store>, name: &CacheName) -> anyhow::Result<Option<CacheRecord>> {
-    let caches = store.map(Store::caches).transpose()?.unwrap_or_default();
-    Ok(caches.into_iter().find(|record| &record.name == name))
+    match store.map(|store| store.cache(name)) {
+        Some(Ok(record)) => Ok(Some(record)),
+        None | Some(Err(viscache::store::Error::NoCache { .. })) => Ok(None),
+        Some(Err(error)) => Err(error.into()),
+    }
 }
 
 fn build_params(graph: &Graph, threads: usize) -> anyhow::Result<BuildParams> {
     if !(0.0..=1.0).contains(&graph.min_recall) {
         bail!("--min-recall is {}; it must be from 0 to 1", graph.min_recall);
     }
+    let (codes, choose_codes) = match graph.codes {
+        Codes::Auto => (BuildParams::DEFAULT_CODES, true),
+        Codes::Given(codes) => (codes, false),
+    };
     let params = BuildParams {
         m: graph.m,
         ef_construction: graph.ef_construction,
         refine: graph.refine,
-        codes: graph.codes,
+        codes,
+        choose_codes,
         threads,
         deterministic: graph.deterministic,
     };

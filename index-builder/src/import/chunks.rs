@@ -5,17 +5,9 @@
 //! error and not an end.
 
 use super::error::Error;
-use super::metadata::{About, Records};
+use super::metadata::Records;
+use super::raw::{About, Batches};
 use super::{BadRow, Chunk, Import, Row, Source};
-
-/// A row as its file has it: the values or why there are none, and what the file itself knows of it.
-pub(super) struct Raw {
-    pub(super) values: Result<Vec<f32>, String>,
-    pub(super) about: About,
-}
-
-/// Rows of one file in order, some at a time.
-pub(super) type Batches<'a> = Box<dyn Iterator<Item = Result<Vec<Raw>, Error>> + Send + 'a>;
 
 /// The iterator behind [`Import::chunks`].
 pub(super) struct Chunks<'a> {

@@ -28,9 +28,8 @@ use std::fs::File;
 use std::io::{BufReader, ErrorKind, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
-use super::chunks::{Batches, Raw};
 use super::error::Error;
-use super::metadata::About;
+use super::raw::{About, Batches, Raw};
 use super::values::{LITTLE_F32, decode, read_at, runs};
 
 /// A faiss file whose lengths have all been found to fit.

@@ -21,7 +21,6 @@
 //! Left out: quotes in TSV (a tab or line break cannot be part of a field: that is what JSON lines are for),
 //! lists and objects in JSON, and looking a row up by anything but its number.
 
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
@@ -30,71 +29,11 @@ use serde_json::{Map, Value};
 
 use super::error::Error;
 use super::parquet::{Table, TableRows};
+use super::raw::{About, Role, URI_NAMES, short, tag_role, text_ids, whole};
 use super::{Options, has_extension};
-
-/// Columns and keys that hold a uri when none is named, best first.
-pub(super) const URI_NAMES: [&str; 6] = ["uri", "url", "path", "image_path", "key", "file"];
 
 /// Longest line of a text file; more is not metadata, and would be held in memory.
 const LINE_LIMIT: u64 = 16 << 20;
-
-/// What is known of one row.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct About {
-    pub(super) id: Option<u64>,
-    pub(super) uri: Option<String>,
-    pub(super) tags: BTreeMap<String, String>,
-}
-
-/// What a column or key is for.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Role {
-    Embedding,
-    Id,
-    Uri,
-    Position,
-    Tag(String),
-    /// Not asked for.
-    Unused,
-}
-
-impl About {
-    /// Notes what one column says. `Err` is the reason why it cannot be so.
-    pub(super) fn note(&mut self, role: &Role, text: String) -> Result<(), String> {
-        match role {
-            Role::Id => self.id = Some(whole(&text)?),
-            Role::Uri => self.uri = Some(text),
-            Role::Tag(name) => drop(self.tags.insert(name.clone(), text)),
-            Role::Embedding | Role::Position | Role::Unused => {}
-        }
-        Ok(())
-    }
-
-    /// Fills what is not known from another source.
-    pub(super) fn or(mut self, other: About) -> About {
-        for (name, text) in other.tags {
-            self.tags.entry(name).or_insert(text);
-        }
-        About { id: self.id.or(other.id), uri: self.uri.or(other.uri), tags: self.tags }
-    }
-}
-
-/// An id from text: an integer, or one written as a float.
-fn whole(text: &str) -> Result<u64, String> {
-    /// From here on a float stands for several integers.
-    const EXACT: f64 = 9_007_199_254_740_992.0;
-    let wrong = || format!("id {} is not an integer from 0 to {}", short(text), u64::MAX);
-    if let Ok(id) = text.parse() {
-        return Ok(id);
-    }
-    match text.parse::<f64>() {
-        Ok(float) if (0.0..EXACT).contains(&float) && float.fract() == 0.0 => Ok(float as u64),
-        Ok(float) if float >= EXACT && float.is_finite() => {
-            Err(format!("id {} is a float too large to be exact; store ids as integers", short(text)))
-        }
-        _ => Err(wrong()),
-    }
-}
 
 /// A metadata file whose rows have been counted.
 pub(super) struct Metadata {
@@ -248,23 +187,6 @@ impl Records<'_> {
     }
 }
 
-/// What is said of a column `id` that holds text.
-pub(super) fn text_ids(path: &Path, as_uri: bool) -> String {
-    let what = if as_uri { "uri" } else { "tag" };
-    format!(
-        "{}: its `id` is text and kept as {what}; items get ids of their own (--id-column id takes numbers that are written as text)",
-        path.display()
-    )
-}
-
-/// What a column that is neither id nor uri is for.
-pub(super) fn tag_role(name: &str, options: &Options) -> Role {
-    match &options.tag_columns {
-        Some(wanted) if !wanted.iter().any(|wanted| wanted == name) => Role::Unused,
-        _ => Role::Tag(name.to_owned()),
-    }
-}
-
 /// The first id of a table that has any.
 fn first_tsv_id(path: &Path, roles: &[Role]) -> Result<Option<String>, Error> {
     let Some(column) = roles.iter().position(|role| *role == Role::Id) else { return Ok(None) };
@@ -359,12 +281,6 @@ fn json_row(line: &str, roles: &JsonRoles) -> Result<About, String> {
         about.note(&role, text)?;
     }
     Ok(about)
-}
-
-/// Text for a message: not a page of it, and on one line.
-fn short(text: &str) -> String {
-    let start: String = text.chars().take(40).flat_map(char::escape_debug).collect();
-    format!("'{start}{}'", if text.chars().nth(40).is_some() { "…" } else { "" })
 }
 
 /// The lines of a text file that are not empty.

@@ -20,6 +20,7 @@
 //! | `faiss` | flat, HNSW-flat and inverted-file-flat indexes, with or without a map of ids |
 //! | `metadata` | id, uri and tags of a row from JSON lines, TSV or parquet |
 //! | `values` | numbers of any width to the `f32` of a usable row |
+//! | `raw` | what a file says of its rows, whatever it is |
 //! | `chunks` | the sequence of chunks |
 //! | `error` | what can be wrong, and what to do about it |
 //!
@@ -45,14 +46,16 @@ mod fuzz;
 mod metadata;
 mod npy;
 mod parquet;
+mod raw;
 #[cfg(test)]
 mod tests;
 mod values;
 
 pub use error::Error;
 
-use chunks::{Batches, Chunks};
+use chunks::Chunks;
 use metadata::Metadata;
+use raw::Batches;
 
 /// One imported embedding and what is known of it.
 #[derive(Debug, Clone, PartialEq)]

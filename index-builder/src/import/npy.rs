@@ -21,9 +21,8 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use super::chunks::{Batches, Raw};
 use super::error::Error;
-use super::metadata::About;
+use super::raw::{About, Batches, Raw};
 use super::values::{decode, read_at, runs};
 use viscache::media::npy::{Element, Header};
 

@@ -32,9 +32,8 @@ use arrow_array::{Array, ArrayRef, RecordBatch};
 use arrow_schema::{DataType, Field};
 
 use super::Options;
-use super::chunks::{Batches, Raw};
 use super::error::Error;
-use super::metadata::{About, Role, URI_NAMES, tag_role, text_ids};
+use super::raw::{About, Batches, Raw, Role, URI_NAMES, tag_role, text_ids};
 use super::values::usable;
 
 /// How every file begins (and ends).

@@ -342,7 +342,7 @@ fn other_codes_change_speed_and_not_the_answer() {
         assert_eq!(report["index"]["generation"], number as u64 + 1);
         let cache = bench.cache("a").unwrap();
         let snapshot = cache.snapshot();
-        assert_eq!(snapshot.index().summary().codes.word(), codes);
+        assert_eq!(snapshot.index().codes().word(), codes);
         sizes.insert(snapshot.index().summary().bytes);
         let mut searcher = Searcher::default();
         for query in &queries {

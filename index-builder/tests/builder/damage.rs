@@ -16,9 +16,7 @@ use proptest::prelude::*;
 use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64;
 use viscache::cache::{Cache, LoadOptions, NewCache, NewItem, RowsMode, Writer, encode_row};
-use viscache::index::{
-    AlignedBytes, BuildParams, CodeKind, Codec, Index, Parts, SearchParams, Searcher, exact,
-};
+use viscache::index::{BuildParams, CodeKind, Codec, Index, Parts, SearchParams, Searcher, exact};
 use viscache::store::{Access, BlobKind, ItemRecord, RowType, Store};
 use viscache::types::{Embedding, Fingerprint, ItemId, Origin};
 
@@ -195,7 +193,7 @@ fn many_rows() -> (Bench, Vec<Vec<f32>>) {
         NewItem { id: None, embedding: Embedding::new(row.clone()).unwrap(), record }
     });
     writer.put(items.collect(), |_, _, _| {}).unwrap();
-    writer.index(&params(), &Default::default(), |_| {}, |_, _| Ok(Default::default())).unwrap();
+    writer.index(&params(), &Default::default(), |_| {}, |_, _, _| Ok(Default::default())).unwrap();
     store.flush().unwrap();
     store.compact().unwrap();
     drop(store);
@@ -206,7 +204,7 @@ fn many_rows() -> (Bench, Vec<Vec<f32>>) {
 fn a_damaged_row_on_disk_is_an_error_that_names_the_file_and_never_a_wrong_answer() {
     let mut random = Pcg64::seed_from_u64(seed());
     let (bench, rows) = many_rows();
-    let whole = SearchParams { ef_search: 512, rescore: 8, ..SearchParams::default() };
+    let whole = SearchParams { ef_search: 512, rescore: Some(8), ..SearchParams::default() };
     let exact = SearchParams { exact: true, ..whole };
     let truth = |query: &[f32], k: usize| {
         let all = rows.concat();
@@ -256,7 +254,7 @@ fn damage_in_a_generation_kept_for_a_roll_back_is_found() {
     let (bench, _) = many_rows();
     let store = Store::open(&bench.store, Access::Write).unwrap();
     let mut writer = Writer::existing(&store, &name("a")).unwrap();
-    writer.index(&params(), &Default::default(), |_| {}, |_, _| Ok(Default::default())).unwrap();
+    writer.index(&params(), &Default::default(), |_| {}, |_, _, _| Ok(Default::default())).unwrap();
     let record = store.cache(&name("a")).unwrap();
     let old = store.generations(record.id).unwrap().remove(0);
     assert_ne!(record.current, Some(old.generation));
@@ -392,7 +390,7 @@ fn write_the_fixtures() {
 #[test]
 fn indexes_of_format_version_1_open_and_find() {
     for (codes, file, own_score) in FIXTURES {
-        let index = Index::open(AlignedBytes::copy_of(&fixture(file)).unwrap()).unwrap();
+        let index = Index::open(&fixture(file)).unwrap();
         let summary = index.summary();
         assert_eq!((summary.nodes, summary.dim, summary.m, summary.codes), (ROWS, DIM, 8, codes));
         assert_eq!(index.ids()[..3], [1, 4, 7]);
@@ -444,7 +442,7 @@ fn every_byte_of_an_index_is_watched_and_its_place_named() {
         // All of one, some of the others.
         for at in (0..whole.len()).step_by(if i == 0 { 1 } else { 13 }) {
             bytes[at] ^= 1 << (at % 8);
-            let error = Index::open(AlignedBytes::copy_of(&bytes).unwrap()).err();
+            let error = Index::open(&bytes).err();
             let error = error.map_or_else(|| "nothing".into(), |error| error.to_string());
             assert!(error.contains(&place(&whole, at)), "{file}, byte {at}: {error}");
             bytes[at] = whole[at];
@@ -454,7 +452,7 @@ fn every_byte_of_an_index_is_watched_and_its_place_named() {
 
 /// Opens bytes; when they are taken for an index, searching it must be safe too.
 fn open_and_search(bytes: &[u8]) -> Option<Index> {
-    let index = Index::open(AlignedBytes::copy_of(bytes).unwrap()).ok()?;
+    let index = Index::open(bytes).ok()?;
     let query = vec![0.25; index.dim()];
     Searcher::default().search(&index, &query, 10, &SearchParams::default()).unwrap();
     Some(index)

@@ -4,8 +4,12 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+#[path = "../../../tests/common/power.rs"]
+mod power;
 
 mod build;
+#[cfg(feature = "failpoints")]
+mod current;
 mod damage;
 mod import;
 mod mixed;

@@ -1,7 +1,7 @@
 //! What people really have: folders, lists and archives of everything. Whatever is in them, the sum of what the summary says is
 //! the sum of what is there, and nothing is lost in silence.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::ffi::OsStr;
 use std::fs;
 use std::io::Write as _;
@@ -13,8 +13,12 @@ use image::{ImageFormat, Rgb, RgbImage};
 use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64;
 use serde_json::Value;
+use viscache::cache::{Cache, LoadOptions, NewCache, NewItem, RowsMode};
+use viscache::media::npy;
+use viscache::store::{Access, ItemRecord, RowType, Store};
+use viscache::types::{CacheName, Embedding, Fingerprint, ItemId, Origin};
 
-use crate::common::{Bench, say, seed};
+use crate::common::{Bench, name, say, seed};
 
 /// A picture of its own, in some format.
 fn picture(random: &mut Pcg64, format: ImageFormat) -> Vec<u8> {
@@ -104,7 +108,7 @@ struct Mixed {
 
 /// Fills a folder with so many files of every kind.
 fn fill(folder: &Path, count: usize, random: &mut Pcg64) -> Mixed {
-    let (mut paths, mut things) = (Vec::new(), 0);
+    let (mut paths, mut things, mut archives) = (Vec::new(), 0, HashSet::new());
     for number in 0..count {
         let below = ["", "a", "a/b", "c d"][random.random_range(0..4)];
         let below = folder.join(below);
@@ -126,8 +130,8 @@ fn fill(folder: &Path, count: usize, random: &mut Pcg64) -> Mixed {
             2 if !paths.is_empty() => {
                 let to: &PathBuf = &paths[random.random_range(0..paths.len())];
                 let path = below.join(format!("{number}-link"));
-                // A link to a tar would be one more archive with as many members.
-                let to = if to.to_string_lossy().contains(".tar") { Path::new("nowhere") } else { to };
+                // A link has no ending: to what is an archive by its content, it would be one more.
+                let to = if archives.contains(to) { Path::new("nowhere") } else { to };
                 symlink(to, &path).unwrap();
                 (path, 0)
             }
@@ -135,6 +139,10 @@ fn fill(folder: &Path, count: usize, random: &mut Pcg64) -> Mixed {
                 let from: &PathBuf = &paths[random.random_range(0..paths.len())];
                 let path = below.join(format!("{number}-copy.png"));
                 fs::write(&path, fs::read(from).unwrap_or_default()).unwrap();
+                if archives.contains(from) {
+                    archives.insert(path.clone());
+                }
+                // A picture by its name, whatever is in it.
                 (path, 0)
             }
             _ => {
@@ -144,6 +152,9 @@ fn fill(folder: &Path, count: usize, random: &mut Pcg64) -> Mixed {
                 (path, 0)
             }
         };
+        if inside > 0 {
+            archives.insert(name.clone());
+        }
         paths.push(name);
         things += 1 + inside as u64;
     }
@@ -371,13 +382,21 @@ fn content_that_is_stored_is_found_under_any_name() {
     bench.assert_sound();
 }
 
+/// Puts an item as a server does.
+fn upsert(bench: &Bench, id: Option<u64>, uri: &str, bytes: &[u8]) -> u64 {
+    let store = std::sync::Arc::new(Store::open(&bench.store, Access::Write).unwrap());
+    let options = LoadOptions { rows: RowsMode::Disk, memory_budget: u64::MAX };
+    let cache = Cache::open(&store, &name("a"), None, options).unwrap();
+    let digest = Fingerprint::of(bytes);
+    let record = ItemRecord { uri: uri.into(), modality: None, digest, tags: Default::default() };
+    let embedding = Embedding::new(vec![1.0; cache.snapshot().record().dim]).unwrap();
+    let ids = cache.upsert(vec![NewItem { id: id.map(ItemId), embedding, record }]).unwrap();
+    ids[0].as_ref().unwrap().0
+}
+
 /// A server and a builder know each other's pictures by their content.
 #[test]
 fn content_that_a_server_stored_is_not_stored_again() {
-    use viscache::cache::{Cache, LoadOptions, NewItem, RowsMode};
-    use viscache::store::{Access, ItemRecord, Store};
-    use viscache::types::{Embedding, Fingerprint};
-
     let bench = Bench::new();
     let folder = bench.path("in");
     fs::create_dir(&folder).unwrap();
@@ -387,29 +406,68 @@ fn content_that_a_server_stored_is_not_stored_again() {
         fs::write(folder.join(format!("{i}.png")), bytes).unwrap();
     }
     bench.run("build --cache a --images", &[&folder]).expect(0);
-    let upsert = |uri: &str, bytes: &[u8]| {
-        let store = std::sync::Arc::new(Store::open(&bench.store, Access::Write).unwrap());
-        let options = LoadOptions { rows: RowsMode::Disk, memory_budget: u64::MAX };
-        let cache = Cache::open(&store, &crate::common::name("a"), None, options).unwrap();
-        let record = ItemRecord {
-            uri: uri.into(),
-            modality: None,
-            digest: Fingerprint::of(bytes),
-            tags: Default::default(),
-        };
-        let embedding = Embedding::new(vec![1.0; 128]).unwrap();
-        let ids = cache.upsert(vec![NewItem { id: None, embedding, record }]).unwrap();
-        *ids[0].as_ref().unwrap()
-    };
-    let id = upsert("sent by a client", &pictures[3]);
+    let id = upsert(&bench, None, "sent by a client", &pictures[3]);
     fs::write(folder.join("3.png"), &pictures[3]).unwrap();
     let ran = bench.run("build --cache a --images", &[&folder]).expect(0);
     assert!(ran.out.starts_with("0 stored, 0 replaced, 1 duplicates, 0 bad; 4 items"), "{}", ran.out);
     // Whoever sends the same content again asks for another item, and gets it; the first one stays known.
-    let again = upsert("sent once more", &pictures[3]);
-    assert_eq!((id.0, again.0), (3, 4));
+    let again = upsert(&bench, None, "sent once more", &pictures[3]);
+    assert_eq!((id, again), (3, 4));
     bench.run("build --cache a --images", &[&folder]).expect(0);
     assert_eq!(bench.items("a").len(), 5);
+    bench.assert_sound();
+}
+
+/// What a client has put under an id stays, whatever file was stored under it before.
+#[test]
+fn a_build_does_not_replace_what_a_client_has_put() {
+    let bench = Bench::new();
+    let folder = bench.path("in");
+    fs::create_dir(&folder).unwrap();
+    let mut random = Pcg64::seed_from_u64(8);
+    let mut next = || picture(&mut random, ImageFormat::Png);
+    for i in 0..3 {
+        fs::write(folder.join(format!("{i}.png")), next()).unwrap();
+    }
+    bench.run("build --cache a --images", &[&folder]).expect(0);
+    let first = fs::read(folder.join("0.png")).unwrap();
+    // One becomes unreadable, another a duplicate; both keep their items.
+    fs::write(folder.join("1.png"), b"no picture any more").unwrap();
+    fs::write(folder.join("2.png"), &first).unwrap();
+    bench.run("build --cache a --images", &[&folder]).expect(3);
+    let theirs = [upsert(&bench, Some(1), "theirs/1", b"one"), upsert(&bench, Some(2), "theirs/2", b"two")];
+    assert_eq!(theirs, [1, 2]);
+    for i in 1..3 {
+        fs::write(folder.join(format!("{i}.png")), next()).unwrap();
+    }
+    let ran = bench.run("build --cache a --images", &[&folder]).expect(0);
+    assert!(ran.out.starts_with("2 stored, 0 replaced"), "{}", ran.out);
+    let items = bench.items("a");
+    assert_eq!(items.len(), 5);
+    for (id, uri) in [(1, "theirs/1"), (2, "theirs/2")] {
+        assert_eq!(items[&id].uri, uri);
+    }
+    bench.assert_sound();
+}
+
+/// The same of an import, whose rows have names of their own.
+#[test]
+fn an_import_does_not_replace_what_a_client_has_put() {
+    let bench = Bench::new();
+    let (file, names) = (bench.path("rows.npy"), bench.path("rows.jsonl"));
+    let write = |first: f32| {
+        fs::write(&file, npy::write(&[first, 0.0, 0.0, 1.0], 2)).unwrap();
+        fs::write(&names, "{\"uri\": \"x\"}\n{\"uri\": \"y\"}\n").unwrap();
+    };
+    write(1.0);
+    bench.run("import --cache a --vectors", &[&file]).expect(0);
+    assert_eq!(upsert(&bench, Some(0), "theirs", b"one"), 0);
+    write(-1.0);
+    fs::File::open(&file).unwrap().set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
+    bench.run("import --cache a --vectors", &[&file]).expect(0);
+    let items = bench.items("a");
+    assert_eq!(items[&0].uri, "theirs", "{items:?}");
+    assert!(items.values().any(|item| item.uri == "x"), "{items:?}");
     bench.assert_sound();
 }
 
@@ -478,6 +536,29 @@ fn a_run_that_stores_nothing_is_in_nobodys_way() {
     bench.run("caches delete --yes --cache d", &[]).expect(0);
     assert_eq!(bench.run("caches list", &[]).expect(0).out, "");
     bench.run("caches rename --cache d --to e", &[]).expect(1);
+
+    // One that was made by itself is what it was made, and one that a server has filled is whole without an index.
+    let (c, live) = (CacheName::new("c").unwrap(), CacheName::new("live").unwrap());
+    let make = |dim: usize| {
+        let store = Store::open(&bench.store, Access::Write).unwrap();
+        let new = NewCache { dim, rows: RowType::F32, origin: Origin::of("x"), model: None };
+        new.make(&store, &c).unwrap();
+        store.set_alias(&live, &c).unwrap();
+    };
+    make(5);
+    let ran = bench.run("import --cache c --vectors", &[&vectors]).expect(1);
+    assert!(ran.err.contains("has 5"), "{}", ran.err);
+    // An alias stands for its cache here too, and neither goes without the other.
+    assert!(bench.run("caches list", &[]).expect(0).out.contains("\talso live"));
+    assert!(bench.run("caches delete --cache live", &[]).expect(1).err.contains("is an alias"));
+    assert!(bench.run("caches delete --cache c", &[]).expect(1).err.contains("has aliases (live)"));
+    bench.run("caches delete --cache c --force", &[]).expect(0);
+    make(3);
+    bench.run("import --cache live --vectors", &[&vectors]).expect(0);
+    assert_eq!((bench.record("c").items, bench.record("c").dim), (2, 3));
+    bench.run("caches rename --cache c --to e", &[]).expect(0);
+    assert_eq!(bench.record("live").name.as_str(), "e");
+    bench.run("verify --cache live", &[]).expect(0);
 }
 
 #[test]

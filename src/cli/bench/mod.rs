@@ -20,8 +20,8 @@ use viscache::index::{SearchParams, TargetRecall};
 use viscache::media::npy;
 use viscache::types::{Embedding, QueryKind};
 
-use super::ask::read;
 use super::flags::{Given, StoreFlags};
+use super::media::read;
 use super::{SearchOptions, Target};
 use crate::config::Config;
 
@@ -186,7 +186,7 @@ fn query_kind(word: &str) -> Result<QueryKind, String> {
 
 fn rescore(word: &str) -> Result<usize, String> {
     let rescore = positive(word)?;
-    SearchParams { rescore, ..Default::default() }.validate().map_err(|e| e.to_string())?;
+    SearchParams { rescore: Some(rescore), ..Default::default() }.validate().map_err(|e| e.to_string())?;
     Ok(rescore)
 }
 

@@ -24,7 +24,7 @@ use viscache::types::{Embedding, QueryKind};
 
 use super::{SearchBench, percentile, queries};
 use crate::app;
-use crate::cli::{ask::read, show};
+use crate::cli::{media::read, show};
 use crate::config::Config;
 
 /// Largest `--top-k`, so that a mistyped one does not take all memory.
@@ -67,7 +67,7 @@ pub fn run(config: &Config, args: SearchBench) -> anyhow::Result<ExitCode> {
     };
     let mut out = std::io::stdout().lock();
     if !args.json {
-        let (items, codes) = (snapshot.live(), snapshot.index().summary().codes.word());
+        let (items, codes) = (snapshot.live(), snapshot.index().codes().word());
         writeln!(
             out,
             "cache {} generation {generation}: {items} items of {} components on {codes} codes",
@@ -102,7 +102,7 @@ pub fn run(config: &Config, args: SearchBench) -> anyhow::Result<ExitCode> {
                 "exact": params.exact,
                 "ef_search": params.ef_search,
                 "margin": params.margin,
-                "rescore": params.rescore,
+                "rescore": snapshot.rescore(&params),
                 "truth": if args.truth.is_some() { "file" } else { "exact" },
                 "recall": point.recall,
                 "queries_per_second": rate,
@@ -118,7 +118,7 @@ pub fn run(config: &Config, args: SearchBench) -> anyhow::Result<ExitCode> {
             let target = target.map_or(String::new(), |target| format!("  calibrated for {}", target.get()));
             let (ef_search, rescore) = match params.exact {
                 true => ("exact".to_owned(), "–".to_owned()),
-                false => (params.ef_search.to_string(), params.rescore.to_string()),
+                false => (params.ef_search.to_string(), snapshot.rescore(&params).to_string()),
             };
             writeln!(
                 out,
@@ -142,7 +142,8 @@ fn settings(
         false => &args.ef_search[..],
     };
     let of_width = |&ef_search: &usize| {
-        let rescore = args.rescore.unwrap_or(config.search.rescore.min(ef_search)).max(args.top_k);
+        let default = snapshot.rescore(&config.search_params()).min(ef_search);
+        let rescore = Some(args.rescore.unwrap_or(default).max(args.top_k));
         (None, SearchParams { ef_search, rescore, ..Default::default() })
     };
     let mut settings: Vec<_> = widths.iter().map(of_width).collect();

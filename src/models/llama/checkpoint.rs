@@ -18,7 +18,7 @@ use candle_core::{Device, Tensor};
 
 use super::config::{Config, Family};
 use super::digest::check_adapter;
-use super::saved::Saved;
+use super::saved::{Saved, matrix_name};
 use crate::kernels::q8::{Lent, Tiles};
 use crate::models::layers::{LayerNorm, Linear};
 use crate::models::weights::Weights;
@@ -456,11 +456,6 @@ impl Checkpoint {
             _ => None,
         }
     }
-}
-
-/// The name of a matrix in 8 bits: that of its weight, without the ending.
-pub(super) fn matrix_name(weight: &str) -> &str {
-    weight.strip_suffix(".weight").unwrap_or(weight)
 }
 
 /// Brings numbers to where the model is.

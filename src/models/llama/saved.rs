@@ -15,7 +15,6 @@ use candle_core::{DType, Tensor};
 use half::f16;
 use serde_json::json;
 
-use super::checkpoint::matrix_name;
 use super::{Config, Decoder};
 use crate::kernels::q8;
 use crate::models::Error;
@@ -29,6 +28,11 @@ const FORM: &str = "q8_0 tiles 1";
 const TOKENIZER: &str = "tokenizer.model";
 /// Codes begin at a multiple of it.
 const ALIGNMENT: usize = 64;
+
+/// The name of a matrix in 8 bits: that of its weight, without the ending.
+pub(super) fn matrix_name(weight: &str) -> &str {
+    weight.strip_suffix(".weight").unwrap_or(weight)
+}
 
 /// What a saved decoder says of itself.
 pub struct Saved {

@@ -1,13 +1,15 @@
 //! What is said of caches, models, hits and the service.
 
+use std::time::Duration;
+
 use crate::blend::BlendParams;
-use crate::cache::Snapshot;
+use crate::cache::{self, Snapshot};
 use crate::flow::{self, Error, SnapshotRef};
 use crate::index::SearchParams;
 use crate::models::encoder::Encoder;
 use crate::serve::proto::{self, Dtype};
 use crate::serve::tensor::encode_tensor;
-use crate::store::{GenerationRecord, MarginPoint, RecallCurve};
+use crate::store::{Choice, GenerationRecord, QuerySource, RecallCurve};
 use crate::types::{Agreement, Filter, Hit, Modality, Origin};
 
 /// A modality as a message says it.
@@ -67,17 +69,52 @@ pub(in crate::serve) fn recall_curves(generation: &GenerationRecord) -> Vec<prot
     let rows = Some(rows).filter(|(kind, _)| !generation.recall_by.contains_key(*kind));
     let given = generation.recall_by.iter().map(|(kind, curve)| (kind.as_str(), curve));
     let measured = rows.into_iter().chain(given).filter(|(_, curve)| !curve.is_empty());
-    let with_margins = |(kind, curve): (&str, &RecallCurve)| {
-        let margins = generation.margins.get(kind).into_iter().flatten();
-        let margins = margins.map(|&MarginPoint { ef_search, margin, recall }| proto::MarginRecall {
-            ef_search: ef_search as u32,
-            margin,
-            recall_at_10: recall,
-        });
-        let nearest = generation.nearest.get(kind).copied();
-        proto::RecallCurve { kind: kind.into(), points: recall(curve), margins: margins.collect(), nearest }
+    let with_ways = |(kind, curve): (&str, &RecallCurve)| {
+        let of_kind = generation.measured.get(kind);
+        let ways =
+            of_kind.iter().flat_map(|of_kind| of_kind.ways.iter().flatten()).map(|point| proto::RecallWay {
+                ef_search: point.ef_search as u32,
+                rescore: point.rescore as u32,
+                margin: point.margin,
+                recall_at_10: point.recall,
+                scored_vectors: point.scored,
+            });
+        proto::RecallCurve {
+            kind: kind.into(),
+            points: recall(curve),
+            nearest: generation.nearest.get(kind).copied(),
+            queries: of_kind.map_or(0, |of_kind| of_kind.queries as u32),
+            ways: ways.collect(),
+        }
     };
-    measured.map(with_margins).collect()
+    measured.map(with_ways).collect()
+}
+
+/// Which codes were chosen, and why.
+pub(in crate::serve) fn codes_choice(choice: &Choice) -> proto::CodesChoice {
+    let tried = choice.tried.iter().map(|tried| proto::CodesTried {
+        kind: tried.kind.clone(),
+        codes: tried.codes.clone(),
+        rescore: tried.rescore as u32,
+        within: tried.within,
+    });
+    let queries = match choice.queries {
+        QuerySource::Given => "given",
+        QuerySource::Rows => "rows",
+        QuerySource::Made => "made",
+    };
+    proto::CodesChoice {
+        codes: choice.codes.clone(),
+        rescore: choice.rescore as u32,
+        queries: queries.into(),
+        tried: tried.collect(),
+    }
+}
+
+/// Kinds of which a wider beam finds no more.
+pub(in crate::serve) fn flat_curves(generation: &GenerationRecord) -> Vec<proto::FlatCurve> {
+    let flat = cache::flat(&generation.measured).into_iter();
+    flat.map(|(kind, recall_at_10)| proto::FlatCurve { kind, recall_at_10 }).collect()
 }
 
 /// Recall of live searches.
@@ -117,6 +154,7 @@ pub(in crate::serve) fn limits(limits: &flow::Limits) -> proto::Limits {
         max_video_pixels: limits.video.max_pixels,
         max_table_bytes: limits.media.point.max_bytes as u64,
         max_points: limits.media.point.max_points as u64,
+        max_caches: limits.max_caches as u32,
     }
 }
 
@@ -170,4 +208,9 @@ pub(in crate::serve) fn stack<'a>(
         }
     }
     encode_tensor(&values, dim, dtype)
+}
+
+/// A time as replies tell it.
+pub(in crate::serve) fn micros(duration: Duration) -> u64 {
+    duration.as_micros() as u64
 }

@@ -5,28 +5,29 @@
 //! | `mod.rs` | queries and items |
 //! | `files.rs` | files and ready inputs of every kind |
 //! | `search.rs` | how to search, filter and blend |
+//! | `manage.rs` | caches to be made and named; items to be changed and listed |
 //! | `answer.rs` | what is said of caches, models and hits |
 
 mod answer;
 mod files;
+mod manage;
 mod search;
 
 pub(super) use answer::{
-    limits, live_recall, modality, model, neighbors, recall, recall_curves, row, source, stack,
+    codes_choice, flat_curves, limits, live_recall, micros, modality, model, neighbors, recall,
+    recall_curves, row, source, stack,
 };
 pub(super) use files::media;
+pub(super) use manage::{
+    by_uri, content, create, edits, name, page_after, page_size, page_token, request_id,
+};
 pub(super) use search::{aim, blend_params, filter, search_params, top_k};
 
 use crate::flow::{App, Content, Error, Part, Query, Upsert, Variant};
 use crate::serve::proto::{self, Dtype, part, upsert_item};
 use crate::serve::tensor::decode_tensor;
+use crate::store::ItemRecord;
 use crate::types::{Embedding, ItemId, Modality};
-
-/// Bytes of an item's uri.
-const MAX_URI_BYTES: usize = 4096;
-
-/// Bytes of an item's tags, names and values together.
-const MAX_TAG_BYTES: usize = 16 << 10;
 
 pub(super) fn argument(field: impl Into<String>, description: impl Into<String>) -> Error {
     Error::Argument { field: field.into(), description: description.into() }
@@ -187,10 +188,9 @@ fn upsert(app: &App, item: proto::UpsertItem, field: &str, row: Option<Embedding
         return Err(argument(format!("{field}.id"), format!("{} is not an id: they end below", u64::MAX)));
     }
     let modality = known_modality(item.modality, &format!("{field}.modality"))?;
-    check_bytes(&format!("{field}.uri"), item.uri.len(), MAX_URI_BYTES)?;
-    let tags: usize = item.tags.iter().map(|(name, value)| name.len() + value.len()).sum();
-    check_bytes(&format!("{field}.tags"), tags, MAX_TAG_BYTES)?;
+    check_bytes(&format!("{field}.uri"), item.uri.len(), ItemRecord::MAX_URI_BYTES)?;
     let (id, tags) = (item.id.map(ItemId), item.tags.into_iter().collect());
+    check_bytes(&format!("{field}.tags"), ItemRecord::tag_bytes(&tags), ItemRecord::MAX_TAG_BYTES)?;
     Ok(Upsert { id, content, modality, uri: item.uri, tags })
 }
 

@@ -33,7 +33,7 @@ pub(in crate::serve) fn search_params(
     let (params, default) = (params.cloned().unwrap_or_default(), app.default_search);
     let search = SearchParams {
         ef_search: params.ef_search.map_or(default.ef_search, |ef| ef as usize),
-        rescore: params.rescore.map_or(default.rescore, |n| n as usize),
+        rescore: params.rescore.map(|n| n as usize).or(default.rescore),
         exact: params.exact,
         ..default
     };

@@ -9,8 +9,8 @@ use candle_core::Tensor;
 
 use super::LAYER_NORM_EPS;
 use crate::models::layers::{LayerNorm, Linear, add_to, attend};
-use crate::models::llama::checkpoint::{Checkpoint, matrix_name};
-use crate::models::llama::saved::Part;
+use crate::models::llama::checkpoint::Checkpoint;
+use crate::models::llama::saved::{Part, matrix_name};
 use crate::models::{Error, Placement};
 
 /// What a kind of block calls its parts, and its activation.

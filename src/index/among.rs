@@ -11,7 +11,7 @@
 //! **The plan is a price.** A scan costs its rows. A walk has to fill its beam with allowed nodes, and a beam of `ef` among a
 //! share `s` of the nodes sees what one of `ef/s` sees, if the allowed ones lie evenly. They need not: where all of them
 //! lie far from the query, the walk finds fewer than it should and would go on to the end of the graph. So it has a purse
-//! ([`ScanPrice::purse`]): walk and scan together cost less than scoring the allowed rows in full, and no answer is a poor
+//! ([`super::ScanPrice::purse`]): walk and scan together cost less than scoring the allowed rows in full, and no answer is a poor
 //! one for want of work. Prices are counts, not times: the same query takes the same way on every machine.
 //!
 //! Source of the walk: hnswlib's `searchBaseLayerST` with a filter. Left out: links of links (ACORN, SIGMOD 2024), which
@@ -20,45 +20,25 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
+use super::found::{Candidates, check_deadline};
+use super::links::Links;
 use super::pool::{key, score_of, slot_of};
+use super::price::{STEP, walk_price};
 use super::quant;
-use super::search::{Links, check_deadline};
 use super::view::Index;
 use super::visited::Visited;
-use super::{Candidate, Cost, Error, SearchParams, Searcher};
-use crate::kernels::{self, Kernels};
+use super::walk::{Beam, Walks};
+use super::{Candidate, Cost, Error, Plan, SearchParams};
+use crate::kernels::Kernels;
 use crate::types::Slot;
 
-/// What a row scored by a walk costs, in rows scored by a scan: it lies anywhere, and its node has links to read and a place
-/// in the heaps. `benches/filters.rs` (1024 components, 4-bit codes) gives 2.4 beside a scan of 10 000 rows and 4.4 beside one
-/// of 2000, which stay in the cache.
-const STEP: f64 = 3.0;
-/// Rows that a walk scores for a place of its beam, as a share of a node's row of links: most links lead to nodes that were
-/// seen. The same bench gives 0.35 for a beam of 96; wider ones take less.
-const FRESH: f64 = 0.33;
 /// Share of allowed slots from which on the others are dropped from the end of a common beam.
 const NEARLY_ALL: f64 = 0.8;
 /// Share of the expected matches that such a beam must hold. With fewer, they lie behind what was dropped, at the beam's
 /// ragged end: at half of all, in one corner, 0.96 of the ten best were found there, and 0.99 by stepping over.
 const EXPECTED: f64 = 0.75;
-/// What bringing a query into the codes' form costs, in rows scored by a scan. The same bench has both scans equal at 200 rows.
-const CODING: f64 = 1024.0;
-
 /// Beam that looks for the query's whereabouts before the walk.
 const START_EF: usize = 8;
-
-/// How a search went about it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Plan {
-    /// By the graph; what may not be found was dropped at the end.
-    Graph,
-    /// By the graph; what may not be found was walked through and took no place.
-    GraphWithSkip,
-    /// By scoring every item that may be found.
-    Exact,
-    /// By scoring every code, because a beam as wide would cost more.
-    Scan,
-}
 
 /// The slots that a search may find.
 pub struct Among<F> {
@@ -72,53 +52,70 @@ pub struct Among<F> {
     pub graph_first: bool,
 }
 
-/// What a scan costs, in rows scored on codes.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct ScanPrice {
-    /// Every row on its code, and the best in full.
-    pub on_codes: f64,
-    /// Every row in full.
-    pub in_full: f64,
-}
-
-impl ScanPrice {
-    /// Of so many rows, of which `wanted` are rescored.
-    ///
-    /// * `row`: what a row costs in full.
-    pub fn of(count: usize, wanted: usize, row: f64) -> Self {
-        let (count, wanted) = (count as f64, wanted as f64);
-        ScanPrice { on_codes: CODING + count + wanted * row, in_full: count * row }
-    }
-
-    /// Whether it begins on codes.
-    pub fn codes_pay(self) -> bool {
-        self.on_codes < self.in_full
-    }
-
-    /// What a walk may cost before the scan, so that both together cost less than the scan in full; where that is the only
-    /// scan there is, a quarter of it.
-    pub fn purse(self) -> f64 {
-        let least = self.on_codes.min(self.in_full);
-        least.min((self.in_full - least).max(least / 4.0))
-    }
-}
-
-/// What a walk with a beam of `ef` costs, in rows scored by a scan of codes.
-pub(super) fn walk_price(index: &Index, ef: f64) -> f64 {
-    STEP * FRESH * index.row(0).len() as f64 * ef
-}
-
 impl<F: Fn(Slot) -> bool> Among<F> {
     /// Which way to begin, for a beam of `ef`.
     fn plan(&self, index: &Index, ef: usize) -> Plan {
         let share = self.count as f64 / index.len() as f64;
-        let walk = walk_price(index, ef as f64 / share).min(STEP * index.len() as f64);
+        let walk = walk_price(index.row_len(), ef as f64 / share).min(STEP * index.len() as f64);
         match share {
             _ if self.count == 0 || (self.purse <= walk && !self.graph_first) => Plan::Exact,
             share if share >= NEARLY_ALL => Plan::Graph,
             _ => Plan::GraphWithSkip,
         }
     }
+}
+
+impl<F: Fn(Slot) -> bool> Among<F> {
+    /// The beam of a common walk from whose end the others are dropped, and how many must be left.
+    fn widened(&self, index: &Index, wanted: usize, params: &SearchParams) -> (SearchParams, usize) {
+        let wider = |ef: usize| {
+            let wider = (ef as f64 * index.len() as f64 / self.count as f64).ceil() as usize;
+            wider.min(SearchParams::MAX_EF_SEARCH)
+        };
+        // Where all of a beam is wanted back, chance must not leave too few.
+        let places = params.without_margin().ef_search.max(wanted + wanted / 4);
+        let (ef_search, needed) = match params.margin {
+            None => (wider(places), wanted.max((EXPECTED * places as f64) as usize)),
+            // It ends below the tenth that counts, however many others there were.
+            Some(_) => (wider(params.ef_search), wanted.min(SearchParams::MARGIN_RANK)),
+        };
+        (SearchParams { ef_search, ..*params }, needed.min(self.count))
+    }
+}
+
+/// One of many queries that are walked for together: what it found, if that is enough, and the work.
+pub(super) type Walked = (Option<Vec<Candidate>>, Cost);
+
+/// As [`Stepper::search`], for many queries by one common walk each, some at a time; nothing where that is not the way.
+pub(super) fn walked_all(
+    walks: &mut Walks,
+    index: &Index,
+    queries: &[&[f32]],
+    wanted: usize,
+    params: &SearchParams,
+    among: &Among<impl Fn(Slot) -> bool>,
+) -> Result<Option<Vec<Walked>>, Error> {
+    if among.plan(index, params.without_margin().ef_search.max(wanted)) != Plan::Graph {
+        return Ok(None);
+    }
+    let (wide, needed) = among.widened(index, wanted, params);
+    let all = wide.without_margin().ef_search;
+    let mut answers: Vec<Walked> = vec![Default::default(); queries.len()];
+    walks.all(
+        index,
+        (index.coded(), index.sketch()),
+        queries.iter().map(|query| (index.codec().code_query(query), Beam::of(&wide, all, query))),
+        Some(&among.allowed),
+        |cost| check_deadline(params, cost),
+        |at, walker| {
+            let allowed = walker.found().take(all).filter(|candidate| (among.allowed)(candidate.slot));
+            let mut kept: Vec<Candidate> = allowed.collect();
+            let enough = kept.len() >= needed;
+            kept.truncate(wanted);
+            answers[at] = (enough.then_some(kept), walker.cost());
+        },
+    )?;
+    Ok(Some(answers))
 }
 
 /// One thread's scratch for the walk that steps over nodes.
@@ -131,18 +128,30 @@ pub(super) struct Stepper {
     kept: BinaryHeap<Reverse<u64>>,
     fresh: Vec<u32>,
     scores: Vec<f32>,
+    integers: Vec<i32>,
 }
 
-impl Searcher {
-    /// The best candidates of a query among some slots, best first, by their score on codes; the plan says how they were
-    /// found. [`Plan::Exact`] comes without candidates: then a scan of the slots is cheaper, or was found to be.
-    ///
-    /// * `wanted`: as [`Searcher::search`] has it. `cost`: what is done is added to it.
-    ///
-    /// # Errors
-    /// [`Error::Dimension`], [`Error::Parameter`].
-    pub fn search_among(
+/// The best candidates of a query, best first, with the margin below the tenth best of the slots that count, if not all do. The
+/// others are among the candidates all the same.
+pub(super) fn walked(
+    walks: &mut Walks,
+    index: &Index,
+    query: &[f32],
+    wanted: usize,
+    params: &SearchParams,
+    counts: Option<&dyn Fn(Slot) -> bool>,
+) -> Result<Candidates, Error> {
+    let query = (index.codec().code_query(query), Beam::of(params, wanted, query));
+    let on = (index.coded(), index.sketch());
+    let walker = walks.one(index, on, query, counts, |cost| check_deadline(params, cost))?;
+    Ok((walker.found().take(wanted).collect(), walker.cost()))
+}
+
+impl Stepper {
+    /// As [`super::Searcher::search_among`], of a query that was checked.
+    pub(super) fn search(
         &mut self,
+        walks: &mut Walks,
         index: &Index,
         query: &[f32],
         wanted: usize,
@@ -150,7 +159,6 @@ impl Searcher {
         among: &Among<impl Fn(Slot) -> bool>,
         cost: &mut Cost,
     ) -> Result<(Plan, Vec<Candidate>), Error> {
-        params.validate()?;
         let plain = params.without_margin();
         let ef = plain.ef_search.max(wanted);
         let mut spent = Cost::default();
@@ -159,29 +167,11 @@ impl Searcher {
             Plan::Exact | Plan::Scan => return Ok((Plan::Exact, Vec::new())),
             Plan::GraphWithSkip => None,
             Plan::Graph => {
-                let wider = |ef: usize| {
-                    let wider = (ef as f64 * index.len() as f64 / among.count as f64).ceil() as usize;
-                    wider.min(SearchParams::MAX_EF_SEARCH)
-                };
-                // Where all of a beam is wanted back, chance must not leave too few.
-                let places = ef.max(wanted + wanted / 4);
-                let (wide, needed) = match params.margin {
-                    None => (
-                        SearchParams { ef_search: wider(places), ..*params },
-                        wanted.max((EXPECTED * places as f64) as usize),
-                    ),
-                    // It ends below the tenth that counts, however many others there were.
-                    Some(_) => (
-                        SearchParams { ef_search: wider(params.ef_search), ..*params },
-                        wanted.min(SearchParams::MARGIN_RANK),
-                    ),
-                };
+                let (wide, needed) = among.widened(index, wanted, params);
                 let all = wide.without_margin().ef_search;
-                let (mut kept, work) =
-                    self.search_counting(index, query, all, &wide, Some(&among.allowed))?;
+                let (mut kept, work) = walked(walks, index, query, all, &wide, Some(&among.allowed))?;
                 spent = work;
                 kept.retain(|candidate| (among.allowed)(candidate.slot));
-                let needed = needed.min(among.count);
                 let enough = kept.len() >= needed;
                 kept.truncate(wanted);
                 enough.then_some((Plan::Graph, kept))
@@ -189,7 +179,8 @@ impl Searcher {
         };
         if found.is_none() {
             let purse = ((among.purse / STEP) as u64).saturating_sub(spent.scored_vectors);
-            let (candidates, work) = self.step_over(index, query, ef, &plain, &among.allowed, purse)?;
+            let (candidates, work) =
+                self.step_over(walks, index, query, ef, &plain, &among.allowed, purse)?;
             spent += work;
             found = candidates.map(|mut best| {
                 best.truncate(wanted);
@@ -203,6 +194,7 @@ impl Searcher {
     /// The best `ef` allowed nodes, best first; nothing when more than `purse` rows would have to be scored for them.
     fn step_over(
         &mut self,
+        walks: &mut Walks,
         index: &Index,
         query: &[f32],
         ef: usize,
@@ -211,11 +203,11 @@ impl Searcher {
         purse: u64,
     ) -> Result<(Option<Vec<Candidate>>, Cost), Error> {
         // A narrow beam leads from the entry to the query's whereabouts.
-        let narrow = SearchParams { ef_search: START_EF, rescore: 1, ..*params };
-        let (start, mut cost) = self.search(index, query, START_EF, &narrow)?;
+        let narrow = SearchParams { ef_search: START_EF, ..*params };
+        let (start, mut cost) = walked(walks, index, query, START_EF, &narrow, None)?;
         let coded = index.codec().code_query(query);
         let (kernels, codes, kind) = (Kernels::get(), index.coded().codes, index.codec().kind());
-        let (Stepper { visited, open, kept, fresh, scores }, integers) = self.stepper();
+        let Stepper { visited, open, kept, fresh, scores, integers } = self;
         visited.begin(index.len());
         open.clear();
         kept.clear();
@@ -247,9 +239,9 @@ impl Searcher {
             check_deadline(params, cost)?;
             cost.visited_nodes += 1;
             fresh.clear();
-            fresh.extend(index.links(slot_of(next)).iter().copied().filter(|&to| visited.insert(to)));
+            index.each_link(0, slot_of(next), |to| fresh.extend(Some(to).filter(|&to| visited.insert(to))));
             if let Some(&after) = open.peek() {
-                kernels::prefetch(index.row(slot_of(after)));
+                index.fetch_links(0, slot_of(after));
             }
         }
         let best = kept.drain().map(|Reverse(key)| key);
@@ -264,9 +256,8 @@ impl Searcher {
 mod tests {
     use super::*;
     use crate::index::exact::recall;
-    use crate::index::{AlignedBytes, BuildParams, CodeKind, Codec, Parts, build};
+    use crate::index::{BuildParams, CodeKind, Codec, Parts, Searcher, build};
     use crate::types::ItemId;
-    use proptest::prelude::*;
 
     const DIM: usize = 24;
     const NODES: usize = 3000;
@@ -312,7 +303,7 @@ mod tests {
         let codes = codec.encode(rows);
         let mut bytes = Vec::new();
         Parts { graph: &graph, codec: &codec, ids: &ids, codes: &codes }.write(&mut bytes).unwrap();
-        Index::open(AlignedBytes::copy_of(&bytes).unwrap()).unwrap()
+        Index::open(&bytes).unwrap()
     }
 
     #[test]
@@ -352,7 +343,7 @@ mod tests {
         let all = rows();
         let (rows, queries) = all.split_at(NODES * DIM);
         let (index, mut searcher) = (index(rows), Searcher::default());
-        let params = SearchParams { ef_search: 48, rescore: 10, ..Default::default() };
+        let params = SearchParams { ef_search: 48, ..Default::default() };
         // Anywhere; and all that lie in the last centres: far from most queries.
         let ways: [Way; 4] = [
             ("most", |slot| slot % 10 != 0, Plan::Graph),
@@ -386,7 +377,7 @@ mod tests {
                     continue;
                 }
                 // With little in the purse it is given up in time; without the wish to begin on the graph, at once.
-                let (purse, most_links) = (1500.0, index.row(0).len() as u64);
+                let (purse, most_links) = (1500.0, index.row_len() as u64);
                 for (graph_first, most) in [(true, (purse / STEP) as u64 + 2 * most_links), (false, 0)] {
                     let (poor, mut cost) =
                         (Among { allowed: may, count, purse, graph_first }, Cost::default());
@@ -396,22 +387,6 @@ mod tests {
                 }
             }
             assert!(*plan == Plan::Exact || found_share >= 0.97, "{what}: {found_share}");
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn walk_and_scan_together_cost_less_than_the_scan_in_full_or_a_quarter_more(
-            count in 0usize..1 << 24, wanted in 1usize..2000, row in 0.25f64..64.0
-        ) {
-            let price = ScanPrice::of(count, wanted, row);
-            let scan = if price.codes_pay() { price.on_codes } else { price.in_full };
-            prop_assert!(price.purse() >= 0.0 && scan <= price.in_full);
-            prop_assert!(price.purse() + scan <= price.in_full * 1.25 + 1e-6);
-            // Where codes are small, there is no quarter.
-            if row >= 4.0 && count > 4 * wanted + 1000 {
-                prop_assert!(price.purse() + scan <= price.in_full);
-            }
         }
     }
 }

@@ -1,0 +1,513 @@
+//! What has changed is built into the index that is being searched: a little at a time, for as long as the cache lives.
+//!
+//! ```text
+//! delta ─► a batch of its rows ─► places, codes, links ([`Editor`]) ─► lock ─► show, with the rows' slots ─► unlock
+//! dead slots ─► from one in twenty on: a pass over the links, some after every batch ─► free places
+//! a tenth has changed ─► levels above 0 built anew, links for the sample of queries
+//! log too long ─► what is shown is measured, while batches go on ─► a generation of it is written ─► lock ─► flip ─► unlock
+//! ```
+//!
+//! **The price of a change** is its row's walk and links, its share of a pass over the links, and its share of a generation's
+//! blob: none of them grows with the cache, since a generation is due when a share of the cache has changed. Memory holds the index
+//! once: versions share all chunks but those that a batch writes into, and free places are used before new ones are made.
+//!
+//! **What is stored** is what it always was: the log has every change since the generation, and opening a cache replays it.
+//! Nothing here is written but whole generations, so a crash costs at most work.
+//!
+//! **A row may change while it is being built in.** Then its slot is dead from the beginning, and the newer row waits in the delta.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use roaring::RoaringBitmap;
+
+use super::apart::{APART, apart, of_other_modalities};
+use super::calibrate::{RECALL_SAMPLE, calibrate};
+use super::generation::{Frozen, build_params};
+use super::mask::Mask;
+use super::overlay::Waiting;
+use super::priority::step_back;
+use super::publish::{Blobs, flip, write_blobs};
+use super::queries::{QUERY_COPIES, Queries, QuerySample};
+use super::tags::{self, TAG_COPIES, TagTable};
+use super::{Cache, Error, RowAccess as _, Snapshot};
+use crate::index::{CHUNK, Consolidation, Editor, Places, upper_graph};
+use crate::store::{CacheRecord, GenerationRecord, ItemRecord, Recalls};
+use crate::types::{Generation, ItemId, Slot};
+
+/// Rows that are built in together: fewer copies of chunks with more of them, and a longer wait until they are seen.
+pub(super) const BATCH: usize = 1024;
+/// Share of the slots, one in so many, that are dead before their places are made free: a pass costs the same for many as for few.
+const DEAD_SHARE: usize = 20;
+/// Dead slots for which no pass is made.
+const DEAD_BORNE: usize = 1024;
+/// Slots of a pass that are looked at after a batch: so many, or one in so many of all, that a pass ends in time for its places.
+const PASS_SLOTS: usize = 16_384;
+const PASS_SHARE: usize = 16;
+/// Share of the items, one in so many, after whose change the levels above 0 are built anew and queries add links.
+const RENEW_SHARE: u64 = 10;
+/// Queries that links are added for between two looks at what waits, and batches that are built in before it goes on.
+const FIX_QUERIES: usize = 256;
+const FIX_BATCHES: usize = 4;
+/// Rows that queries are made of, where there are none of other kinds.
+const APART_ROWS: usize = 2048;
+/// How long places that a pass made free are left alone while somebody holds a version from before: a search takes less.
+const GRACE: Duration = Duration::from_secs(2);
+/// Bytes that an item takes beside its slot until a generation is written: where it lies, and room for a few tags.
+const BESIDE: u64 = 160;
+/// Priority of what a generation takes, measuring above all: searches and the building in go before it, where threads are many.
+const BEHIND: i32 = 15;
+/// How long nothing is done while a generation is written and nothing waits.
+const PAUSE: Duration = Duration::from_millis(10);
+
+/// What works on the index of a cache between one batch and the next.
+pub(super) struct Upkeep {
+    editor: Editor,
+    /// The version that has all that the editor did.
+    shown: Weak<Frozen>,
+    pass: Option<Consolidation>,
+    /// Versions before the one that is shown, as long as somebody holds them.
+    before: Vec<Weak<Frozen>>,
+    /// When the last pass ended whose places are not used yet, and the versions of then.
+    passed: Option<(Instant, Vec<Weak<Frozen>>)>,
+    round: u64,
+    /// The change up to which it was renewed.
+    renewed: u64,
+}
+
+/// Memory that is reserved until it is taken, or not needed after all.
+struct Reserved<'a>(&'a AtomicU64);
+
+impl Drop for Reserved<'_> {
+    fn drop(&mut self) {
+        self.0.store(0, Ordering::Relaxed);
+    }
+}
+
+/// Threads for what nothing is built in during, and for what changes are built in beside.
+struct Pools {
+    now: rayon::ThreadPool,
+    behind: rayon::ThreadPool,
+}
+
+fn pool(threads: usize, priority: i32) -> Result<rayon::ThreadPool, Error> {
+    let pool = rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .thread_name(|i| format!("upkeep-{i}"))
+        .start_handler(move |_| step_back(priority));
+    Ok(pool.build().map_err(|source| crate::index::Error::Threads { threads, source })?)
+}
+
+/// What a generation says beside its index.
+struct Measured {
+    recalls: Recalls,
+    /// Its blobs.
+    tags: Vec<u8>,
+    queries: Vec<u8>,
+    /// Which slots of what is shown have which tag.
+    table: TagTable,
+}
+
+/// What a step did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Step {
+    /// Rows that were built in.
+    pub(super) moved: usize,
+    /// Rows of the delta for which there was no place.
+    pub(super) left: usize,
+    /// Whether a pass over the links is under way, or will give them places.
+    pub(super) passing: bool,
+}
+
+impl Upkeep {
+    /// * `frozen`: what is shown now.
+    ///
+    /// # Errors
+    /// As [`build_params`] and [`Frozen::tags`].
+    fn of(frozen: &Arc<Frozen>) -> Result<Self, Error> {
+        let params = build_params(&frozen.record, &frozen.generation)?;
+        // It is made of the items' records, by the slots that they have now.
+        frozen.tags()?;
+        let editor = Editor::new(&frozen.index, &params);
+        let renewed = frozen.generation.sequence;
+        Ok(Upkeep {
+            editor,
+            shown: Arc::downgrade(frozen),
+            pass: None,
+            before: Vec::new(),
+            passed: None,
+            round: 0,
+            renewed,
+        })
+    }
+
+    fn belongs_to(&self, frozen: &Arc<Frozen>) -> bool {
+        std::ptr::eq(self.shown.as_ptr(), Arc::as_ptr(frozen))
+    }
+
+    /// Builds a batch in, and goes on with a pass over the links if one is due.
+    ///
+    /// * `least`: rows below which none is built in. `reuse`: whether free places are used: each of their chunks is copied, and one
+    ///   that a reader holds for long stays beside its copy. Where there is no memory for new ones, they are in any case.
+    ///
+    /// # Errors
+    /// [`Error::Overtaken`] when something else is shown by now; then this is of no more use. Otherwise as the parts fail.
+    fn step(&mut self, cache: &Cache, least: usize, reuse: bool) -> Result<Step, Error> {
+        let (frozen, waiting, masked, new) = {
+            let state = cache.state()?;
+            let (frozen, masked) = (cache.snapshot().frozen.clone(), state.overlay.delta().masked().clone());
+            if !self.belongs_to(&frozen) {
+                return Err(cache.overtaken());
+            }
+            let waiting = state.overlay.waiting(BATCH);
+            let new = cache.reserve_places(&frozen, waiting.len());
+            (frozen, waiting, masked, new)
+        };
+        let _reserved = Reserved(&cache.reserved);
+        let dead = masked.bitmap();
+        let count = waiting.len();
+        let reuse = reuse || new < count;
+        let places = Places { free: reuse, new };
+        let enough = count >= least.max(1);
+        let moved = if enough { self.build_in(cache, &frozen, waiting, &dead, places)? } else { 0 };
+        let left = if enough { count - moved } else { 0 };
+        // As of now: places that were dead before the batch have items.
+        let masked = cache.state()?.overlay.delta().masked().clone();
+        self.pass(&frozen, &masked, left > 0);
+        let coming = left > 0 && self.passed.is_some();
+        if coming && moved == 0 {
+            std::thread::sleep(PAUSE);
+        }
+        // Places that were released just now are for the next step.
+        let released = left > 0 && self.editor.free() > 0;
+        Ok(Step { moved, left, passing: self.pass.is_some() || coming || released })
+    }
+
+    fn build_in(
+        &mut self,
+        cache: &Cache,
+        frozen: &Arc<Frozen>,
+        waiting: Vec<Waiting>,
+        dead: &RoaringBitmap,
+        places: Places,
+    ) -> Result<usize, Error> {
+        let items: Vec<(ItemId, &[f32])> =
+            waiting.iter().map(|item| (item.id, item.row.as_slice())).collect();
+        let slots = self.editor.insert(&items, dead, places)?;
+        if slots.is_empty() {
+            return Ok(0);
+        }
+        self.round += 1;
+        let moved: Vec<(Waiting, Slot)> = waiting.into_iter().zip(slots).collect();
+        let next = Arc::new(frozen.with(self.editor.index(), &moved, self.round)?);
+        let mut state = cache.state()?;
+        if !Arc::ptr_eq(&cache.snapshot().frozen, frozen) {
+            return Err(cache.overtaken());
+        }
+        state.overlay.moved(&moved);
+        cache.reserved.store(0, Ordering::Relaxed);
+        cache.show(&next, &state.overlay, &state.record);
+        self.shows(&next);
+        Ok(moved.len())
+    }
+
+    fn shows(&mut self, next: &Arc<Frozen>) {
+        self.before.retain(|version| version.strong_count() > 0);
+        self.before.push(std::mem::replace(&mut self.shown, Arc::downgrade(next)));
+    }
+
+    /// Goes on with the pass that makes places free, or begins one if enough slots are dead.
+    ///
+    /// * `short`: whether there are no places left.
+    fn pass(&mut self, frozen: &Frozen, masked: &Mask, short: bool) {
+        let dead = masked.len().saturating_sub(self.editor.free() as usize);
+        let borne = if short { 0 } else { DEAD_BORNE.max(frozen.index.len() / DEAD_SHARE) };
+        if self.pass.is_none() && dead > borne {
+            self.pass = Some(self.editor.begin(&masked.bitmap()));
+        }
+        let some = PASS_SLOTS.max(frozen.index.len() / PASS_SHARE);
+        if let Some(pass) = &mut self.pass
+            && self.editor.consolidate(pass, some as u32, &masked.bitmap())
+        {
+            let versions = self.before.iter().chain([&self.shown]).cloned().collect();
+            (self.pass, self.passed) = (None, Some((Instant::now(), versions)));
+        }
+        let gone = |versions: &[Weak<Frozen>]| versions.iter().all(|version| version.strong_count() == 0);
+        if self.passed.as_ref().is_some_and(|(then, versions)| then.elapsed() >= GRACE || gone(versions)) {
+            self.editor.release();
+            self.passed = None;
+        }
+    }
+}
+
+impl Cache {
+    /// Does some of the work, with what is left of the last time if that is still of use.
+    fn with_upkeep<T>(&self, work: impl FnOnce(&mut Upkeep) -> Result<T, Error>) -> Result<T, Error> {
+        let frozen = self.snapshot().frozen.clone();
+        let kept = self.kept_upkeep().take().filter(|upkeep| upkeep.belongs_to(&frozen));
+        let mut upkeep = match kept {
+            Some(upkeep) => upkeep,
+            None => Upkeep::of(&frozen)?,
+        };
+        // What failed half-way is not gone on with.
+        let done = work(&mut upkeep)?;
+        *self.kept_upkeep() = Some(upkeep);
+        Ok(done)
+    }
+
+    /// Builds some of the changes into the index that is shown.
+    ///
+    /// * `least`: as [`Upkeep::step`] has it.
+    ///
+    /// # Errors
+    /// As [`Upkeep::step`].
+    pub(super) fn build_some_in(&self, least: usize) -> Result<Step, Error> {
+        self.with_upkeep(|upkeep| upkeep.step(self, least, true))
+    }
+
+    /// Builds all changes of now in, writes a generation of what is shown then, and makes it the current one. Changes and searches
+    /// go on meanwhile; changes are built in but for the seconds that it is written.
+    ///
+    /// # Errors
+    /// [`Error::CompactMemory`] when there are no places; otherwise as the parts fail.
+    pub(super) fn write_shown(&self, threads: usize) -> Result<GenerationRecord, Error> {
+        let pools = Pools { now: pool(threads, 0)?, behind: pool(threads, BEHIND)? };
+        self.with_upkeep(|upkeep| {
+            let watermark = self.state()?.record.sequence;
+            if watermark.saturating_sub(upkeep.renewed) > self.snapshot().live() as u64 / RENEW_SHARE {
+                self.renew(upkeep, &pools)?;
+                upkeep.renewed = watermark;
+            }
+            while self.state()?.overlay.oldest().is_some_and(|since| since <= watermark)
+                || upkeep.pass.is_some()
+            {
+                let step = upkeep.step(self, 1, true)?;
+                if step.left > 0 && !step.passing {
+                    let (cache, needed) = (self.name(), self.build_needs(&self.snapshot())? >> 20);
+                    let budget = self.options.memory_budget >> 20;
+                    return Err(Error::CompactMemory { cache, needed, budget });
+                }
+            }
+            let (record, shown, _writing) = {
+                let state = self.state()?;
+                let shown = self.snapshot();
+                (state.record.clone(), shown.clone(), self.reserve_writing(&shown)?)
+            };
+            if !upkeep.belongs_to(&shown.frozen) {
+                return Err(self.overtaken());
+            }
+            let round = upkeep.round;
+            let measured = self
+                .meanwhile(upkeep, false, || pools.behind.install(|| self.measure_shown(&shown, &record)))?;
+            // Links have to stay as they are while they are written, so nothing is built in.
+            let generation = self.write_generation_of(&shown, &record, watermark, &measured)?;
+            let mut state = self.state()?;
+            let frozen = self.snapshot().frozen.clone();
+            if !upkeep.belongs_to(&frozen) || state.record.current != record.current {
+                return Err(self.overtaken());
+            }
+            let next = Arc::new(frozen.written(generation.clone(), measured.table, round));
+            state.record = flip(&self.store, &state.record, generation.clone())?;
+            self.show(&next, &state.overlay, &state.record);
+            upkeep.shows(&next);
+            fail::fail_point!("compact::after_flip", |_| std::process::abort());
+            Ok(generation)
+        })
+    }
+
+    /// Builds changes in while something else is done.
+    ///
+    /// * `reuse`: as [`Upkeep::step`] has it.
+    fn meanwhile<T: Send>(
+        &self,
+        upkeep: &mut Upkeep,
+        reuse: bool,
+        work: impl FnOnce() -> Result<T, Error> + Send,
+    ) -> Result<T, Error> {
+        std::thread::scope(|scope| {
+            let thread = std::thread::Builder::new().name("generation".into());
+            let thread = thread.spawn_scoped(scope, work).map_err(Error::Thread)?;
+            let mut going = Ok(());
+            while !thread.is_finished() {
+                match going.is_ok() && self.snapshot().delta.live() >= BATCH {
+                    true => going = upkeep.step(self, BATCH / 2, reuse).map(drop),
+                    false => std::thread::sleep(PAUSE),
+                }
+            }
+            let done = thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+            going.map(|()| done)
+        })
+    }
+
+    /// Mends what building in leaves worse than a build would: the levels above 0, and the links for queries of other kinds.
+    fn renew(&self, upkeep: &mut Upkeep, pools: &Pools) -> Result<(), Error> {
+        let shown = self.snapshot();
+        let dead = || Ok::<_, Error>(self.state()?.overlay.delta().masked().clone().bitmap());
+        let params = build_params(shown.record(), shown.generation_record())?;
+        let (climbers, queries) = (upkeep.editor.climbers(&dead()?), shown.queries()?.repair);
+        let dim = shown.record().dim;
+        if climbers.len() > 1 {
+            let rows = |some: std::ops::Range<usize>| {
+                let mut rows = Vec::with_capacity(some.len() * dim);
+                for &(_, slot) in &climbers[some] {
+                    // One that went meanwhile is left out in the end.
+                    rows.extend(shown.row(slot)?.unwrap_or_else(|| vec![0.0; dim]));
+                }
+                Ok::<_, Error>(rows)
+            };
+            let graph = self.meanwhile(upkeep, true, || {
+                pools.behind.install(|| upper_graph(&params, dim, climbers.len(), &queries, rows))
+            })?;
+            upkeep.editor.set_upper(&graph, &climbers, &dead()?);
+        }
+        for some in queries.chunks(FIX_QUERIES * dim) {
+            let dead = dead()?;
+            pools.now.install(|| upkeep.editor.fix(some, &dead))?;
+            for _ in 0..FIX_BATCHES {
+                if upkeep.step(self, BATCH / 2, true)?.moved == 0 {
+                    break;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Measures what a snapshot shows, and gathers what a generation of it says beside its index.
+    fn measure_shown(&self, shown: &Snapshot, record: &CacheRecord) -> Result<Measured, Error> {
+        let live = live(shown);
+        if live.is_empty() {
+            return Err(crate::index::Error::Empty.into());
+        }
+        let queries = shown.queries()?;
+        let asked = self.asked(shown, record, &queries)?;
+        let recalls = calibrate(shown.index(), shown, RECALL_SAMPLE, &asked)?;
+        let places = live.iter().map(|(id, _)| *id).zip(0..);
+        Ok(Measured {
+            recalls,
+            tags: tags::of_items(&self.store, record, places, live.len())?,
+            queries: encoded(&queries, record.dim, live.len()),
+            table: TagTable::of_items(&self.store, record, shown.index())?,
+        })
+    }
+
+    /// Writes the blobs of a generation of what a snapshot shows, while nobody changes its links.
+    fn write_generation_of(
+        &self,
+        shown: &Snapshot,
+        record: &CacheRecord,
+        watermark: u64,
+        measured: &Measured,
+    ) -> Result<GenerationRecord, Error> {
+        fail::fail_point!("compact::before_blob", |_| std::process::abort());
+        let (live, index, before) = (live(shown), shown.index(), shown.generation_record());
+        let items = live.len() as u64;
+        let blobs = Blobs { tags: &measured.tags, queries: &measured.queries };
+        // Of a cache that was deleted meanwhile nothing more is written.
+        drop(self.state()?);
+        let written = write_blobs(&self.store, record.id, &blobs, |sink| {
+            index.write_some(live, sink)?;
+            Ok(())
+        })?;
+        fail::fail_point!("compact::after_blob", |_| std::process::abort());
+        let Recalls { rows: recall, by_kind: recall_by, measured, nearest } = measured.recalls.clone();
+        Ok(GenerationRecord {
+            generation: written.generation,
+            items,
+            index_bytes: written.index_bytes,
+            tags_bytes: written.tags_bytes,
+            queries_bytes: written.queries_bytes,
+            built: Some(before.built.unwrap_or(before.items)),
+            recall,
+            recall_by,
+            measured,
+            nearest,
+            sequence: watermark,
+            created_ms: written.created_ms,
+            ..before.clone()
+        })
+    }
+
+    /// What recall is measured by, beside queries like the rows: as when everything was built.
+    fn asked(&self, shown: &Snapshot, record: &CacheRecord, queries: &QuerySample) -> Result<Queries, Error> {
+        if !queries.is_empty() || shown.generation_record().recall_by.is_empty() {
+            // An even choice of them: every one is held against all rows, while others wait.
+            let some = |queries: &Vec<Vec<f32>>| {
+                queries.iter().step_by(queries.len().div_ceil(RECALL_SAMPLE).max(1)).cloned().collect()
+            };
+            return Ok(queries
+                .held_out
+                .iter()
+                .map(|(kind, queries)| (kind.clone(), some(queries)))
+                .collect());
+        }
+        let items = |visit: &mut dyn FnMut(ItemId, &ItemRecord)| {
+            self.store.scan_items(record.id, ItemId(0), |id, item| {
+                visit(id, &item);
+                Ok::<bool, Error>(true)
+            })
+        };
+        let masked = shown.delta.masked();
+        let slot = |id: ItemId| shown.index().slot(id).filter(|slot| !masked.contains(slot.0));
+        let asked = of_other_modalities(record.dim, items, slot, shown)?;
+        if !asked.is_empty() {
+            return Ok(asked);
+        }
+        let every = (shown.index().len() / APART_ROWS).max(1);
+        let mut rows = Vec::new();
+        for slot in (0..shown.index().len()).step_by(every) {
+            rows.extend(shown.row(Slot(slot as u32))?.into_iter().flatten());
+        }
+        Ok(Queries::from([(APART.to_owned(), apart(&rows, shown.index().mean(), RECALL_SAMPLE))]))
+    }
+
+    /// Reserves the memory that so many rows need beside what is held, as far as there is any; it is taken a chunk at a time. Says for
+    /// how many new slots it is.
+    fn reserve_places(&self, frozen: &Frozen, count: usize) -> usize {
+        let (index, plan) = (&frozen.index, frozen.loaded.plan.total());
+        let room = self.options.memory_budget.saturating_sub(self.held());
+        let a_slot = (plan / index.capacity().max(1) as u64).max(1);
+        let there = index.capacity() - index.len();
+        let missing = (index.len() + count).next_multiple_of(CHUNK).saturating_sub(index.capacity());
+        let chunks = if count > there { missing as u64 * a_slot } else { 0 };
+        let bytes = chunks + count as u64 * BESIDE;
+        if bytes > room {
+            return there;
+        }
+        self.reserved.store(bytes, Ordering::Relaxed);
+        count
+    }
+
+    /// Reserves the memory that writing a generation of what is shown takes, until what comes back is dropped. Under the lock.
+    ///
+    /// # Errors
+    /// [`Error::CompactMemory`].
+    fn reserve_writing(&self, shown: &Snapshot) -> Result<Reserved<'_>, Error> {
+        let GenerationRecord { tags_bytes, queries_bytes, .. } = shown.generation_record();
+        let [tags, queries] = [tags_bytes, queries_bytes].map(|bytes| bytes.unwrap_or(0));
+        let writing = shown.index().write_needs() + TAG_COPIES * tags + QUERY_COPIES * queries;
+        let (held, budget) =
+            (self.held() + self.reserved.load(Ordering::Relaxed), self.options.memory_budget);
+        if held + writing > budget {
+            let cache = self.name();
+            return Err(Error::CompactMemory { cache, needed: (held + writing) >> 20, budget: budget >> 20 });
+        }
+        self.writing.store(writing, Ordering::Relaxed);
+        Ok(Reserved(&self.writing))
+    }
+
+    fn overtaken(&self) -> Error {
+        let published = self.snapshot().record().current.unwrap_or(Generation(0));
+        Error::Overtaken { cache: self.name(), published }
+    }
+}
+
+/// The items that the index of a snapshot has, by their ids, and their slots.
+fn live(shown: &Snapshot) -> Vec<(ItemId, Slot)> {
+    let masked = shown.delta.masked();
+    shown.index().items_from(ItemId(0)).filter(|(_, slot)| !masked.contains(slot.0)).collect()
+}
+
+fn encoded(queries: &QuerySample, dim: usize, rows: usize) -> Vec<u8> {
+    if queries.is_empty() { Vec::new() } else { queries.encode(dim, rows) }
+}

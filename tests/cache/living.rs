@@ -1,0 +1,246 @@
+//! A cache that is changed for as long as it lives: changes are built into the index that is searched, while it is searched.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use rand::{RngExt, SeedableRng};
+use rand_pcg::Pcg64;
+use viscache::cache::{
+    Background, Cache, CompactOptions, LoadOptions, NewCache, NewItem, RowsMode, Snapshot, Writer,
+    decode_row, encode_row,
+};
+use viscache::index::{BuildParams, SearchParams, Searcher};
+use viscache::kernels::Kernels;
+use viscache::store::{Access, ItemRecord, RowType, Store};
+use viscache::types::{CacheName, Embedding, Filter, Fingerprint, ItemId, Origin};
+
+const DIM: usize = 48;
+const ITEMS: u64 = 9000;
+
+/// Items by id: row and colour.
+type Model = BTreeMap<u64, (Vec<f32>, String)>;
+
+fn name() -> CacheName {
+    CacheName::new("living").unwrap()
+}
+
+fn options() -> CompactOptions {
+    CompactOptions { threads: 1, rebuild_below: 1000, ..CompactOptions::default() }
+}
+
+fn row(random: &mut Pcg64) -> Vec<f32> {
+    let centre = f32::from(random.random_range(0..12u8));
+    let row = (0..DIM).map(|i| ((centre * 7.0 + i as f32) * 1.7).sin() + random.random_range(-0.9f32..0.9));
+    Embedding::new(row.collect()).unwrap().unit().unwrap().into_vec()
+}
+
+fn item(id: Option<u64>, row: &[f32], colour: &str) -> NewItem {
+    let record = ItemRecord {
+        uri: String::new(),
+        modality: None,
+        digest: Fingerprint::of(bytemuck::cast_slice(row)),
+        tags: [("colour".to_owned(), colour.to_owned())].into(),
+    };
+    NewItem { id: id.map(ItemId), embedding: Embedding::new(row.to_vec()).unwrap(), record }
+}
+
+fn make(folder: &Path, kind: RowType, model: &mut Model, random: &mut Pcg64) {
+    let store = Store::open(folder, Access::Write).unwrap();
+    let new = NewCache { dim: DIM, rows: kind, origin: Origin::of("test"), model: None };
+    let mut writer = Writer::open(&store, &name(), &new).unwrap();
+    let rows: Vec<Vec<f32>> = (0..ITEMS).map(|_| row(random)).collect();
+    for some in rows.chunks(1000) {
+        writer.put(some.iter().map(|row| item(None, row, "old")).collect(), |_, _, _| ()).unwrap();
+    }
+    model.extend((0..ITEMS).zip(rows.iter().map(|row| (stored(row, kind), "old".to_owned()))));
+    let params = BuildParams { m: 8, ef_construction: 60, threads: 2, ..BuildParams::default() };
+    writer.index(&params, &Default::default(), |_| (), |_, _, _| Ok(Default::default())).unwrap();
+}
+
+fn stored(row: &[f32], kind: RowType) -> Vec<f32> {
+    decode_row(&encode_row(row, kind), kind)
+}
+
+fn open(folder: &Path, mode: RowsMode, budget: u64) -> Arc<Cache> {
+    let store = Arc::new(Store::open(folder, Access::Write).unwrap());
+    let options = LoadOptions { rows: mode, memory_budget: budget };
+    Arc::new(Cache::open(&store, &name(), None, options).unwrap())
+}
+
+/// Everything that a reader can ask gives what the model gives.
+fn check(snapshot: &Snapshot, model: &Model, random: &mut Pcg64) {
+    assert_eq!(snapshot.live(), model.len());
+    let ids: Vec<u64> = snapshot.ids_after(None, usize::MAX >> 1).iter().map(|id| id.0).collect();
+    assert!(ids.iter().eq(model.keys()), "{} listed, {} there", ids.len(), model.len());
+    let mut searcher = Searcher::default();
+    let search = |searcher: &mut Searcher, query: &[f32], exact: bool, filter: Option<&Filter>| {
+        let query = Embedding::new(query.to_vec()).unwrap();
+        let params = SearchParams { exact, ..SearchParams::default() };
+        let found = match filter {
+            None => snapshot.search(searcher, &query, 10, &params),
+            Some(filter) => snapshot.filtered(filter).unwrap().search(searcher, &query, 10, &params),
+        };
+        found.unwrap().hits.iter().map(|hit| (hit.id.0, hit.score)).collect::<Vec<_>>()
+    };
+    let (mut queries, mut sum) = (Vec::new(), 0.0);
+    for round in 0..60 {
+        let length = [1.0, 20.0, 0.05][round % 3];
+        let query: Vec<f32> = row(random).iter().map(|v| v * length).collect();
+        let truth = |keep: &dyn Fn(u64, &str) -> bool| {
+            let kept = model.iter().filter(|(id, (_, colour))| keep(**id, colour));
+            let mut all: Vec<(u64, f32)> =
+                kept.map(|(&id, (row, _))| (id, Kernels::get().dot(&query, row))).collect();
+            all.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+            all.truncate(10);
+            all
+        };
+        let all = truth(&|_, _| true);
+        assert_eq!(search(&mut searcher, &query, true, None), all);
+        let found = search(&mut searcher, &query, false, None);
+        assert_eq!(found.len(), 10);
+        sum += all.iter().filter(|hit| found.contains(hit)).count() as f64 / 10.0;
+        let colour = if round % 2 == 0 { "old" } else { "new 3" };
+        let filter = Filter::Tag { key: "colour".into(), values: [colour.to_owned()].into() };
+        assert_eq!(search(&mut searcher, &query, true, Some(&filter)), truth(&|_, c| c == colour));
+        let some: Vec<u64> = model.keys().copied().step_by(7 + round).collect();
+        let filter = Filter::Ids(some.iter().map(|&id| ItemId(id)).collect());
+        assert_eq!(
+            search(&mut searcher, &query, true, Some(&filter)),
+            truth(&|id, _| some.binary_search(&id).is_ok())
+        );
+        queries.push(Embedding::new(query).unwrap());
+    }
+    assert!(sum / 60.0 > 0.94, "recall {}", sum / 60.0);
+    let (all, params) = (queries.iter().collect::<Vec<_>>(), SearchParams::default());
+    let together = snapshot.search_all(&mut searcher, &all, 10, &params);
+    let mut same = 0;
+    for (query, together) in queries.iter().zip(together) {
+        let (together, alone) =
+            (together.unwrap(), snapshot.search(&mut searcher, query, 10, &params).unwrap());
+        same += usize::from(together.hits == alone.hits);
+    }
+    assert!(same >= 57, "{same} of 60");
+}
+
+/// Stops the readers, also where a check fails.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Replaces, deletes and adds, while others search.
+#[test]
+fn changes_become_a_part_of_the_index_while_it_is_searched() {
+    for (mode, kind) in [(RowsMode::Ram, RowType::F16), (RowsMode::Disk, RowType::F32)] {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut random, mut model) = (Pcg64::seed_from_u64(crate::common::seed()), Model::new());
+        make(folder.path(), kind, &mut model, &mut random);
+        let cache = open(folder.path(), mode, 1 << 30);
+        let first = cache.snapshot();
+        let (background, stop) = (Background::default(), AtomicBool::new(false));
+        std::thread::scope(|scope| {
+            for reader in 0..2u64 {
+                let (cache, stop) = (&cache, &stop);
+                scope.spawn(move || {
+                    let (mut searcher, mut random) = (Searcher::default(), Pcg64::seed_from_u64(reader));
+                    while !stop.load(Ordering::Relaxed) {
+                        let query = Embedding::new(row(&mut random)).unwrap();
+                        let (now, params) = (cache.snapshot(), SearchParams::default());
+                        let hits = now.search(&mut searcher, &query, 10, &params).unwrap().hits;
+                        let mut ids: Vec<ItemId> = hits.iter().map(|hit| hit.id).collect();
+                        ids.sort_unstable();
+                        ids.dedup();
+                        assert_eq!(ids.len(), 10, "no item comes twice");
+                    }
+                });
+            }
+            let _stopped = Stop(&stop);
+            for round in 0..90u64 {
+                let colour = format!("new {}", round % 7);
+                let rows: Vec<Vec<f32>> = (0..100).map(|_| row(&mut random)).collect();
+                let ids: Vec<u64> = (0..90).map(|_| random.random_range(0..ITEMS)).collect();
+                let items = rows.iter().enumerate().map(|(i, row)| item(ids.get(i).copied(), row, &colour));
+                let given = cache.upsert(items.collect()).unwrap();
+                for (row, id) in rows.iter().zip(given) {
+                    model.insert(id.unwrap().0, (stored(row, kind), colour.clone()));
+                }
+                let gone: Vec<ItemId> = (0..20).map(|_| ItemId(random.random_range(0..ITEMS))).collect();
+                cache.delete(&gone).unwrap();
+                gone.iter().for_each(|id| _ = model.remove(&id.0));
+                cache.compact_if_due(&options(), &background);
+                if round % 30 == 17 {
+                    check(&cache.snapshot(), &model, &mut random);
+                }
+            }
+            while cache.compacting() {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        });
+        assert_eq!(cache.compaction_problem(), None);
+        let now = cache.snapshot();
+        assert!(now.generation() > first.generation() && now.delta().items < 2048, "{:?}", now.delta());
+        assert!(now.generation_record().built == Some(ITEMS), "nothing was built anew");
+        assert!(now.index().len() < 20_000, "{} slots for {} items", now.index().len(), now.live());
+        check(&now, &model, &mut random);
+        // Whoever began before finds what there was.
+        assert_eq!((first.live(), first.generation().0), (ITEMS as usize, 1));
+        let moved = cache.build_in(&options()).unwrap();
+        assert_eq!((moved as u64, cache.snapshot().delta().items), (now.delta().items, 0));
+        check(&cache.snapshot(), &model, &mut random);
+        let done = cache.compact(&options()).unwrap();
+        assert_eq!(done.items, model.len() as u64);
+        assert!(!cache.snapshot().generation_record().recall.is_empty(), "recall was measured");
+        check(&cache.snapshot(), &model, &mut random);
+        // The generation before it, and again this one.
+        for generation in [done.generation.0 - 1, done.generation.0] {
+            cache.publish(viscache::types::Generation(generation)).unwrap();
+            check(&cache.snapshot(), &model, &mut random);
+        }
+        drop((now, first, cache));
+        check(&open(folder.path(), mode, 1 << 30).snapshot(), &model, &mut random);
+    }
+}
+
+/// A budget of a quarter more than the cache takes is enough for all of it to be replaced, as quickly as it goes.
+#[test]
+fn a_cache_is_never_full_of_its_own_past() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut random, mut model) = (Pcg64::seed_from_u64(crate::common::seed()), Model::new());
+    make(folder.path(), RowType::F32, &mut model, &mut random);
+    let plan = open(folder.path(), RowsMode::Ram, 1 << 30).snapshot().loaded().plan.total();
+    // What docs/living-cache.md says. Memory is taken a chunk at a time, and of so few items a chunk is much.
+    let chunk = plan / ITEMS * 4096;
+    let budget = plan + (plan / 4).max(250 * ITEMS) + chunk;
+    let (cache, background) = (open(folder.path(), RowsMode::Ram, budget), Background::default());
+    for start in (0..ITEMS).step_by(100) {
+        let rows: Vec<Vec<f32>> = (0..100).map(|_| row(&mut random)).collect();
+        let items = (start..).zip(&rows).map(|(id, row)| item(Some(id), row, "new 3"));
+        let stored = cache.upsert(items.collect()).unwrap_or_else(|error| {
+            let now = cache.snapshot();
+            let (plan, delta, slots) = (now.loaded().plan, now.delta(), now.index().capacity());
+            panic!("{start}: {error}; {plan:?} {delta:?} {slots} places, {:?}", cache.compaction_problem())
+        });
+        stored.into_iter().for_each(|id| _ = id.unwrap());
+        model.extend((start..).zip(rows.into_iter().map(|row| (row, "new 3".to_owned()))));
+        cache.compact_if_due(&options(), &background);
+        let now = cache.snapshot();
+        let (plan, delta) = (now.loaded().plan, now.delta());
+        assert!(
+            // Tags are known to their bytes only once they are there.
+            plan.total() + delta.bytes <= budget * 101 / 100,
+            "{plan:?} {delta:?} {} slots {} places budget {budget}",
+            now.index().len(),
+            now.index().capacity()
+        );
+    }
+    while cache.compacting() {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    check(&cache.snapshot(), &model, &mut random);
+}
