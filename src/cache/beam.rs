@@ -63,9 +63,13 @@ impl Snapshot {
         let measured: Vec<(&str, &Measured)> =
             measured.iter().map(|(kind, measured)| (kind.as_str(), measured.as_ref())).collect();
         match way(&measured, target, kind, self.row_price()) {
-            Some(Way::Beam(RecallPoint { ef_search, rescore, margin, .. })) => {
-                Ok(SearchParams { ef_search, rescore: Some(rescore), margin, ..SearchParams::default() })
-            }
+            Some(Way::Beam(RecallPoint { ef_search, rescore, margin, scan, .. })) => Ok(SearchParams {
+                ef_search,
+                rescore: Some(rescore),
+                margin,
+                scan,
+                ..SearchParams::default()
+            }),
             Some(Way::Scan) => Ok(SearchParams { exact: true, ..SearchParams::default() }),
             // What has no generation is scanned whatever is asked for.
             None if self.index().is_empty() => Ok(SearchParams { exact: true, ..SearchParams::default() }),
@@ -86,6 +90,7 @@ fn kinds(record: &GenerationRecord) -> Vec<(String, Cow<'_, Measured>)> {
             ef_search,
             rescore: SearchParams::DEFAULT_RESCORE.min(ef_search),
             margin: None,
+            scan: false,
             recall,
             scored: ef_search as f64,
         };
@@ -168,6 +173,7 @@ fn wider(one: Way, other: Way) -> Way {
             ef_search: one.ef_search.max(other.ef_search),
             rescore: one.rescore.max(other.rescore),
             margin: None,
+            scan: one.scan || other.scan,
             recall: one.recall.min(other.recall),
             scored: one.scored.max(other.scored),
         }),
@@ -184,7 +190,9 @@ fn reach(points: &[RecallPoint], needed: f64, missed: f64) -> Option<RecallPoint
     }
     let at = points.iter().position(|point| point.recall >= needed)?;
     let wide = points[at];
-    let Some(narrow) = at.checked_sub(1).map(|before| points[before]) else { return Some(wide) };
+    // Between a beam and a scan there is nothing: a beam a little narrower than the scan finds what the narrow beam found.
+    let narrow = at.checked_sub(1).map(|before| points[before]).filter(|_| !wide.scan);
+    let Some(narrow) = narrow else { return Some(wide) };
     let missed = |recall: f64| (1.0 - recall).max(missed).ln();
     let (from, to) = (missed(narrow.recall), missed(wide.recall));
     // Above 0, because the narrow one's recall is below what is needed and the wide one's is not; where both are taken for
@@ -205,6 +213,7 @@ fn reach(points: &[RecallPoint], needed: f64, missed: f64) -> Option<RecallPoint
         ef_search,
         rescore: wide.rescore.min(ef_search),
         margin,
+        scan: false,
         recall: needed,
         scored: between(narrow.scored, wide.scored),
     })
@@ -228,6 +237,7 @@ mod tests {
             ef_search,
             rescore: ef_search.min(40),
             margin: None,
+            scan: false,
             recall,
             scored: 10.0 * ef_search as f64,
         }
@@ -266,6 +276,25 @@ mod tests {
         ] {
             let way = way(&[("text", &text)], target(recall), kind("text").as_ref(), 1.0);
             assert_eq!(width(way), Some(expected), "{recall}");
+        }
+    }
+
+    #[test]
+    fn between_a_beam_and_a_scan_there_is_nothing() {
+        let scan = |ef_search, recall| RecallPoint { scan: true, ..point(ef_search, recall) };
+        // Of 6000 rows, 96 is a beam and 128 a scan; 110 would be a beam that finds 0.9.
+        let text =
+            Measured { queries: MANY, ways: vec![vec![point(96, 0.9), scan(128, 0.998), scan(192, 1.0)]] };
+        let image = of(MANY, &[(16, 0.999)]);
+        let find = |wished, of: &str| {
+            way(&[("image", &image), ("text", &text)], target(wished), kind(of).as_ref(), 1.0).unwrap()
+        };
+        assert_eq!(find(0.9, "text"), Way::Beam(point(96, 0.9)));
+        for wished in [0.91, 0.95, 0.99, 0.998] {
+            let Way::Beam(found) = find(wished, "text") else { panic!("no way to {wished}") };
+            assert_eq!((found.ef_search, found.scan), (128, true), "{wished}");
+            let Way::Beam(unknown) = find(wished, "audio") else { panic!("no way to {wished}") };
+            assert!(unknown.scan, "{wished}: what one kind needs a scan for, an unknown one does");
         }
     }
 

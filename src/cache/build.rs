@@ -42,6 +42,8 @@ pub(super) struct Built {
     pub(super) items: u64,
     /// Every change up to this one is in it.
     sequence: u64,
+    /// [`CacheRecord::put`] as of now.
+    put: u64,
     build: serde_json::Value,
     pub(super) choice: Option<Choice>,
     pub(super) reach: Reach,
@@ -75,6 +77,12 @@ where
 {
     let mut clock = Instant::now();
     let mut lap = || std::mem::replace(&mut clock, Instant::now()).elapsed().as_secs_f64();
+    if !params.choose_codes && record.dim > params.codes.longest() {
+        let allowed = format!("f16 or f32 for rows of {} components", record.dim);
+        return Err(
+            index::Error::Parameter { name: "codes", value: params.codes.word().into(), allowed }.into()
+        );
+    }
     progress(IndexStep::Read);
     let rows = StoredRows::now(store, record)?;
     if rows.is_empty() {
@@ -164,7 +172,21 @@ where
     let (items, sequence) = (rows.ids.len() as u64, record.sequence);
     let build = serde_json::to_value(params).expect("build parameters are plain values");
     let queries = if queries.is_empty() { Vec::new() } else { queries.encode(record.dim, rows.ids.len()) };
-    Ok(Built { index: bytes, tags, queries, asked, items, sequence, build, choice, reach, recall, seconds })
+    let put = record.put;
+    Ok(Built {
+        index: bytes,
+        tags,
+        queries,
+        asked,
+        items,
+        sequence,
+        put,
+        build,
+        choice,
+        reach,
+        recall,
+        seconds,
+    })
 }
 
 /// The rows of a cache in the order of their ids, as of one moment, read as often as a build needs.
@@ -256,6 +278,7 @@ pub(super) fn write_generation(
         recall_by,
         measured,
         nearest,
+        put: built.put,
         sequence: built.sequence,
         created_ms: written.created_ms,
     })

@@ -89,6 +89,8 @@ pub fn calibrate(
         let lengths = all[all.len() - rest.len()..].iter().map(|query| types::norm(query) as f32);
         let scores =
             of_kind.iter().zip(lengths).filter_map(|(best, norm)| Some(best.get(rank)?.score / norm));
+        // A query without a direction is near nothing.
+        let scores = scores.filter(|score| score.is_finite());
         nearest.extend(low(scores.collect()).map(|score| (kind.to_owned(), score)));
         rest = others;
     }
@@ -173,7 +175,7 @@ fn measured(
         note(&mut ways, 0, &plain, &walked);
         // A scan has no beam to end.
         let ended = SearchParams { margin, ..plain };
-        if !index.scan_pays(ef_search) && ended.validate().is_ok() {
+        if !walked.scan && ended.validate().is_ok() {
             let walked = self::walked(index, rows, queries, truths, &ended)?;
             note(&mut ways, 1, &ended, &walked);
         }
@@ -204,8 +206,8 @@ fn note(
         let rescore = depth.min(ef_search);
         // A depth that the beam does not have is the one before once more.
         if i == 0 || ef_search > DEPTHS[i - 1] {
-            let scored = walked.scored;
-            ways[i][with].push(RecallPoint { ef_search, rescore, margin, recall, scored });
+            let Walked { scored, scan, .. } = *walked;
+            ways[i][with].push(RecallPoint { ef_search, rescore, margin, scan, recall, scored });
         }
     }
 }
@@ -218,6 +220,8 @@ struct Walked {
     depth: f32,
     /// Rows scored on codes, in the mean.
     scored: f64,
+    /// Whether they were no walks, but scans of all codes.
+    scan: bool,
 }
 
 /// Searches for some queries by one beam.
@@ -265,7 +269,8 @@ fn walked(
     let means = sums.map(|sum| sum / queries.len() as f64);
     let mut recalls = [0.0; DEPTHS.len()];
     recalls.copy_from_slice(&means[..DEPTHS.len()]);
-    Ok(Walked { recalls, depth: means[DEPTHS.len()] as f32, scored: means[DEPTHS.len() + 1] })
+    let scan = index.scan_pays(wanted);
+    Ok(Walked { recalls, depth: means[DEPTHS.len()] as f32, scored: means[DEPTHS.len() + 1], scan })
 }
 
 /// Queries like the rows: some of them, moved.
@@ -326,6 +331,17 @@ mod tests {
     }
 
     #[test]
+    fn a_query_without_a_direction_leaves_nothing_that_is_no_number() {
+        let rows = random_rows(600, 1);
+        let queries = BTreeMap::from([("text".to_owned(), vec![vec![0.0; DIM]; 30])]);
+        let index = index(&rows);
+        let recalls = calibrate(&index, &InMemory { rows: &rows, dim: DIM }, 50, &queries).unwrap();
+        assert!(!recalls.nearest.contains_key("text"), "{:?}", recalls.nearest);
+        let points = recalls.measured.values().flat_map(|measured| measured.ways.iter().flatten());
+        assert!(points.into_iter().all(|point| point.recall.is_finite() && point.scored.is_finite()));
+    }
+
+    #[test]
     fn the_curve_is_what_searching_and_rescoring_gives() {
         let rows = random_rows(3000, 1);
         let (index, matrix) = (index(&rows), InMemory { rows: &rows, dim: DIM });
@@ -349,7 +365,8 @@ mod tests {
         assert_eq!(plain, by_kind["text"]);
         assert!(ways[1].iter().all(|point| point.margin.is_some()), "{ways:?}");
         for point in ways.iter().flatten() {
-            let &RecallPoint { ef_search, rescore, margin, recall: measured, scored } = point;
+            let &RecallPoint { ef_search, rescore, margin, scan, recall: measured, scored } = point;
+            assert_eq!(scan, index.scan_pays(ef_search));
             let params = SearchParams { ef_search, margin, ..SearchParams::default() };
             let mut work = 0;
             let mut sum = 0.0;

@@ -156,8 +156,9 @@ fn tally(
 
 /// The pair that costs least of those that leave enough within reach for every kind.
 fn cheapest(tried: &[Tried], dim: usize, row_bytes: usize) -> Option<(CodeKind, usize)> {
-    let kinds = [CodeKind::U4, CodeKind::U8, CodeKind::F16];
-    let pairs = kinds.into_iter().flat_map(|codes| DEPTHS.map(|rescore| (codes, rescore)));
+    let kinds =
+        [CodeKind::U4, CodeKind::U8, CodeKind::F16].into_iter().filter(|codes| dim <= codes.longest());
+    let pairs = kinds.flat_map(|codes| DEPTHS.map(|rescore| (codes, rescore)));
     let enough = pairs.filter(|(codes, rescore)| {
         let mut of_pair =
             tried.iter().filter(|tried| tried.codes == codes.word() && tried.rescore == *rescore).peekable();

@@ -72,7 +72,8 @@ pub(super) fn write_blobs(
 /// [`Error::Store`].
 pub(super) fn empty_generation(store: &Store, record: &CacheRecord) -> Result<GenerationRecord, Error> {
     let newest = store.generations(record.id)?.iter().map(|g| g.generation.0).max().unwrap_or(0);
-    Ok(GenerationRecord::empty(Generation(newest + 1), record.sequence, now_ms()))
+    let empty = GenerationRecord::empty(Generation(newest + 1), record.sequence, now_ms());
+    Ok(GenerationRecord { put: record.put, ..empty })
 }
 
 /// Makes a written generation the current one, keeps the one before, and drops what neither needs.

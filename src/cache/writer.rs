@@ -62,6 +62,7 @@ impl NewCache {
             next_item: ItemId(0),
             sequence: 0,
             replaced: 0,
+            put: 0,
             made: false,
             uris: true,
             requests: 0,
@@ -222,6 +223,7 @@ impl<'a> Writer<'a> {
             ids.push(id);
         }
         record.next_item = next;
+        record.put += ids.len() as u64;
         ledger(&ids, &mut batch, &record);
         batch.put_cache(&record);
         fail::fail_point!("put::before_commit", |_| std::process::abort());

@@ -95,7 +95,7 @@ pub(super) fn walked_all(
     params: &SearchParams,
     among: &Among<impl Fn(Slot) -> bool>,
 ) -> Result<Option<Vec<Walked>>, Error> {
-    if among.plan(index, params.without_margin().ef_search.max(wanted)) != Plan::Graph {
+    if params.scan || among.plan(index, params.without_margin().ef_search.max(wanted)) != Plan::Graph {
         return Ok(None);
     }
     let (wide, needed) = among.widened(index, wanted, params);
@@ -162,7 +162,7 @@ impl Stepper {
         let plain = params.without_margin();
         let ef = plain.ef_search.max(wanted);
         let mut spent = Cost::default();
-        let plan = among.plan(index, ef);
+        let plan = if params.scan { Plan::Exact } else { among.plan(index, ef) };
         let mut found = match plan {
             Plan::Exact | Plan::Scan => return Ok((Plan::Exact, Vec::new())),
             Plan::GraphWithSkip => None,

@@ -241,13 +241,7 @@ impl Header {
             && header.row_len > 1
             && header.row_len <= row_len(u16::MAX as usize)
             && header.upper_levels <= MAX_UPPER;
-        // Past it, a sum of products of codes leaves the kernels' integers.
-        let longest = match kind {
-            CodeKind::F32 | CodeKind::F16 => usize::MAX,
-            CodeKind::U8 => 1 << 15,
-            CodeKind::U4 => 1 << 20,
-        };
-        if sound && header.dim <= longest {
+        if sound && header.dim <= kind.longest() {
             Ok(header)
         } else {
             Err(Error::Format("the header's sizes are out of range".into()))

@@ -47,6 +47,15 @@ impl CodeKind {
         }
     }
 
+    /// Most components of a row: of longer ones a sum of products of codes leaves the kernels' integers.
+    pub const fn longest(self) -> usize {
+        match self {
+            CodeKind::F32 | CodeKind::F16 => usize::MAX,
+            CodeKind::U8 => 1 << 15,
+            CodeKind::U4 => 1 << 20,
+        }
+    }
+
     /// Every kind, widest first.
     pub(super) const ALL: [CodeKind; 4] = [CodeKind::F32, CodeKind::F16, CodeKind::U8, CodeKind::U4];
 }
@@ -167,6 +176,9 @@ pub struct SearchParams {
     pub margin: Option<f32>,
     /// Scan every row instead: the truth, in time proportional to the cache.
     pub exact: bool,
+    /// Score every code, also where a beam of this width would cost less: what was measured by a scan is promised of one.
+    #[serde(skip)]
+    pub scan: bool,
     /// When an answer is no longer wanted; a search then ends with [`Error::Deadline`].
     #[serde(skip)]
     pub deadline: Option<Instant>,
@@ -224,6 +236,7 @@ impl Default for SearchParams {
             rescore: None,
             margin: None,
             exact: false,
+            scan: false,
             deadline: None,
         }
     }

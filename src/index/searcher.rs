@@ -74,7 +74,7 @@ impl Searcher {
         wanted: usize,
         params: &SearchParams,
     ) -> Result<(Plan, Candidates), Error> {
-        if !index.scan_pays(params.ef_search.max(wanted)) {
+        if !scans(index, wanted, params) {
             return Ok((Plan::Graph, self.search(index, query, wanted, params)?));
         }
         params.validate()?;
@@ -93,7 +93,7 @@ impl Searcher {
         wanted: usize,
         params: &SearchParams,
     ) -> Result<(Plan, Vec<Candidates>), Error> {
-        if !index.scan_pays(params.ef_search.max(wanted)) {
+        if !scans(index, wanted, params) {
             return Ok((Plan::Graph, self.search_all(index, queries, wanted, params)?));
         }
         let each = queries.iter().map(|query| Ok(self.find(index, query, wanted, params)?.1));
@@ -156,7 +156,7 @@ impl Searcher {
             return self.find(index, query, wanted, params);
         }
         let mut cost = Cost::default();
-        let (mut plan, mut found) = match index.scan_pays(params.ef_search.max(wanted)) {
+        let (mut plan, mut found) = match scans(index, wanted, params) {
             true => (Plan::Scan, Vec::new()),
             false => self.search_among(index, query, wanted, params, &live.among(), &mut cost)?,
         };
@@ -184,7 +184,7 @@ impl Searcher {
             let (plan, all) = self.find_all(index, queries, wanted, params)?;
             return Ok(all.into_iter().map(|found| (plan, found)).collect());
         }
-        let together = match index.scan_pays(params.ef_search.max(wanted)) {
+        let together = match scans(index, wanted, params) {
             true => None,
             false => among::walked_all(&mut self.walks, index, queries, wanted, params, &live.among())?,
         };
@@ -198,6 +198,11 @@ impl Searcher {
         };
         queries.iter().zip(walked).map(one).collect()
     }
+}
+
+/// Whether all codes are scored: that is asked for, or costs less than the beam.
+fn scans(index: &Index, wanted: usize, params: &SearchParams) -> bool {
+    params.scan || index.scan_pays(params.ef_search.max(wanted))
 }
 
 fn check(index: &Index, query: &[f32]) -> Result<(), Error> {

@@ -267,6 +267,7 @@ mod tests {
             next_item: ItemId(1),
             sequence: 0,
             replaced: 0,
+            put: 0,
             made: false,
             uris: true,
             requests: 0,

@@ -72,6 +72,9 @@ pub struct CacheRecord {
     /// Items that builds have put in the place of others.
     #[serde(default)]
     pub replaced: u64,
+    /// Items that builds have put at all. They are in no log: a generation that was made before knows nothing of them.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub put: u64,
     /// Whether it was made by itself, and not by the first build into it: what it says of its embeddings then holds although
     /// it has none.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -120,6 +123,9 @@ pub struct RecallPoint {
     /// mean of the measured queries. None where its width alone ends it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub margin: Option<f32>,
+    /// Whether all codes were scored, because that costs less than a beam as wide: what was found then, no beam finds.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub scan: bool,
     /// Recall@10 against exact.
     pub recall: f64,
     /// Rows scored on codes, in the mean.
@@ -223,13 +229,22 @@ pub struct GenerationRecord {
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub measured: BTreeMap<String, Measured>,
     /// What [`Recalls::nearest`] was; empty in a generation that was measured before it was.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "known_numbers")]
     pub nearest: BTreeMap<String, f32>,
+    /// What [`CacheRecord::put`] was when everything stored was last read for it.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub put: u64,
     /// Watermark: every change up to this one is in it. Later ones may be; replaying them again does no harm.
     #[serde(default)]
     pub sequence: u64,
     /// When it was committed, milliseconds since 1970.
     pub created_ms: u64,
+}
+
+/// The numbers of a map; JSON has `null` for one that is none, and such a one says nothing.
+fn known_numbers<'de, D: serde::Deserializer<'de>>(from: D) -> Result<BTreeMap<String, f32>, D::Error> {
+    let all = BTreeMap::<String, Option<f32>>::deserialize(from)?;
+    Ok(all.into_iter().filter_map(|(kind, number)| Some((kind, number?))).collect())
 }
 
 impl GenerationRecord {
@@ -254,6 +269,7 @@ impl GenerationRecord {
             recall_by: BTreeMap::new(),
             measured: BTreeMap::new(),
             nearest: BTreeMap::new(),
+            put: 0,
             sequence,
             created_ms,
         }

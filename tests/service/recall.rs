@@ -205,6 +205,7 @@ async fn a_margin_that_reaches_a_target_with_less_is_taken_and_described() {
         ef_search,
         rescore: ef_search.min(40),
         margin: None,
+        scan: false,
         recall,
         scored: 8.0 * ef_search as f64,
     };
@@ -232,6 +233,7 @@ async fn a_margin_that_reaches_a_target_with_less_is_taken_and_described() {
         margin: Some(0.03),
         recall_at_10: 0.9875,
         scored_vectors: 400.0,
+        scan: false,
     };
     assert_eq!((texts.kind.as_str(), texts.ways.last()), ("text", Some(&expected)));
     server.stop().await;

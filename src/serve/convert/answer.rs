@@ -78,6 +78,7 @@ pub(in crate::serve) fn recall_curves(generation: &GenerationRecord) -> Vec<prot
                 margin: point.margin,
                 recall_at_10: point.recall,
                 scored_vectors: point.scored,
+                scan: point.scan,
             });
         proto::RecallCurve {
             kind: kind.into(),
