@@ -20,10 +20,12 @@ use std::time::{Duration, Instant};
 use super::delta::{Tags, bytes_of_tags};
 use super::overlay::Change;
 use super::rows::decode_row;
+use super::upkeep::{BATCH, chunk_bytes};
 use super::writer::unit_row;
 use super::{Cache, Error, NewItem, State};
+use crate::index::CHUNK;
 use crate::store::{
-    Batch, CacheRecord, ChangeKind, ChangeRecord, ItemRecord, LedgerRecord, Outcome, RequestRecord,
+    Batch, CacheId, CacheRecord, ChangeKind, ChangeRecord, ItemRecord, LedgerRecord, Outcome, RequestRecord,
     RequestResult, Store,
 };
 use crate::types::{Filter, Fingerprint, ItemId};
@@ -330,10 +332,18 @@ impl Cache {
         }
     }
 
-    /// Whether so many more bytes may be held.
+    /// Whether so many more bytes may be held. Where places run out, room for a chunk of new ones is kept back: what waits is built into
+    /// it, and that is what makes room.
     pub(super) fn check_room(&self, bytes: u64) -> Result<(), Error> {
-        let held = self.held() + self.reserved.load(Ordering::Relaxed);
-        if held + bytes > self.options.memory_budget { Err(self.full()) } else { Ok(()) }
+        let (now, budget) = (self.snapshot(), self.options.memory_budget);
+        let index = now.index();
+        let places = index.capacity() - index.len() + now.delta().masked as usize;
+        let kept = match index.len() >= CHUNK && places < BATCH {
+            true => chunk_bytes(&now.frozen).min(budget.saturating_sub(now.loaded().plan.total()) / 5 * 4),
+            false => 0,
+        };
+        let held = self.held() + self.reserved.load(Ordering::Relaxed).max(kept);
+        if held + bytes > budget { Err(self.full()) } else { Ok(()) }
     }
 
     /// Bytes that are held: by what is shown, by the changes beside it, and while a generation of them is written.
@@ -361,12 +371,18 @@ impl Cache {
         let (mut batch, mut applied) = (store.batch(), Vec::with_capacity(changes.len()));
         // What this very batch has put or deleted before.
         let mut here: HashMap<ItemId, Option<Old>> = HashMap::new();
+        // The contents of its items as they are stored.
+        let mut before: HashMap<ItemId, Fingerprint> = HashMap::new();
         let mut found = Vec::with_capacity(changes.len());
         for (id, put) in changes {
             let old = match here.remove(&id) {
                 Some(old) => old,
                 None if id >= record.next_item => None,
-                None => store.item(record.id, id)?.map(|item| Old { uri: item.uri, digest: item.digest }),
+                None => {
+                    let stored = store.item(record.id, id)?;
+                    before.extend(stored.as_ref().map(|item| (id, item.digest)));
+                    stored.map(|item| Old { uri: item.uri, digest: item.digest })
+                }
             };
             found.push(old.is_some());
             if old.is_none() && put.is_none() {
@@ -385,10 +401,6 @@ impl Cache {
                 Some(put) => {
                     batch.put_item(record.id, id, &put.record, &put.row, record.sequence);
                     let Put { record: ItemRecord { uri, digest, tags, .. }, row } = put;
-                    // So that a build that meets this content does not store it once more. The first item that has it stays known.
-                    if store.item_of_digest(record.id, &digest)?.is_none_or(|known| known == id) {
-                        batch.put_digest(record.id, &digest, id);
-                    }
                     here.insert(id, Some(Old { uri, digest }));
                     // The row as it will be read back, f16 included.
                     applied.push((id, Some((decode_row(&row, record.rows), Tags::new(tags)))));
@@ -403,6 +415,7 @@ impl Cache {
         if applied.is_empty() {
             return Ok(found);
         }
+        know_contents(store, &mut batch, record.id, &before, &here)?;
         beside(&mut batch, &mut record)?;
         self.commit_changes(state, batch, record, applied)?;
         Ok(found)
@@ -430,8 +443,40 @@ impl Cache {
     }
 }
 
-/// Takes an item's uri, and what a build remembers of its content and file, out of the ledger, so that a later run neither takes
-/// a file for a duplicate of what is gone, nor says that the file is stored.
+/// Writes down which items have which contents after a batch, so that a later build neither stores a content once more nor takes a
+/// file for a duplicate of what is gone. The first item that has a content stays known for it.
+///
+/// * `before`: contents of the batch's items as they are stored. `after`: the items as it leaves them.
+fn know_contents(
+    store: &Store,
+    batch: &mut Batch<'_>,
+    cache: CacheId,
+    before: &HashMap<ItemId, Fingerprint>,
+    after: &HashMap<ItemId, Option<Old>>,
+) -> Result<(), Error> {
+    let digest_of = |id: &ItemId| after.get(id).and_then(|item| Some(item.as_ref()?.digest));
+    let mut free: HashSet<Fingerprint> = HashSet::new();
+    for (id, digest) in before {
+        if digest_of(id) != Some(*digest) && store.item_of_digest(cache, digest)? == Some(*id) {
+            batch.delete_digest(cache, digest);
+            free.insert(*digest);
+        }
+    }
+    let mut put: Vec<(ItemId, Fingerprint)> =
+        after.keys().filter_map(|id| Some((*id, digest_of(id)?))).collect();
+    put.sort_unstable_by_key(|(id, _)| *id);
+    let mut taken: HashSet<Fingerprint> = HashSet::new();
+    for (id, digest) in put {
+        let known = store.item_of_digest(cache, &digest)?.filter(|_| !free.contains(&digest));
+        if known.is_none() && taken.insert(digest) {
+            batch.put_digest(cache, &digest, id);
+        }
+    }
+    Ok(())
+}
+
+/// Takes an item's uri, and what a build remembers of its file, out of the ledger, so that a later run does not say that the file is
+/// stored.
 ///
 /// * `new`: what takes its place, if anything does.
 pub(super) fn forget(
@@ -444,11 +489,6 @@ pub(super) fn forget(
 ) -> Result<(), Error> {
     if new.is_none_or(|new| new.uri != old.uri) {
         batch.delete_uri(cache.id, &old.uri, id);
-    }
-    if new.is_none_or(|new| new.digest != old.digest)
-        && store.item_of_digest(cache.id, &old.digest)? == Some(id)
-    {
-        batch.delete_digest(cache.id, &old.digest);
     }
     // Whatever became of the file since: an item that is not of it is not replaced when it is read again.
     if new.is_none_or(|new| new.uri != old.uri)

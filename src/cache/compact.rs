@@ -143,9 +143,9 @@ impl Background {
     fn work(&self) {
         while let Some(Turn { cache, options, for_room }) = self.next() {
             // What breaks in one cache's work is noted with it, and is no reason to leave the others waiting.
-            let _ = catch_unwind(AssertUnwindSafe(|| cache.compact_behind(&options, for_room)));
+            let worked = catch_unwind(AssertUnwindSafe(|| cache.compact_behind(&options, for_room)));
             // One that never rests is not to keep the others waiting.
-            if cache.is_due(&options) {
+            if worked.unwrap_or(true) && cache.is_due(&options) {
                 self.turns().waiting.push_back(Turn { cache, options, for_room: false });
             }
         }
@@ -190,6 +190,11 @@ impl Cache {
     /// otherwise as the parts fail. The old generation then stays, and no change is lost.
     pub fn compact(self: &Arc<Self>, options: &CompactOptions) -> Result<Compacted, Error> {
         let underway = self.begin(options)?;
+        self.snapshot().wait_for_rows()?;
+        // Everything stored is asked for, and what is shown is not all of it.
+        if self.unread(&self.snapshot()) {
+            return self.compacted(|| self.build_anew(options));
+        }
         self.compact_now(&underway, options)
     }
 
@@ -232,14 +237,22 @@ impl Cache {
         }
     }
 
-    /// Whether changes are built into what is shown; otherwise everything is built anew.
+    /// Whether changes are built into what is shown; otherwise everything is built anew: where that costs little, where it pays, and
+    /// where builds have stored what is in no log.
     fn builds_in(&self, options: &CompactOptions) -> bool {
         let now = self.snapshot();
         let (items, generation) = (now.live(), now.generation_record());
+        let unread = self.unread(&now);
         let grown = items as u64 > 2 * generation.built.unwrap_or(generation.items);
         let room = || self.build_needs(&now).is_ok_and(|needed| needed <= self.options.memory_budget);
         let few = items < options.rebuild_below;
-        !now.index().is_empty() && now.frozen.rows.settled() && items > 0 && !((few || grown) && room())
+        let anew = (few || grown || unread) && room();
+        !now.index().is_empty() && now.frozen.rows.settled() && items > 0 && !anew
+    }
+
+    /// Whether builds have stored items since everything was last read for a generation.
+    fn unread(&self, now: &Snapshot) -> bool {
+        now.record().put > now.generation_record().put
     }
 
     /// Changes that wait for what is done next.
@@ -253,6 +266,10 @@ impl Cache {
 
     fn is_due(&self, options: &CompactOptions) -> bool {
         let now = self.snapshot();
+        // What is deleted never will be; and before its rows are in memory nobody can say what building in would cost.
+        if self.contents.is_deleted() || !now.frozen.rows.settled() {
+            return false;
+        }
         let builds_in = self.builds_in(options);
         let changes = if builds_in { now.logged() } else { now.changes() };
         // What the generation leaves of the budget is the delta's. One that fills half of it is a reason of its own; a generation that
@@ -262,23 +279,24 @@ impl Cache {
         let failed_at = self.failed_at.load(Ordering::Relaxed);
         let again = if failed_at > changes { 0 } else { failed_at };
         if builds_in {
-            let waiting = now.delta().items >= BATCH as u64 || 2 * now.delta().bytes > room;
+            let waiting = now.delta().items >= BATCH as u64 || crowded(&now, room);
             let due = options.due(now.live()) as u64;
             return (waiting || changes >= due) && changes >= again + u64::from(again > 0) * BATCH as u64;
         }
-        let due = match 2 * now.delta().bytes > room {
+        let due = match crowded(&now, room) {
             true => 1,
             false => options.due(now.index().len()) as u64,
         };
         changes >= again + due && now.live() > 0
     }
 
-    /// Work that nobody waits for.
-    fn compact_behind(self: &Arc<Self>, options: &CompactOptions, for_room: bool) {
+    /// Work that nobody waits for. Returns whether it was this call's to do.
+    fn compact_behind(self: &Arc<Self>, options: &CompactOptions, for_room: bool) -> bool {
         if !for_room && !self.is_due(options) {
-            return;
+            return false;
         }
-        let Ok(underway) = self.begin(options) else { return };
+        // Somebody asked for it meanwhile, and waits for the end of it.
+        let Ok(underway) = self.begin(options) else { return false };
         let done = match self.builds_in(options) {
             true => self.keep_up(&underway, options, for_room),
             false => self.compact_now(&underway, options).map(Some),
@@ -297,6 +315,7 @@ impl Cache {
                 self.failed(underway.changes, problem.to_string());
             }
         }
+        true
     }
 
     /// Builds changes in until few wait, and writes a generation when that is due.
@@ -307,8 +326,10 @@ impl Cache {
         for_room: bool,
     ) -> Result<Option<Compacted>, Error> {
         let (mut written, mut no_room) = (None, None);
-        let least = if for_room { 1 } else { BATCH / 2 };
         for _ in 0..TURN {
+            let now = self.snapshot();
+            let room = self.options.memory_budget.saturating_sub(now.loaded().plan.total());
+            let least = if for_room || crowded(&now, room) { 1 } else { BATCH / 2 };
             let step = self.build_some_in(least)?;
             let now = self.snapshot();
             if no_room.is_none() && now.logged() >= options.due(now.live()) as u64 {
@@ -319,6 +340,10 @@ impl Cache {
                     Err(problem) => return Err(problem),
                 }
             } else if step.moved == 0 && !step.passing {
+                // Only what is deleted, or a larger budget, makes a place: until then there is nothing to be done.
+                if step.left > 0 {
+                    no_room = no_room.or(Some(self.full()));
+                }
                 break;
             }
         }
@@ -370,21 +395,23 @@ impl Cache {
     }
 
     fn compact_now(&self, _: &Underway, options: &CompactOptions) -> Result<Compacted, Error> {
-        let start = Instant::now();
-        let compacted = |generation: GenerationRecord| {
-            let GenerationRecord { generation, items, .. } = generation;
-            Compacted { generation, items, took: start.elapsed() }
-        };
-        if self.builds_in(options) {
-            match self.write_shown(options.threads()) {
-                // Everything was deleted meanwhile: the empty generation is built.
-                Err(Error::Index(index::Error::Empty)) => {}
-                written => return written.map(compacted),
+        self.compacted(|| {
+            if self.builds_in(options) {
+                match self.write_shown(options.threads()) {
+                    // Everything was deleted meanwhile: the empty generation is built.
+                    Err(Error::Index(index::Error::Empty)) => {}
+                    written => return written,
+                }
             }
-        }
-        let generation = self.build_anew(options)?;
+            self.build_anew(options)
+        })
+    }
+
+    fn compacted(&self, make: impl FnOnce() -> Result<GenerationRecord, Error>) -> Result<Compacted, Error> {
+        let start = Instant::now();
+        let GenerationRecord { generation, items, .. } = make()?;
         self.mended();
-        Ok(compacted(generation))
+        Ok(Compacted { generation, items, took: start.elapsed() })
     }
 
     /// Bytes that building everything anew takes at its peak.
@@ -486,6 +513,12 @@ impl Cache {
         self.failed_at.store(changes, Ordering::Relaxed);
         *self.problem.lock().unwrap_or_else(PoisonError::into_inner) = Some(problem);
     }
+}
+
+/// Whether what waits to be built in takes half of the memory that the index leaves.
+fn crowded(now: &Snapshot, room: u64) -> bool {
+    let delta = now.delta();
+    delta.items > 0 && 2 * delta.bytes > room
 }
 
 /// Bytes that building takes at its peak: codes of 8 and of 4 bits, the graph under construction (a million points took 2600

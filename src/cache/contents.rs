@@ -28,6 +28,11 @@ impl Contents {
         Arc::new(Contents { store: store.clone(), cache, deleted: AtomicBool::new(false) })
     }
 
+    /// Whether the cache is deleted.
+    pub(super) fn is_deleted(&self) -> bool {
+        self.deleted.load(Ordering::Acquire)
+    }
+
     /// Says that the cache is deleted.
     pub(super) fn delete(&self) {
         self.deleted.store(true, Ordering::Release);

@@ -11,6 +11,8 @@ use crate::types::{ItemId, Slot};
 
 /// Dead rows that are borne before the live ones are moved together.
 const DEAD_BORNE: usize = 1024;
+/// Dead rows for each live one, from which on these are moved however few all are.
+const FEW: usize = 8;
 /// Looks at an item whose row and record are of different changes, before that counts as damage.
 const LOOKS: usize = 10;
 /// Changes replayed at a time.
@@ -79,8 +81,9 @@ impl Overlay {
 
     /// Moves the live rows together, where many are dead.
     fn squeeze(&mut self) {
-        let dead = self.delta.dead.len();
-        if dead <= DEAD_BORNE || 2 * dead <= self.delta.rows() {
+        let (dead, rows) = (self.delta.dead.len(), self.delta.rows());
+        // Few are not worth a copy of the others, unless these are far fewer.
+        if 2 * dead <= rows || (dead <= DEAD_BORNE && dead < FEW * (rows - dead)) {
             return;
         }
         let (old, dim) = (self.delta.clone(), self.delta.dim);

@@ -137,9 +137,14 @@ impl Rows {
             Some(rows) => Ok(slots.iter().map(|slot| Some(rows.row(*slot))).collect()),
             None => {
                 let found = store.rows(cache.id, ids)?;
-                let one = |(row, &id): (Option<Vec<u8>>, &ItemId)| match row {
-                    None if store.item(cache.id, id)?.is_none() => Ok(None),
-                    row => Ok(Some(check_row(&cache.name, id, row.as_deref(), self.kind, cache.dim)?.into())),
+                let one = |(row, &id): (Option<Vec<u8>>, &ItemId)| {
+                    let row = match row {
+                        None if store.item(cache.id, id)?.is_none() => return Ok(None),
+                        // It may have come back between the two looks.
+                        None => store.row(cache.id, id)?,
+                        row => row,
+                    };
+                    Ok(Some(check_row(&cache.name, id, row.as_deref(), self.kind, cache.dim)?.into()))
                 };
                 found.into_iter().zip(ids).map(one).collect()
             }

@@ -52,6 +52,10 @@ const FIX_QUERIES: usize = 256;
 const FIX_BATCHES: usize = 4;
 /// Rows that queries are made of, where there are none of other kinds.
 const APART_ROWS: usize = 2048;
+/// Chunks of which a batch uses free places, at most.
+const COPIES: u64 = 16;
+/// Queries of a kind that a generation is measured by: without a miss they tell of the highest target that a beam is taken for.
+const MEASURED_BY: usize = 300;
 /// How long places that a pass made free are left alone while somebody holds a version from before: a search takes less.
 const GRACE: Duration = Duration::from_secs(2);
 /// Bytes that an item takes beside its slot until a generation is written: where it lies, and room for a few tags.
@@ -154,27 +158,25 @@ impl Upkeep {
     /// # Errors
     /// [`Error::Overtaken`] when something else is shown by now; then this is of no more use. Otherwise as the parts fail.
     fn step(&mut self, cache: &Cache, least: usize, reuse: bool) -> Result<Step, Error> {
-        let (frozen, waiting, masked, new) = {
+        let (frozen, waiting, masked, places) = {
             let state = cache.state()?;
             let (frozen, masked) = (cache.snapshot().frozen.clone(), state.overlay.delta().masked().clone());
             if !self.belongs_to(&frozen) {
                 return Err(cache.overtaken());
             }
             let waiting = state.overlay.waiting(BATCH);
-            let new = cache.reserve_places(&frozen, waiting.len());
-            (frozen, waiting, masked, new)
+            let places = cache.reserve_places(&frozen, waiting.len(), reuse);
+            (frozen, waiting, masked, places)
         };
         let _reserved = Reserved(&cache.reserved);
         let dead = masked.bitmap();
         let count = waiting.len();
-        let reuse = reuse || new < count;
-        let places = Places { free: reuse, new };
         let enough = count >= least.max(1);
         let moved = if enough { self.build_in(cache, &frozen, waiting, &dead, places)? } else { 0 };
         let left = if enough { count - moved } else { 0 };
         // As of now: places that were dead before the batch have items.
         let masked = cache.state()?.overlay.delta().masked().clone();
-        self.pass(&frozen, &masked, left > 0);
+        self.pass(&frozen, &masked, left > 0 && self.editor.free() == 0);
         let coming = left > 0 && self.passed.is_some();
         if coming && moved == 0 {
             std::thread::sleep(PAUSE);
@@ -250,10 +252,16 @@ impl Cache {
             Some(upkeep) => upkeep,
             None => Upkeep::of(&frozen)?,
         };
-        // What failed half-way is not gone on with.
-        let done = work(&mut upkeep)?;
-        *self.kept_upkeep() = Some(upkeep);
-        Ok(done)
+        let done = work(&mut upkeep);
+        // What failed half-way is not gone on with; want of room shows before anything is done.
+        let whole = matches!(done, Ok(_) | Err(Error::CompactMemory { .. }));
+        if whole
+            && let Ok(_state) = self.state()
+            && upkeep.belongs_to(&self.snapshot().frozen)
+        {
+            *self.kept_upkeep() = Some(upkeep);
+        }
+        done
     }
 
     /// Builds some of the changes into the index that is shown.
@@ -330,9 +338,12 @@ impl Cache {
             let thread = thread.spawn_scoped(scope, work).map_err(Error::Thread)?;
             let mut going = Ok(());
             while !thread.is_finished() {
-                match going.is_ok() && self.snapshot().delta.live() >= BATCH {
-                    true => going = upkeep.step(self, BATCH / 2, reuse).map(drop),
-                    false => std::thread::sleep(PAUSE),
+                let mut moved = 0;
+                if going.is_ok() && self.snapshot().delta.live() >= BATCH {
+                    going = upkeep.step(self, BATCH / 2, reuse).map(|step| moved = step.moved);
+                }
+                if moved == 0 {
+                    std::thread::sleep(PAUSE);
                 }
             }
             let done = thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
@@ -433,7 +444,8 @@ impl Cache {
         if !queries.is_empty() || shown.generation_record().recall_by.is_empty() {
             // An even choice of them: every one is held against all rows, while others wait.
             let some = |queries: &Vec<Vec<f32>>| {
-                queries.iter().step_by(queries.len().div_ceil(RECALL_SAMPLE).max(1)).cloned().collect()
+                let count = queries.len().min(MEASURED_BY);
+                (0..count).map(|i| queries[i * queries.len() / count].clone()).collect()
             };
             return Ok(queries
                 .held_out
@@ -461,21 +473,24 @@ impl Cache {
         Ok(Queries::from([(APART.to_owned(), apart(&rows, shown.index().mean(), RECALL_SAMPLE))]))
     }
 
-    /// Reserves the memory that so many rows need beside what is held, as far as there is any; it is taken a chunk at a time. Says for
-    /// how many new slots it is.
-    fn reserve_places(&self, frozen: &Frozen, count: usize) -> usize {
-        let (index, plan) = (&frozen.index, frozen.loaded.plan.total());
+    /// Reserves the memory that so many rows need beside what is held, as far as there is any; it is taken a chunk at a time. Says
+    /// which places that is for.
+    ///
+    /// * `reuse`: as [`Upkeep::step`] has it.
+    fn reserve_places(&self, frozen: &Frozen, count: usize, reuse: bool) -> Places {
+        let index = &frozen.index;
         let room = self.options.memory_budget.saturating_sub(self.held());
-        let a_slot = (plan / index.capacity().max(1) as u64).max(1);
+        let chunk = chunk_bytes(frozen);
         let there = index.capacity() - index.len();
         let missing = (index.len() + count).next_multiple_of(CHUNK).saturating_sub(index.capacity());
-        let chunks = if count > there { missing as u64 * a_slot } else { 0 };
-        let bytes = chunks + count as u64 * BESIDE;
-        if bytes > room {
-            return there;
-        }
-        self.reserved.store(bytes, Ordering::Relaxed);
-        count
+        let chunks = if count > there { missing as u64 * chunk / CHUNK as u64 } else { 0 };
+        let wanted = chunks + count as u64 * BESIDE;
+        let (new, taken) = if wanted <= room { (count, wanted) } else { (there, 0) };
+        // A chunk that gets rows is copied, and stays until nobody reads it: at most half of the room, for the moment of a batch, and not
+        // kept from changes meanwhile.
+        let copies = ((room - taken) / (2 * chunk)).clamp(1, COPIES) * u64::from(reuse || new < count);
+        self.reserved.store(taken, Ordering::Relaxed);
+        Places { chunks: copies as usize, new }
     }
 
     /// Reserves the memory that writing a generation of what is shown takes, until what comes back is dropped. Under the lock.
@@ -500,6 +515,12 @@ impl Cache {
         let published = self.snapshot().record().current.unwrap_or(Generation(0));
         Error::Overtaken { cache: self.name(), published }
     }
+}
+
+/// Bytes that a chunk of slots takes.
+pub(super) fn chunk_bytes(frozen: &Frozen) -> u64 {
+    let (index, plan) = (&frozen.index, frozen.loaded.plan.total());
+    (plan / index.capacity().max(1) as u64).max(1) * CHUNK as u64
 }
 
 /// The items that the index of a snapshot has, by their ids, and their slots.

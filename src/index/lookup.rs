@@ -7,7 +7,7 @@
 //!
 //! What is found is held against the ids of the slots: a slot whose item has gone may have another one by now.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound;
 use std::sync::Arc;
 
@@ -88,13 +88,19 @@ impl Lookup {
         id_at: impl Fn(u32) -> u64,
     ) {
         if let Lookup::InOrder = self {
-            let older = Arc::new(((0..len as u32).map(id_at).collect(), (0..len as u32).collect()));
+            let older = Arc::new(((0..len as u32).map(&id_at).collect(), (0..len as u32).collect()));
             *self = Lookup::Moved { older, newer: Arc::default() };
         }
         if let Lookup::Moved { older, newer } = self {
-            Arc::make_mut(newer).extend(items);
+            let items: Vec<(u64, u32)> = items.collect();
+            Arc::make_mut(newer).extend(items.iter().copied());
             if newer.len() > BORNE.max(older.0.len() / MERGE) {
-                let merged = merged(older, newer);
+                let come: HashMap<u32, u64> = items.iter().map(|&(id, slot)| (slot, id)).collect();
+                let has = |id: u64, slot: u32| match come.get(&slot) {
+                    Some(&new) => new == id,
+                    None => (slot as usize) < len && id_at(slot) == id,
+                };
+                let merged = merged(older, newer, has);
                 (*older, *newer) = (Arc::new(merged), Arc::default());
             }
         }
@@ -122,24 +128,30 @@ fn first_from(id: u64, len: usize, id_at: impl Fn(u32) -> u64) -> u32 {
     low
 }
 
-/// Both in order; of what is in both, the newer.
-fn merged(older: &(Vec<u64>, Vec<u32>), newer: &BTreeMap<u64, u32>) -> (Vec<u64>, Vec<u32>) {
+/// Both in order; of what is in both, the newer. Ids whose slots others have by now are left out, or ids that went would add up.
+///
+/// * `has`: whether a slot is that of an id.
+fn merged(
+    older: &(Vec<u64>, Vec<u32>),
+    newer: &BTreeMap<u64, u32>,
+    has: impl Fn(u64, u32) -> bool,
+) -> (Vec<u64>, Vec<u32>) {
     let len = older.0.len() + newer.len();
     let (mut ids, mut slots) = (Vec::with_capacity(len), Vec::with_capacity(len));
+    let mut add = |id: u64, slot: u32| {
+        if has(id, slot) {
+            ids.push(id);
+            slots.push(slot);
+        }
+    };
     let mut newer = newer.iter().peekable();
     for (&id, &slot) in older.0.iter().zip(&older.1) {
         while let Some((&new, &at)) = newer.next_if(|(new, _)| **new < id) {
-            ids.push(new);
-            slots.push(at);
+            add(new, at);
         }
-        let now = newer.next_if(|(new, _)| **new == id).map_or(slot, |(_, &at)| at);
-        ids.push(id);
-        slots.push(now);
+        add(id, newer.next_if(|(new, _)| **new == id).map_or(slot, |(_, &at)| at));
     }
-    newer.for_each(|(&id, &slot)| {
-        ids.push(id);
-        slots.push(slot);
-    });
+    newer.for_each(|(&id, &slot)| add(id, slot));
     (ids, slots)
 }
 
@@ -147,6 +159,22 @@ fn merged(older: &(Vec<u64>, Vec<u32>), newer: &BTreeMap<u64, u32>) -> (Vec<u64>
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn ids_that_went_do_not_add_up() {
+        // A window of ids that slides: every new one takes the place of the oldest.
+        let mut slots: Vec<u64> = (0..1000).collect();
+        let mut lookup = Lookup::InOrder;
+        for from in (1000..400_000u64).step_by(500) {
+            let (before, place) = (slots.clone(), |id: u64| (id % 1000) as usize);
+            (from..from + 500).for_each(|id| slots[place(id)] = id);
+            lookup
+                .put((from..from + 500).map(|id| (id, place(id) as u32)), 1000, |slot| before[slot as usize]);
+        }
+        let bytes = lookup.bytes();
+        assert!(bytes <= 32 * (BORNE as u64 + 2 * 1000 + 500), "{bytes} bytes for 1000 items");
+        assert!(slots.iter().all(|&id| lookup.slot(id, 1000, |slot| slots[slot as usize]).is_some()));
+    }
 
     proptest! {
         #[test]

@@ -488,3 +488,34 @@ fn an_updated_item_keeps_its_row_its_digest_and_its_place_in_the_log() {
     cache.publish(Generation(1)).unwrap();
     assert!(!of_kind(&cache), "the log brings the update to the old generation");
 }
+
+/// A later build asks which item has some content: the answer is that of the batch's end, however often an item comes in it.
+#[test]
+fn contents_are_known_as_a_batch_leaves_them() {
+    let folder = TempDir::new().unwrap();
+    make(folder.path());
+    let cache = open(folder.path(), Access::Write, RowsMode::Ram);
+    let store = Store::open(folder.path(), Access::Read).unwrap();
+    let known = |uri: &str| {
+        store.refresh().unwrap();
+        store.item_of_digest(cache.id(), &Fingerprint::of(uri.as_bytes())).unwrap().map(|id| id.0)
+    };
+    let put = |items: &[(u64, &str)]| {
+        let items = items.iter().map(|&(id, uri)| item(Some(id), uri, &None)).collect();
+        cache.upsert(items).unwrap().into_iter().for_each(|stored| _ = stored.unwrap());
+    };
+    put(&[(1, "first"), (1, "second")]);
+    assert_eq!((known("first"), known("second")), (None, Some(1)));
+    // Two change places, by way of each other's contents.
+    put(&[(2, "other")]);
+    put(&[(1, "other"), (2, "second")]);
+    assert_eq!((known("second"), known("other")), (Some(2), Some(1)));
+    // And back, with a detour.
+    put(&[(1, "detour"), (2, "other"), (1, "second")]);
+    assert_eq!((known("second"), known("other"), known("detour")), (Some(1), Some(2), None));
+    // The first that has a content stays known for it.
+    put(&[(3, "other")]);
+    assert_eq!(known("other"), Some(2));
+    cache.delete(&[ItemId(1), ItemId(2), ItemId(3)]).unwrap();
+    assert_eq!((known("second"), known("other")), (None, None));
+}

@@ -244,3 +244,93 @@ fn a_cache_is_never_full_of_its_own_past() {
     }
     check(&cache.snapshot(), &model, &mut random);
 }
+
+/// Rows that a build stored and never indexed are in no log: the next generation has them all the same.
+#[test]
+fn what_a_build_left_unindexed_is_in_the_next_generation() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut random, mut model) = (Pcg64::seed_from_u64(crate::common::seed()), Model::new());
+    make(folder.path(), RowType::F32, &mut model, &mut random);
+    {
+        let store = Store::open(folder.path(), Access::Write).unwrap();
+        let mut writer = Writer::existing(&store, &name()).unwrap();
+        let rows: Vec<Vec<f32>> = (0..600).map(|_| row(&mut random)).collect();
+        // New ones, and some in the place of others.
+        let ids = (0..600).map(|i| (i < 200).then_some(i * 3));
+        let items = ids.zip(&rows).map(|(id, row)| item(id, row, "new 3")).collect();
+        let ids = writer.put(items, |_, _, _| ()).unwrap();
+        model.extend(ids.iter().map(|id| id.0).zip(rows.into_iter().map(|row| (row, "new 3".to_owned()))));
+    }
+    let plan = open(folder.path(), RowsMode::Ram, 1 << 30).snapshot().loaded().plan.total();
+    // Without the memory for it, it is said and not left out.
+    let poor = open(folder.path(), RowsMode::Ram, plan + plan / 2);
+    let refused = poor.compact(&options()).unwrap_err();
+    assert!(matches!(refused, viscache::cache::Error::CompactMemory { .. }), "{refused}");
+    drop(poor);
+    let cache = open(folder.path(), RowsMode::Ram, 1 << 30);
+    assert_eq!(cache.compact(&options()).unwrap().items, model.len() as u64);
+    check(&cache.snapshot(), &model, &mut random);
+    // From now on it goes on as ever: nothing is built anew for it twice.
+    let built = cache.snapshot().generation_record().built;
+    cache.upsert(vec![item(Some(5), &row(&mut random), "new 3")]).unwrap();
+    cache.compact(&options()).unwrap();
+    assert_eq!((built, cache.snapshot().generation_record().built), (Some(model.len() as u64), built));
+}
+
+/// The thread behind the requests lets a cache go that is deleted, or has no room for what waits.
+#[test]
+fn the_work_behind_ends_where_nothing_can_be_done() {
+    let idle = |cache: &Arc<Cache>, what: &str| {
+        let until = std::time::Instant::now() + Duration::from_secs(60);
+        // A turn holds the cache for as long as it waits or works.
+        while Arc::strong_count(cache) > 1 {
+            assert!(std::time::Instant::now() < until, "{what}: it works for ever");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let (mut random, mut model) = (Pcg64::seed_from_u64(crate::common::seed()), Model::new());
+    make(folder.path(), RowType::F32, &mut model, &mut random);
+    let background = Background::default();
+    let mut more =
+        |count: u64| (0..count).map(|_| item(None, &row(&mut random), "new 3")).collect::<Vec<_>>();
+
+    let plan = open(folder.path(), RowsMode::Ram, 1 << 30).snapshot().loaded().plan.total();
+    let full = open(folder.path(), RowsMode::Ram, plan + plan / 3);
+    let mut refused = false;
+    for _ in 0..200 {
+        match full.upsert(more(50)) {
+            Ok(_) => full.compact_if_due(&options(), &background),
+            Err(viscache::cache::Error::Full { .. }) => {
+                refused = true;
+                full.compact_for_room(&options(), &background);
+                idle(&full, "full");
+            }
+            Err(error) => panic!("{error}"),
+        }
+        if refused {
+            break;
+        }
+    }
+    assert!(refused, "10 000 more fit into a third more");
+    idle(&full, "full");
+    // What is deleted makes room again.
+    let ids: Vec<ItemId> = (0..6000).map(ItemId).collect();
+    ids.chunks(500).for_each(|ids| _ = full.delete(ids).unwrap());
+    full.compact_for_room(&options(), &background);
+    idle(&full, "deleted from");
+    assert!(full.upsert(more(50)).is_ok(), "{:?}", full.compaction_problem());
+    drop(full);
+
+    let cache = open(folder.path(), RowsMode::Ram, 1 << 30);
+    cache.upsert(more(4000)).unwrap();
+    let store = Store::open(folder.path(), Access::Read).unwrap();
+    cache.compact_if_due(&options(), &background);
+    cache.delete_cache(true).unwrap();
+    cache.compact_if_due(&options(), &background);
+    idle(&cache, "gone");
+    let id = cache.id();
+    drop(cache);
+    store.refresh().unwrap();
+    assert_eq!(store.count_items(id).unwrap(), (0, 0), "and what it had is reclaimed");
+}

@@ -25,8 +25,8 @@ const WORTH: u64 = CHUNK as u64 / 64;
 /// What may be used for new rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Places {
-    /// Whether places of rows that have gone are.
-    pub free: bool,
+    /// Chunks of which places of rows that have gone are used, at most: each is copied.
+    pub chunks: usize,
     /// Most that are added.
     pub new: usize,
 }
@@ -87,15 +87,17 @@ impl Editor {
     }
 
     /// Places for so many rows: free ones first, of as few chunks as will do, since each is copied.
-    fn places(&self, count: usize, Places { free, new }: Places) -> Vec<u32> {
+    fn places(&self, count: usize, Places { chunks: most, new }: Places) -> Vec<u32> {
         let mut slots = Vec::with_capacity(count);
-        let mut chunks: Vec<(u64, u32)> = (0..self.index.len())
+        let all = if most > 0 { self.index.len() } else { 0 };
+        let mut chunks: Vec<(u64, u32)> = (0..all)
             .step_by(CHUNK)
             .map(|first| first as u32)
             .map(|first| (self.free.range_cardinality(first..first + CHUNK as u32), first))
-            .filter(|&(count, _)| free && count > 0)
+            .filter(|&(count, _)| count > 0)
             .collect();
         chunks.sort_unstable_by(|a, b| b.cmp(a));
+        chunks.truncate(most);
         let worth = chunks.partition_point(|&(count, _)| count >= WORTH);
         let take = |chunks: &[(u64, u32)], slots: &mut Vec<u32>| {
             let free = chunks.iter().flat_map(|&(_, first)| self.free.range(first..first + CHUNK as u32));
@@ -172,7 +174,12 @@ impl Editor {
         }
         if links.len() + 1 < self.index.row_len() {
             match level.checked_sub(1) {
-                None => _ = self.index.links.push(from, to),
+                None if self.index.links.push(from, to) => {}
+                // Its row is full of links beyond the index, from an insertion that failed.
+                None => {
+                    links.push(to);
+                    self.set_links(0, from, links);
+                }
                 Some(upper) => self.upper[upper].entry(from).or_default().push(to),
             }
             return true;

@@ -57,7 +57,7 @@ fn recall(index: &Index, dead: &RoaringBitmap, rows: &[f32], alive: std::ops::Ra
     sum
 }
 
-const ALL: Places = Places { free: true, new: usize::MAX };
+const ALL: Places = Places { chunks: usize::MAX, new: usize::MAX };
 
 /// All rows are replaced, half as many again and again, and nothing is lost of what stays.
 #[test]
@@ -158,18 +158,18 @@ fn without_places_fewer_rows_come() {
     let items =
         |ids: Range<u64>| ids.map(|id| (ItemId(id), &rows[id as usize * DIM..][..DIM])).collect::<Vec<_>>();
     let none = RoaringBitmap::new();
-    let places = Places { free: true, new: 7 };
+    let places = Places { chunks: usize::MAX, new: 7 };
     assert_eq!(editor.insert(&items(5000..5020), &none, places).unwrap().len(), 7);
     let dead: RoaringBitmap = (100..110).chain(4500..4800).collect();
     let mut pass = editor.begin(&dead);
     assert!(editor.consolidate(&mut pass, u32::MAX, &dead));
     editor.release();
-    let places = Places { free: true, new: 0 };
+    let places = Places { chunks: usize::MAX, new: 0 };
     let slots = editor.insert(&items(5020..5330), &dead, places).unwrap();
     // Those of the chunk that has most come first.
     assert!(slots[..300].iter().all(|slot| slot.0 >= 4500) && slots.len() == 310);
     assert_eq!(editor.insert(&items(5330..5340), &dead, places).unwrap(), []);
-    let places = Places { free: false, new: 3 };
+    let places = Places { chunks: 0, new: 3 };
     assert_eq!(editor.insert(&items(5330..5340), &dead, places).unwrap(), [5007, 5008, 5009].map(Slot));
 }
 
