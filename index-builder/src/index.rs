@@ -56,9 +56,14 @@ impl Sample {
         if rows < HELD_OUT {
             bail!("{path} has {rows} rows; a sample of queries needs at least {HELD_OUT}");
         }
-        let not_finite = |row: &[f32]| row.iter().any(|v| !v.is_finite());
-        if let Some(bad) = matrix.values.chunks_exact(dim).position(not_finite) {
-            bail!("row {bad} of {path} is not finite");
+        // Neither has a nearest row: recall would be measured by chance.
+        let bad = |row: &[f32]| {
+            let finite = row.iter().all(|v| v.is_finite());
+            (!finite).then_some("not finite").or_else(|| row.iter().all(|&v| v == 0.0).then_some("all zeros"))
+        };
+        let found = matrix.values.chunks_exact(dim).enumerate().find_map(|(i, row)| Some((i, bad(row)?)));
+        if let Some((row, what)) = found {
+            bail!("row {row} of {path} is {what}, so it is no query; leave it out of the sample");
         }
         Ok(matrix.values)
     }

@@ -6,7 +6,8 @@
 //! ```
 //!
 //! **The default**, for requests that name none: the name that the server was started with, whatever that stands for. Without
-//! one, a cache that is alone; it stays the default when others are made, until it is deleted.
+//! one, a cache that is alone when it starts or is the first to be made; it stays the default when others are made, until it is
+//! deleted.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -72,6 +73,18 @@ impl Served {
         if alone {
             self.alone = Some(to.clone());
         }
+    }
+
+    /// Serves these in place of all that there were. The default is the same cache, whatever it is called now.
+    pub(super) fn replace(&mut self, caches: BTreeMap<CacheName, ServedCache>) {
+        let id = |name: &CacheName| self.caches.get(name)?.as_ref().ok().map(|cache| cache.id());
+        if let Some(alone) = self.alone.as_ref().and_then(id) {
+            let same = |(name, cache): (&CacheName, &ServedCache)| {
+                cache.as_ref().is_ok_and(|cache| cache.id() == alone).then(|| name.clone())
+            };
+            self.alone = caches.iter().find_map(same);
+        }
+        self.caches = caches;
     }
 
     /// Whether a stored cache is to be served.
@@ -156,9 +169,10 @@ impl Caches {
     }
 
     fn set(&self, mut served: Served) {
-        let gone = |alone: &CacheName| !served.caches.contains_key(alone);
-        if served.alone.as_ref().is_none_or(gone) {
-            served.alone = served.caches.keys().next().filter(|_| served.caches.len() == 1).cloned();
+        served.alone = served.alone.filter(|alone| served.caches.contains_key(alone));
+        // What is left when the default goes was not chosen by anybody.
+        if served.alone.is_none() && served.caches.len() == 1 && self.now.load().caches.is_empty() {
+            served.alone = served.caches.keys().next().cloned();
         }
         self.now.store(Arc::new(served));
     }

@@ -130,6 +130,7 @@ pub fn delete_cache(
         Some(Err(_)) | None => store.delete_cache(name, force)?,
     };
     change.next.take(name);
+    app.sampler.keep(|id| id != record.id);
     renew_aliases(&mut change, store)?;
     change.show();
     info!(cache = %name, items = record.items, "cache deleted");
@@ -166,6 +167,17 @@ pub fn set_alias(
     let mut change = app.caches.change();
     let done = store.set_alias(alias, cache)?;
     renew_aliases(&mut change, store)?;
+    // A server that was started for the alias alone serves whatever that stands for, and nothing else.
+    let mut caches = change.next.caches.clone();
+    let records = store.caches()?;
+    let wanted = |name: &CacheName| {
+        records.iter().find(|record| record.name == *name).is_some_and(|record| change.next.wants(record))
+    };
+    caches.retain(|name, _| wanted(name));
+    if wanted(&done.0) && !caches.contains_key(&done.0) {
+        caches.insert(done.0.clone(), open(app, store, &done.0));
+    }
+    change.next.replace(caches);
     change.show();
     Ok(done)
 }
@@ -217,6 +229,7 @@ fn look(app: &App, store: &Arc<Store>) -> Result<Reloaded, Error> {
     store.refresh()?;
     renew_aliases(&mut change, store)?;
     let records = store.caches()?;
+    app.sampler.keep(|id| records.iter().any(|record| record.id == id));
     let open_now = change.next.caches.values().flatten();
     let by_id: HashMap<CacheId, Arc<Cache>> = open_now.map(|cache| (cache.id(), cache.clone())).collect();
     let mut caches: BTreeMap<CacheName, ServedCache> = BTreeMap::new();
@@ -239,7 +252,7 @@ fn look(app: &App, store: &Arc<Store>) -> Result<Reloaded, Error> {
     let (before, after) = (names(&change.next.caches), names(&caches));
     let [opened, closed] =
         [after.difference(&before), before.difference(&after)].map(|names| names.cloned().collect());
-    change.next.caches = caches;
+    change.next.replace(caches);
     change.show();
     Ok(Reloaded { opened, closed, ..Reloaded::default() })
 }

@@ -232,7 +232,7 @@ pub struct Aim {
 }
 
 /// An error and what caused it, in a sentence.
-fn with_causes(error: &dyn std::error::Error) -> String {
+pub(crate) fn with_causes(error: &dyn std::error::Error) -> String {
     let (mut told, mut source) = (error.to_string(), error.source());
     while let Some(cause) = source {
         let text = cause.to_string();

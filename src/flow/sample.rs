@@ -16,7 +16,7 @@
 //!
 //! Left out: exact searches, whose recall is no question.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -29,7 +29,8 @@ use tracing::warn;
 use crate::cache::{RECALL_K, Snapshot, step_back};
 use crate::index::exact;
 use crate::metrics;
-use crate::types::{CacheName, Embedding, Generation, Hit, ItemId, QueryKind};
+use crate::store::CacheId;
+use crate::types::{Embedding, Generation, Hit, ItemId, QueryKind};
 
 /// Samples that wait while one is measured.
 const QUEUE: usize = 4;
@@ -98,7 +99,7 @@ struct Shared {
     resting: AtomicBool,
     stop: AtomicBool,
     dropped: AtomicU64,
-    windows: Mutex<BTreeMap<CacheName, BTreeMap<String, Window>>>,
+    windows: Mutex<HashMap<CacheId, BTreeMap<String, Window>>>,
 }
 
 impl Shared {
@@ -179,7 +180,7 @@ impl Sampler {
     }
 
     /// What was measured of one generation, by kind.
-    pub fn live(&self, cache: &CacheName, generation: Generation) -> Vec<LiveRecall> {
+    pub fn live(&self, cache: CacheId, generation: Generation) -> Vec<LiveRecall> {
         let windows = self.shared.windows.lock().unwrap_or_else(PoisonError::into_inner);
         let live = |(kind, window): (&String, &Window)| {
             let (oldest, newest) = (window.samples.front()?.1, window.samples.back()?.1);
@@ -192,7 +193,13 @@ impl Sampler {
                 newest,
             })
         };
-        windows.get(cache).into_iter().flatten().filter_map(live).collect()
+        windows.get(&cache).into_iter().flatten().filter_map(live).collect()
+    }
+
+    /// Forgets what was measured of all caches but some.
+    pub(super) fn keep(&self, cache: impl Fn(CacheId) -> bool) {
+        let mut windows = self.shared.windows.lock().unwrap_or_else(PoisonError::into_inner);
+        windows.retain(|id, _| cache(*id));
     }
 
     /// Offers an answered search. Never waits.
@@ -280,9 +287,9 @@ fn measure(shared: &Shared, sample: Sample) {
         Err(problem) => return warn!(%problem, "the recall of a search could not be measured"),
     };
     let (recall, now) = (exact::recall(&truth, &found), SystemTime::now());
-    let (cache, generation) = (&snapshot.record().name, snapshot.generation());
+    let (cache, generation) = (snapshot.record(), snapshot.generation());
     let mut windows = shared.windows.lock().unwrap_or_else(PoisonError::into_inner);
-    let kinds = windows.entry(cache.clone()).or_default();
+    let kinds = windows.entry(cache.id).or_default();
     let word = match &kind {
         Some(kind) if kinds.len() < MAX_KINDS || kinds.contains_key(kind.as_str()) => kind.as_str(),
         _ => OTHER,
@@ -295,7 +302,7 @@ fn measure(shared: &Shared, sample: Sample) {
         window.samples.pop_front();
     }
     window.samples.push_back((recall, now));
-    metrics::observe_recall(cache.as_str(), word, window.mean());
+    metrics::observe_recall(cache.name.as_str(), word, window.mean());
 }
 
 /// What the calling thread has had of a core so far, where the system tells.

@@ -268,8 +268,12 @@ fn summary(
     record: CacheRecord,
 ) -> Result<proto::CacheSummary, flow::Error> {
     // Of a cache that was never indexed there is nothing to look for.
-    let generations = if record.current.is_some() { store.generations(record.id)? } else { Vec::new() };
+    let generations = if record.current.is_some() { store.generations(record.id) } else { Ok(Vec::new()) };
     let served = app.caches.served(&record.name);
+    // One cache that is damaged is no reason to say nothing of the others.
+    let damaged = generations.as_ref().err().map(|problem| flow::with_causes(problem));
+    let generations = generations.unwrap_or_default();
+    let problem = served.as_ref().and_then(|served| served.as_ref().err().cloned()).or(damaged);
     let open = served.as_ref().and_then(|served| served.as_ref().ok());
     let own = aliases.iter().filter(|(_, cache)| *cache == record.name);
     Ok(proto::CacheSummary {
@@ -280,7 +284,7 @@ fn summary(
         current_generation: record.current.map_or(0, |g| g.0),
         served_generation: open.map_or(0, |cache| cache.snapshot().generation().0),
         model: record.origin.model,
-        problem: served.as_ref().and_then(|served| served.as_ref().err().cloned()).unwrap_or_default(),
+        problem: problem.unwrap_or_default(),
         aliases: own.map(|(alias, _)| alias.to_string()).collect(),
         row_dtype: row_dtype(record.rows).into(),
         served: open.is_some(),

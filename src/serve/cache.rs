@@ -286,7 +286,7 @@ fn describe(app: &App, cache: &Cache) -> proto::DescribeResponse {
     let snapshot = &*cache.snapshot();
     let delta = snapshot.delta();
     let (record, generation) = (snapshot.record(), snapshot.generation_record());
-    let live = app.sampler.live(&record.name, generation.generation);
+    let live = app.sampler.live(record.id, generation.generation);
     proto::DescribeResponse {
         source: Some(convert::source(snapshot)),
         dim: record.dim as u32,

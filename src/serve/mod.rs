@@ -49,6 +49,7 @@ use proto::cache_service_server::CacheServiceServer;
 use proto::embed_service_server::EmbedServiceServer;
 use proto::generate_service_server::GenerateServiceServer;
 
+pub use convert::MAX_REQUEST_ID_BYTES;
 pub use status::code_name;
 pub use tensor::{decode_tensor, encode_tensor};
 

@@ -555,3 +555,93 @@ async fn a_reader_sees_caches_made_renamed_and_deleted_when_it_is_told_to_look()
     reader.stop().await;
     writer.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_default_is_the_same_cache_for_readers_too_whatever_it_is_called() {
+    let folder = TempDir::new().unwrap();
+    let writer = serve(folder.path()).await;
+    let mut admin = writer.admin();
+    let rows = store::random_rows(2, ROWS_DIM, 3);
+    admin.create_cache(new("a", ROWS_DIM as u32)).await.unwrap();
+    admin.upsert(of_rows("a", &rows[..1])).await.unwrap();
+    let reader = Server::start(store::app(folder.path(), None, RowsMode::Ram, Limits::default())).await;
+    admin.create_cache(new("b", ROWS_DIM as u32)).await.unwrap();
+    admin.rename_cache(rename("a", "z")).await.unwrap();
+    admin.create_cache(new("a", ROWS_DIM as u32)).await.unwrap();
+    reader.admin().reload(ReloadRequest { cache: String::new(), all: true }).await.unwrap();
+    for server in [&writer, &reader] {
+        assert_eq!(nearest(server, "", &rows[0], 1).await.unwrap(), [0]);
+    }
+    // What is left when it goes was chosen by nobody.
+    admin.delete_cache(delete("z", false)).await.unwrap();
+    admin.delete_cache(delete("a", false)).await.unwrap();
+    reader.admin().reload(ReloadRequest { cache: String::new(), all: true }).await.unwrap();
+    for server in [&writer, &reader] {
+        assert_eq!(whole(&nearest(server, "", &rows[0], 1).await.unwrap_err()).reason, "CACHE_NOT_FOUND");
+    }
+    reader.stop().await;
+    writer.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_for_an_alias_alone_serves_what_it_stands_for_and_no_more() {
+    let folder = TempDir::new().unwrap();
+    let rows = store::random_rows(2, ROWS_DIM, 3);
+    let maker = serve(folder.path()).await;
+    for (name, row) in ["old", "new"].into_iter().zip(&rows) {
+        maker.admin().create_cache(new(name, ROWS_DIM as u32)).await.unwrap();
+        maker.admin().upsert(of_rows(name, std::slice::from_ref(row))).await.unwrap();
+    }
+    maker.admin().set_alias(alias("live", "old")).await.unwrap();
+    maker.stop().await;
+    let all = writable(folder.path(), None, RowsMode::Ram, Limits::default());
+    let old = all.caches.all().into_iter().filter(|(name, _)| name.as_str() == "old").collect();
+    let mut app = App::new(all.store.clone().unwrap(), old, None, None, Limits::default());
+    app.load = all.load;
+    app.caches.serve_only(["live".parse().unwrap()]);
+    let server = Server::start(app).await;
+    assert_eq!(nearest(&server, "live", &rows[0], 1).await.unwrap(), [0]);
+    for (to, other) in [("new", "old"), ("old", "new")] {
+        server.admin().set_alias(alias("live", to)).await.unwrap();
+        assert_eq!(nearest(&server, "live", &rows[0], 1).await.unwrap(), [0]);
+        let told =
+            server.cache().describe(DescribeRequest { cache: "live".into() }).await.unwrap().into_inner();
+        assert_eq!(told.source.unwrap().cache, to);
+        assert_eq!(whole(&nearest(&server, other, &rows[0], 1).await.unwrap_err()).reason, "CACHE_NOT_FOUND");
+    }
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_damaged_record_hides_no_other_cache() {
+    let folder = TempDir::new().unwrap();
+    let names = ["damaged", "empty of scores", "whole"].map(|name| name.replace(' ', "-"));
+    let maker = serve(folder.path()).await;
+    for name in &names {
+        maker.admin().create_cache(new(name, ROWS_DIM as u32)).await.unwrap();
+        maker.admin().upsert(of_rows(name, &store::random_rows(30, ROWS_DIM, 3))).await.unwrap();
+        maker.admin().compact(CompactRequest { cache: name.clone() }).await.unwrap();
+    }
+    maker.stop().await;
+    {
+        let store = Store::open(folder.path(), Access::Write).unwrap();
+        for name in &names[..2] {
+            let cache = store.cache(&name.parse().unwrap()).unwrap();
+            let mut generation = store.generations(cache.id).unwrap().remove(0);
+            // What is no number cannot be told in JSON.
+            match name == "damaged" {
+                true => generation.recall = vec![(64, f64::NAN)],
+                false => generation.nearest = [("text".to_owned(), f32::NAN)].into(),
+            }
+            let mut batch = store.batch();
+            batch.put_generation(cache.id, &generation);
+            store.commit(batch).unwrap();
+        }
+    }
+    let server = serve(folder.path()).await;
+    let told = listed(&server).await;
+    assert_eq!(told.iter().map(|cache| cache.name.clone()).collect::<Vec<_>>(), names);
+    assert!(told[0].problem.contains("damaged"), "{}", told[0].problem);
+    assert!(told[1..].iter().all(|cache| cache.problem.is_empty() && cache.served_generation == 1));
+    server.stop().await;
+}

@@ -12,7 +12,7 @@ use crate::store::{CacheId, CacheRecord, ItemRecord, RowType};
 use crate::types::{CacheName, Filter, Fingerprint, ItemId};
 
 /// Bytes of the id of a request.
-const MAX_REQUEST_ID_BYTES: usize = 128;
+pub const MAX_REQUEST_ID_BYTES: usize = 128;
 /// Bytes of a model's name.
 const MAX_MODEL_NAME_BYTES: usize = 256;
 /// What stands before the name of a tag in a mask.

@@ -18,6 +18,7 @@ pub(super) use answer::{
     recall_curves, row, source, stack,
 };
 pub(super) use files::media;
+pub use manage::MAX_REQUEST_ID_BYTES;
 pub(super) use manage::{
     by_uri, content, create, edits, name, page_after, page_size, page_token, request_id,
 };
