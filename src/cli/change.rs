@@ -6,8 +6,9 @@ use std::process::ExitCode;
 use anyhow::{Context, bail};
 use prost::Message as _;
 use viscache::media::npy;
-use viscache::serve::encode_tensor;
 use viscache::serve::proto::{self, Dtype, upsert_item};
+use viscache::serve::{MAX_REQUEST_ID_BYTES, encode_tensor};
+use viscache::store::REQUEST_WINDOW;
 
 use super::ask::ROWS_PER_REQUEST;
 use super::media::MediaArgs;
@@ -37,6 +38,9 @@ pub async fn upsert(config: &Config, args: UpsertArgs) -> anyhow::Result<ExitCod
     {
         bail!("--ids has {} ids for {count} items", ids.len());
     }
+    if let Some(id) = &args.request_id {
+        check_request_id(id, count, args.vectors.is_some(), args.key, ids.is_some())?;
+    }
     let mut ids = ids.into_iter().flatten();
     let mut client =
         target::admin(target::open(config, &args.target, target::wants(args.vectors.is_none())).await?);
@@ -60,6 +64,27 @@ pub async fn upsert(config: &Config, args: UpsertArgs) -> anyhow::Result<ExitCod
         }
     }
     Ok(shown.exit_code())
+}
+
+/// Refuses an id that would not keep what it promises: a cache remembers its last requests alone, and ids have a length.
+fn check_request_id(id: &str, count: usize, rows: bool, key: KeyArg, named: bool) -> anyhow::Result<()> {
+    // Files are put together by their sizes as well, so that there may be a message for each of them.
+    let messages = if rows { count.div_ceil(ROWS_PER_REQUEST) } else { count };
+    let longest = id.len() + format!("/{messages}").len() * usize::from(messages > 1);
+    if longest > MAX_REQUEST_ID_BYTES {
+        bail!(
+            "--request-id has {} bytes, and with the number of a message {longest}; {MAX_REQUEST_ID_BYTES} are taken",
+            id.len()
+        );
+    }
+    // Items that are told by themselves take their own places again, remembered or not.
+    if messages as u64 > REQUEST_WINDOW && key != KeyArg::Uri && !named {
+        bail!(
+            "{count} items may take {messages} messages, and a cache remembers its last {REQUEST_WINDOW}: sent again, the first would \
+             be stored twice. Send parts of them under ids of their own, or tell the items by --ids or --key uri"
+        );
+    }
+    Ok(())
 }
 
 /// Requests, made one after the other: files are read when their turn comes.
@@ -128,4 +153,26 @@ pub(super) fn ids(words: &str) -> anyhow::Result<Vec<u64>> {
     }
     let one = |word: &str| word.trim().parse().with_context(|| format!("`{word}` is not an id"));
     words.split(',').map(one).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_is_refused_that_would_not_keep_what_it_promises() {
+        let check = |id: &str, count, rows, key, named| {
+            check_request_id(id, count, rows, key, named).map_err(|refused| refused.to_string())
+        };
+        let (all, window) = (REQUEST_WINDOW as usize * ROWS_PER_REQUEST, REQUEST_WINDOW as usize);
+        assert_eq!(check("nightly", all, true, KeyArg::Id, false), Ok(()));
+        assert!(check("nightly", all + 1, true, KeyArg::Id, false).unwrap_err().contains("--key uri"));
+        assert_eq!(check("nightly", all + 1, true, KeyArg::Uri, false), Ok(()));
+        assert_eq!(check("nightly", all + 1, true, KeyArg::Id, true), Ok(()));
+        assert!(check("nightly", window + 1, false, KeyArg::Id, false).is_err());
+        let long = "x".repeat(MAX_REQUEST_ID_BYTES);
+        assert_eq!(check(&long, ROWS_PER_REQUEST, true, KeyArg::Id, false), Ok(()));
+        let refused = check(&long, ROWS_PER_REQUEST + 1, true, KeyArg::Id, false).unwrap_err();
+        assert!(refused.contains("128 are taken"), "{refused}");
+    }
 }
