@@ -11,9 +11,12 @@
 //!
 //! bf16 on the CPU is refused: candle widens both operands of every product anew there, weights included.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
 #[cfg(feature = "cuda")]
 use candle_core::{CpuStorage, Storage};
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device, Tensor, Var};
 
 use super::Error;
 use crate::kernels::q8::Reach;
@@ -66,11 +69,31 @@ pub struct Placement {
     pub numbers: WeightDtype,
     /// How far 8-bit codes reach.
     pub reach: Reach,
+    /// What is learned, by name. With any, nothing is folded into weights, and they stay in the floats that they came in.
+    pub variables: Option<Arc<Variables>>,
 }
+
+/// Tensors that are learned, by the names that a checkpoint has them under.
+pub type Variables = BTreeMap<String, Var>;
 
 impl Placement {
     fn of(device: Device, numbers: WeightDtype) -> Self {
-        Placement { device, numbers, reach: Reach::Full }
+        Placement { device, numbers, reach: Reach::Full, variables: None }
+    }
+
+    /// f32 on the CPU, with variables in the place of the tensors of the same names.
+    pub fn learning(variables: Variables) -> Self {
+        Placement { variables: Some(Arc::new(variables)), ..Placement::cpu() }
+    }
+
+    /// A variable, where this is one.
+    pub(super) fn variable(&self, name: &str) -> Option<Tensor> {
+        Some(self.variables.as_ref()?.get(name)?.as_tensor().clone())
+    }
+
+    /// Brings numbers to where the model is.
+    pub(super) fn tensor(&self, values: Vec<f32>, shape: &[usize]) -> candle_core::Result<Tensor> {
+        Tensor::from_vec(values, shape, &Device::Cpu)?.to_dtype(self.dtype())?.to_device(&self.device)
     }
 
     /// f32 on the CPU.

@@ -22,6 +22,7 @@ mod layers;
 pub mod llama;
 pub mod llm;
 pub mod nano;
+mod positions;
 pub mod weights;
 
 /// What networks are given and give.

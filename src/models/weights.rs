@@ -122,6 +122,18 @@ impl Weights {
         self.entries.get(name).map(|entry| &entry.shape[..])
     }
 
+    /// The floats that a tensor is stored in; f32 for all that are no halves.
+    pub fn floats(&self, name: &str) -> DType {
+        if let Some(overlay) = self.overlay.as_ref().filter(|overlay| overlay.entries.contains_key(name)) {
+            return overlay.floats(name);
+        }
+        match self.entries.get(name).map(|entry| entry.dtype) {
+            Some(Dtype::F16) => DType::F16,
+            Some(Dtype::BF16) => DType::BF16,
+            _ => DType::F32,
+        }
+    }
+
     /// Loads one tensor as `dtype` on `device`.
     ///
     /// # Errors

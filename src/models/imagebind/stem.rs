@@ -19,9 +19,8 @@ use candle_core::{D, DType, Tensor};
 use super::config::{ImuConfig, TextConfig, VisionConfig};
 use crate::models::Error;
 use crate::models::layers::{LayerNorm, Linear, Scope};
+use crate::models::positions;
 
-/// The cubic of PyTorch's `interpolate`.
-const CUBIC_A: f64 = -0.75;
 /// Of the norms in here; everywhere else it is 1e-6.
 const STEM_NORM_EPS: f32 = 1e-5;
 
@@ -104,47 +103,10 @@ impl VisionStem {
             return Err(Error::Input { received: frames.dims().to_vec(), why });
         }
         let (cls, grid) = self.positions.split_at(self.width);
-        let resized = [cls, &resize_grid(grid, from, to, self.width)].concat();
+        let resized = [cls, &positions::resized(grid, from, to, self.width)].concat();
         let resized = Tensor::from_vec(resized, (1, 1 + patches, self.width), frames.device())?;
         Ok(resized.to_dtype(frames.dtype())?)
     }
-}
-
-/// Bicubic resize of `[from, from, width]` to `[to, to, width]`.
-fn resize_grid(grid: &[f32], from: usize, to: usize, width: usize) -> Vec<f32> {
-    let taps: Vec<[(usize, f64); 4]> = (0..to).map(|o| cubic_taps(o, from, to)).collect();
-    let mut resized = Vec::with_capacity(to * to * width);
-    for vertical in &taps {
-        for horizontal in &taps {
-            resized.extend((0..width).map(|c| {
-                let row = |y: usize| -> f64 {
-                    horizontal.iter().map(|&(x, wx)| wx * f64::from(grid[(y * from + x) * width + c])).sum()
-                };
-                vertical.iter().map(|&(y, wy)| wy * row(y)).sum::<f64>() as f32
-            }));
-        }
-    }
-    resized
-}
-
-/// Source positions and weights of output `o` when `from` samples become `to`.
-fn cubic_taps(o: usize, from: usize, to: usize) -> [(usize, f64); 4] {
-    let x = (o as f64 + 0.5) * from as f64 / to as f64 - 0.5;
-    let (floor, t) = (x.floor(), x - x.floor());
-    let weight = |d: f64| {
-        let d = d.abs();
-        if d <= 1.0 {
-            (CUBIC_A + 2.0) * d.powi(3) - (CUBIC_A + 3.0) * d.powi(2) + 1.0
-        } else if d < 2.0 {
-            CUBIC_A * d.powi(3) - 5.0 * CUBIC_A * d.powi(2) + 8.0 * CUBIC_A * d - 4.0 * CUBIC_A
-        } else {
-            0.0
-        }
-    };
-    [-1.0, 0.0, 1.0, 2.0].map(|offset| {
-        let at = (floor + offset).clamp(0.0, (from - 1) as f64) as usize;
-        (at, weight(t - offset))
-    })
 }
 
 /// Pictures of one channel.
@@ -317,21 +279,5 @@ mod tests {
     fn the_first_of_equal_ids_counts() {
         assert_eq!(first_maximum(&[1, 9, 3, 9]), 1);
         assert_eq!(first_maximum(&[0, 0]), 0);
-    }
-
-    #[test]
-    fn resizing_to_the_same_grid_changes_nothing() {
-        let grid: Vec<f32> = (0..18).map(|v| v as f32).collect();
-        assert_eq!(resize_grid(&grid, 3, 3, 2), grid);
-    }
-
-    #[test]
-    fn taps_sum_to_one() {
-        for (from, to) in [(4, 7), (7, 4), (16, 20)] {
-            for o in 0..to {
-                let sum: f64 = cubic_taps(o, from, to).iter().map(|tap| tap.1).sum();
-                assert!((sum - 1.0).abs() < 1e-12);
-            }
-        }
     }
 }

@@ -18,10 +18,10 @@
 
 use candle_core::{DType, Tensor};
 
-use super::checkpoint::{Checkpoint, place};
+use super::checkpoint::Checkpoint;
 use super::config::{Config, Family};
 use super::saved::Part;
-use crate::models::layers::Linear;
+use crate::models::layers::{Linear, heads_apart, heads_together, weigh};
 use crate::models::{Error, Placement};
 
 /// An adapter layer.
@@ -32,15 +32,14 @@ pub(super) struct Adapter {
     seen: bool,
     /// Projections without bias and low-rank matrices, where those of the block have such.
     bare: [Option<Linear>; 2],
-    /// tanh(gate) of a head, times the second gate, once for each of the head's components: `[D]`.
+    /// `[1, H, 1, 1]`, f32.
     gate: Tensor,
-    /// The gates as they were trained: one a head, and the second one.
-    gates: Vec<f32>,
-    new_gate: Option<f32>,
+    /// `[1, 1, 1, 1]`, f32.
+    new_gate: Option<Tensor>,
     heads: usize,
 }
 
-/// What an adapter layer adds, for one sequence.
+/// What an adapter layer adds: for one sequence, or with a batch in front of all shapes.
 #[derive(Clone)]
 pub(super) enum Addition {
     /// The same at every position: `[1, D]`.
@@ -141,18 +140,16 @@ impl Adapter {
         let (query, seen) = queries.layers[i].clone();
         let heads = config.n_heads;
         // Plain layers of some programs have gates too, without effect; they are read so that they count as known.
-        let gates = match checkpoint.shape(&gate_name(i)) {
-            Some(_) => Some(checkpoint.values(&gate_name(i), &[1, heads, 1, 1])?),
-            None => None,
+        let small = |name: String, shape: &[usize]| match checkpoint.shape(&name) {
+            Some(_) => checkpoint.small(&name, shape, placement).map(Some),
+            None => Ok(None),
         };
-        let new_gate = match checkpoint.shape(&at("new_gate")) {
-            Some(_) => checkpoint.values(&at("new_gate"), &[1, 1, 1, 1])?.first().copied(),
-            None => None,
-        };
+        let gate = small(gate_name(i), &[1, heads, 1, 1])?;
+        let new_gate = small(at("new_gate"), &[1, 1, 1, 1])?;
         if query.is_none() && !seen {
             return Ok(None);
         }
-        let Some(gates) = gates else {
+        let Some(gate) = gate else {
             return Err(Error::Config(format!("layer {i} has an adapter and no `attention.gate`")));
         };
         let bare = |name: &str| -> Result<Option<Linear>, Error> {
@@ -169,32 +166,38 @@ impl Adapter {
             }
             Ok(Some(checkpoint.linear(&at(&format!("{name}.weight")), None, [dim, dim], placement)?))
         };
-        let second = new_gate.unwrap_or(1.0);
-        let gate: Vec<f32> =
-            gates.iter().flat_map(|gate| std::iter::repeat_n(second * gate.tanh(), config.head())).collect();
         // One row needs no keys.
         let keys = family != Family::ImageBindLlm;
         let bare = [if keys { bare("wk")? } else { None }, bare("wv")?];
-        let gate = place(gate, &[config.dim], placement)?;
-        Ok(Some(Adapter { query, seen, bare, gate, gates, new_gate, heads }))
+        Ok(Some(Adapter { query, seen, bare, gate, new_gate, heads }))
     }
 
-    /// What it adds for what was seen, `[P, D]`; nothing when it needs that and there is none.
+    /// tanh(gate) of every head, times the second gate, once for each of the head's components: `[D]`.
+    fn gating(&self, like: &Tensor) -> Result<Tensor, Error> {
+        let dim = like.dim(candle_core::D::Minus1)?;
+        let gate = self.gate.tanh()?;
+        let gate = match &self.new_gate {
+            Some(second) => gate.broadcast_mul(second)?,
+            None => gate,
+        };
+        let each = gate.reshape((self.heads, 1))?.broadcast_as((self.heads, dim / self.heads))?;
+        Ok(each.reshape(dim)?.to_dtype(like.dtype())?)
+    }
+
+    /// What it adds for what was seen, `[P, D]` or `[B, P, D]`; nothing when it needs that and there is none.
     pub(super) fn addition(
         &self,
         through: &Projections<'_>,
         seen: Option<&Tensor>,
     ) -> Result<Option<Addition>, Error> {
         let Some(rows) = self.rows(seen)? else { return Ok(None) };
-        let values = self.values(through, &rows)?.broadcast_mul(&self.gate)?; // [P, D]
-        let (count, dim) = values.dims2()?;
-        if count == 1 {
+        let values = self.values(through, &rows)?;
+        let values = values.broadcast_mul(&self.gating(&values)?)?; // [.., P, D]
+        if values.dim(candle_core::D::Minus2)? == 1 {
             return Ok(Some(Addition::Row(values)));
         }
-        let by_head =
-            |x: &Tensor| x.reshape((count, self.heads, dim / self.heads))?.transpose(0, 1)?.contiguous();
-        let keys = self.bare[0].as_ref().unwrap_or(through.wk).forward(&rows)?;
-        Ok(Some(Addition::Rows { keys: by_head(&keys)?, values: by_head(&values)? }))
+        let keys = heads_apart(&self.keys(through, &rows)?, self.heads)?;
+        Ok(Some(Addition::Rows { keys, values: heads_apart(&values, self.heads)? }))
     }
 
     /// Its rows, `[.., P, D]`.
@@ -205,6 +208,10 @@ impl Adapter {
             (None, Some(seen)) => Some(seen.clone()),
             (_, None) => None,
         })
+    }
+
+    fn keys(&self, through: &Projections<'_>, rows: &Tensor) -> Result<Tensor, Error> {
+        Ok(self.bare[0].as_ref().unwrap_or(through.wk).forward(rows)?)
     }
 
     fn values(&self, through: &Projections<'_>, rows: &Tensor) -> Result<Tensor, Error> {
@@ -220,21 +227,19 @@ impl Adapter {
     ) -> Result<(), Error> {
         let Some(rows) = self.rows(seen)? else { return Ok(()) };
         observe("adapter_input", &rows);
-        observe("adapter_key", &self.bare[0].as_ref().unwrap_or(through.wk).forward(&rows)?);
-        observe("adapter_value", &self.values(through, &rows)?);
-        observe("tanh_gate", &self.gate);
+        observe("adapter_key", &self.keys(through, &rows)?);
+        let values = self.values(through, &rows)?;
+        observe("tanh_gate", &self.gating(&values)?);
+        observe("adapter_value", &values);
         Ok(())
     }
 
     /// Its parts by the names they are read under, without its rows.
     pub(super) fn parts(&self, layer: usize) -> Result<Vec<(String, Part<'_>)>, Error> {
         let at = |part: &str| format!("llama.layers.{layer}.attention.{part}");
-        let small = |values: &[f32]| {
-            Tensor::from_slice(values, (1, values.len(), 1, 1), &candle_core::Device::Cpu).map(Part::Tensor)
-        };
-        let mut parts = vec![(gate_name(layer), small(&self.gates)?)];
-        if let Some(gate) = self.new_gate {
-            parts.push((at("new_gate"), small(&[gate])?));
+        let mut parts = vec![(gate_name(layer), Part::Tensor(self.gate.clone()))];
+        if let Some(gate) = &self.new_gate {
+            parts.push((at("new_gate"), Part::Tensor(gate.clone())));
         }
         let named = ["bare_wk.weight", "bare_wv.weight"].into_iter().zip(&self.bare);
         parts.extend(named.filter_map(|(name, bare)| Some((at(name), Part::Matrix(bare.as_ref()?)))));
@@ -243,17 +248,18 @@ impl Adapter {
 }
 
 impl Addition {
-    /// Adds it to the heads' outputs `[T, D]`, for queries `[H, T, d]`.
+    /// Adds it to the heads' outputs `[.., T, D]`, for queries `[.., H, T, d]`.
     pub(super) fn add_to(&self, out: &Tensor, q: &Tensor) -> Result<Tensor, Error> {
         match self {
             Addition::Row(row) => Ok(out.broadcast_add(row)?),
             Addition::Rows { keys, values } => {
-                let (heads, count, head) = q.dims3()?;
-                let q = (q * (head as f64).powf(-0.5))?;
-                let scores = q.contiguous()?.matmul(&keys.t()?)?.to_dtype(DType::F32)?; // [H, T, P]
-                let weights = candle_nn::ops::softmax_last_dim(&scores)?.to_dtype(values.dtype())?;
-                let added = weights.matmul(values)?.transpose(0, 1)?.reshape((count, heads * head))?; // [T, D]
-                Ok((out + added)?)
+                // Rows that do not depend on what was shown are the same for a whole batch.
+                let batch = &q.dims()[..q.rank().saturating_sub(keys.rank())];
+                let beside = |x: &Tensor| {
+                    x.broadcast_as([batch, x.dims()].concat())?.to_dtype(DType::F32)?.contiguous()
+                };
+                let added = weigh(&q.to_dtype(DType::F32)?, &beside(keys)?, &beside(values)?, None)?;
+                Ok((out + heads_together(&added)?.to_dtype(out.dtype())?)?)
             }
         }
     }

@@ -13,14 +13,14 @@ use candle_core::Tensor;
 
 use super::Checkpoint;
 use super::saved::Part;
-use crate::models::layers::{LayerNorm, Linear};
+use crate::models::layers::{LayerNorm, Linear, rms_norm};
 use crate::models::{Error, Placement};
 
 /// Of the RMS norms, whatever the decoder's own is.
-pub(super) const RMS_EPS: f32 = 1e-6;
+const RMS_EPS: f32 = 1e-6;
 /// Of the legacy form's layer norms.
-pub(super) const LAYER_EPS: f32 = 1e-5;
-pub(super) const BLOCKS: usize = 3;
+const LAYER_EPS: f32 = 1e-5;
+const BLOCKS: usize = 3;
 
 /// The network.
 pub struct Bind {
@@ -92,13 +92,13 @@ impl Bind {
         observe("proj", &h);
         for (n, block) in self.blocks.iter().enumerate() {
             let normed = match &block.norm {
-                Norm::Rms(weight) => candle_nn::ops::rms_norm(&h, weight, RMS_EPS)?,
+                Norm::Rms(weight) => rms_norm(&h, weight, RMS_EPS)?,
                 Norm::Layer(norm) => norm.forward(&h)?,
             };
             if n == 0 {
                 observe("norm1", &normed);
             }
-            let gated = (candle_nn::ops::silu(&block.f1.forward(&normed)?)? * block.f3.forward(&normed)?)?;
+            let gated = (block.f1.forward(&normed)?.silu()? * block.f3.forward(&normed)?)?;
             h = (h + block.f2.forward(&gated)?)?;
             observe(
                 &if n + 1 == self.blocks.len() { "output".into() } else { format!("block{}", n + 1) },

@@ -14,13 +14,13 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 
 use super::config::{Config, Family};
 use super::digest::check_adapter;
 use super::saved::{Saved, matrix_name};
 use crate::kernels::q8::{Lent, Tiles};
-use crate::models::layers::{LayerNorm, Linear};
+use crate::models::layers::{LayerNorm, Linear, Tuning};
 use crate::models::weights::Weights;
 use crate::models::{Error, Placement};
 use crate::types::{Fingerprint, WeightDtype};
@@ -200,7 +200,49 @@ impl Checkpoint {
     /// # Errors
     /// As [`Checkpoint::values`].
     pub(super) fn tensor(&self, name: &str, shape: &[usize], placement: &Placement) -> Result<Tensor, Error> {
-        place(self.values(name, shape)?, shape, placement)
+        if let Some(variable) = self.variable(name, shape, placement)? {
+            return Ok(variable);
+        }
+        Ok(placement.tensor(self.values(name, shape)?, shape)?)
+    }
+
+    /// As [`Checkpoint::tensor`], in f32 whatever the model's numbers: for what is small and goes through functions.
+    pub(super) fn small(&self, name: &str, shape: &[usize], placement: &Placement) -> Result<Tensor, Error> {
+        if let Some(variable) = self.variable(name, shape, placement)? {
+            return Ok(variable);
+        }
+        Ok(Tensor::from_vec(self.values(name, shape)?, shape, &placement.device)?)
+    }
+
+    /// A matrix that is learned, or learned through: in the floats that its file has it in.
+    pub(super) fn as_given(
+        &self,
+        name: &str,
+        shape: &[usize],
+        placement: &Placement,
+    ) -> Result<Tensor, Error> {
+        if let Some(variable) = self.variable(name, shape, placement)? {
+            return Ok(variable);
+        }
+        let values = Tensor::from_vec(self.values(name, shape)?, shape, &Device::Cpu)?;
+        Ok(values.to_dtype(self.floats(name))?.to_device(&placement.device)?)
+    }
+
+    fn variable(&self, name: &str, shape: &[usize], placement: &Placement) -> Result<Option<Tensor>, Error> {
+        let Some(variable) = placement.variable(name) else { return Ok(None) };
+        self.claimed.borrow_mut().insert(name.to_owned());
+        if variable.dims() == shape {
+            return Ok(Some(variable));
+        }
+        let (path, expected) = ("the variables".to_owned(), shape.to_vec());
+        Err(Error::TensorShape { path, name: name.into(), expected, received: variable.dims().to_vec() })
+    }
+
+    fn floats(&self, name: &str) -> DType {
+        match self.adapted(name) {
+            Some((file, found)) => file.floats(&found),
+            None => self.backbone.first().map_or(DType::F32, |file| file.floats(&self.own_name(name))),
+        }
     }
 
     /// A layer norm.
@@ -229,6 +271,11 @@ impl Checkpoint {
         [out, width]: [usize; 2],
         placement: &Placement,
     ) -> Result<Linear, Error> {
+        if placement.variables.is_some() {
+            let bias = bias.map(|bias| self.tensor(bias, &[out], placement)).transpose()?;
+            let weight = self.as_given(weight, &[out, width], placement)?;
+            return Ok(Linear::as_given(weight, bias, Tuning::default()));
+        }
         if self.is_ready(matrix_name(weight)) {
             let bias = bias.map(|bias| self.tensor(bias, &[out], placement)).transpose()?;
             return self.ready(matrix_name(weight), [out, width], bias);
@@ -456,12 +503,6 @@ impl Checkpoint {
             _ => None,
         }
     }
-}
-
-/// Brings numbers to where the model is.
-pub(super) fn place(values: Vec<f32>, shape: &[usize], placement: &Placement) -> Result<Tensor, Error> {
-    let x = Tensor::from_vec(values, shape, &Device::Cpu)?;
-    Ok(x.to_dtype(placement.dtype())?.to_device(&placement.device)?)
 }
 
 fn hugging_face(plain: &str) -> String {

@@ -13,16 +13,14 @@
 //! | `digest.rs` | whether files are what they claim to be |
 //! | `bind.rs` | embedding → visual feature: what ImageBind-LLM's adapter is given |
 //! | `picture/` | picture → visual tokens: what the multimodal LLaMA-Adapter V2 is given |
+//! | `tuned.rs` | a projection with what an adapter tunes it by |
 //! | `adapter.rs` | what each family's adapter adds to attention |
 //! | `attention.rs` | causal attention over a sequence's own keys and values |
 //! | `sample.rs` | logits → the next token |
 //! | `saved.rs` | a decoder in 8 bits as one file that is mapped |
+//! | `texts.rs` | whole texts of one length, as learning needs them |
 //! | `learn.rs` | the loss of a batch as a differentiable function of chosen tensors |
 //! | `optimizer.rs` | steps against its gradient |
-//!
-//! **What is linear is folded into the weights when they are read**: low-rank matrices (`W + B·A`, no scaling) and the V2
-//! chat program's scale of a layer's inputs (`W·diag(s)`; its paper scales outputs). The same sums in another order, within
-//! the tolerance of the golden numbers.
 //!
 //! **One pass takes any tokens of any sequences** ([`Decoder::forward`]): the beginning of one beside the next token of
 //! others. Weights are read once for all rows, and each sequence attends to its own keys only.
@@ -41,12 +39,14 @@ mod optimizer;
 mod picture;
 mod sample;
 mod saved;
+mod texts;
+mod tuned;
 
 use candle_core::{DType, Tensor};
 use rayon::prelude::*;
 
 use adapter::{Adapter, Addition, Projections, Queries};
-pub use attention::{KvCache, Rotary};
+pub use attention::KvCache;
 pub use bind::Bind;
 pub use checkpoint::{Checkpoint, Files};
 pub use config::{ChannelOrder, Config, Family, PictureConfig};
@@ -57,7 +57,8 @@ pub use picture::Picture;
 pub use sample::{Choice, SampleParams, Sampler, filtered, logprob, softmax};
 pub use saved::Saved;
 
-use super::layers::Linear;
+pub use super::layers::Rotary;
+use super::layers::{Linear, rms_norm};
 use super::{Error, Placement};
 use saved::Part;
 
@@ -167,7 +168,10 @@ impl Decoder {
         let queries = Queries::load(checkpoint, config, family, placement)?;
         let blocks = (0..layers).map(|i| Block::load(checkpoint, i, config, family, &queries, placement));
         let blocks = blocks.collect::<Result<_, Error>>()?;
-        let table = checkpoint.tensor("llama.tok_embeddings.weight", &[vocab_size, dim], placement)?;
+        let table = match placement.variables {
+            Some(_) => checkpoint.as_given("llama.tok_embeddings.weight", &[vocab_size, dim], placement)?,
+            None => checkpoint.tensor("llama.tok_embeddings.weight", &[vocab_size, dim], placement)?,
+        };
         let front = match family {
             Family::V2Picture => {
                 Front::Picture(Picture::load(checkpoint, dim, &config.picture, placement)?.into())
@@ -378,7 +382,7 @@ impl Decoder {
     }
 
     fn normed(&self, x: &Tensor) -> Result<Tensor, Error> {
-        Ok(candle_nn::ops::rms_norm(&x.contiguous()?, &self.norm, self.config.norm_eps)?)
+        Ok(rms_norm(x, &self.norm, self.config.norm_eps)?)
     }
 
     fn logits(&self, x: &Tensor) -> Result<Tensor, Error> {
@@ -405,7 +409,9 @@ impl Decoder {
         let mut x = self.embeddings.index_select(&ids, 0)?.to_dtype(self.placement.dtype())?; // [N, D]
         observe("h_embed", &x);
         for (i, block) in self.blocks.iter().enumerate() {
-            x = block.forward(&x, i, batch, &self.rotary, &self.config, observe)?;
+            x = block.forward(&x, i, self.config.norm_eps, observe, |[q, k, v], see| {
+                mixed(i, [q, k, v], batch, &self.rotary, see)
+            })?;
         }
         for (sequence, ids) in batch {
             sequence.len += ids.len();
@@ -442,6 +448,45 @@ impl Decoder {
     }
 }
 
+/// Attention of every sequence to itself, and what the adapter of layer `i` adds: `[N, D]` → the same.
+fn mixed(
+    i: usize,
+    [q, k, v]: [&Tensor; 3],
+    batch: &mut [(&mut Sequence, &[u32])],
+    rotary: &Rotary,
+    see: Observe<'_>,
+) -> Result<Tensor, Error> {
+    let mut end = 0;
+    let starts = batch.iter().map(|(_, ids)| {
+        end += ids.len();
+        end - ids.len()
+    });
+    let starts: Vec<usize> = starts.collect();
+    let attend = |((sequence, ids), at): (&mut (&mut Sequence, &[u32]), usize)| {
+        let part = |x: &Tensor| x.narrow(0, at, ids.len());
+        let position = sequence.len;
+        let (q, k) = (rotary.turn(&part(q)?, position)?, rotary.turn(&part(k)?, position)?); // [H, T, d]
+        let out = sequence.caches[i].attend(&q, &k, &part(v)?, position)?; // [T, D]
+        let out = match &sequence.additions[i] {
+            Some(addition) => addition.add_to(&out, &q)?,
+            None => out,
+        };
+        Ok((q, k, out))
+    };
+    // Small work for each sequence: side by side where there are processors for it.
+    let done: Result<Vec<(Tensor, Tensor, Tensor)>, Error> = match batch.len() > 1 && q.device().is_cpu() {
+        true => batch.par_iter_mut().zip(starts).map(attend).collect(),
+        false => batch.iter_mut().zip(starts).map(attend).collect(),
+    };
+    let mut mixed = Vec::with_capacity(batch.len());
+    for (q, k, out) in done? {
+        see("q_rope", &q);
+        see("k_rope", &k);
+        mixed.push(out);
+    }
+    Ok(if mixed.len() == 1 { mixed.remove(0) } else { Tensor::cat(&mixed, 0)? })
+}
+
 impl Block {
     fn load(
         checkpoint: &Checkpoint,
@@ -453,35 +498,8 @@ impl Block {
     ) -> Result<Self, Error> {
         let (dim, hidden) = (config.dim, config.hidden);
         let at = |part: &str| format!("llama.layers.{i}.{part}");
-        // A projection with its low-rank matrices and its scale folded in, and its bias if there is one.
-        let linear = |group: &str, name: &str, out: usize, width: usize| -> Result<Linear, Error> {
-            let own = at(&format!("{group}.{name}"));
-            let bias = [format!("{own}.bias"), format!("{own}_bias")]
-                .into_iter()
-                .find(|bias| checkpoint.shape(bias).is_some());
-            let [down, up] = [1, 2].map(|n| at(&format!("{group}.lora_{name}_l{n}.weight")));
-            let scale = format!("{own}_scale");
-            let (low, scaled) = (checkpoint.shape(&down), checkpoint.shape(&scale).is_some());
-            let weight = format!("{own}.weight");
-            if low.is_none() && !scaled {
-                return checkpoint.linear(&weight, bias.as_deref(), [out, width], placement);
-            }
-            let names = [weight.as_str(), bias.as_deref().unwrap_or_default()];
-            checkpoint.layer(names, [out, width], placement, |weight| {
-                if let Some(shape) = low {
-                    let rank = shape.first().copied().unwrap_or(0);
-                    let (a, b) =
-                        (checkpoint.values(&down, &[rank, width])?, checkpoint.values(&up, &[out, rank])?);
-                    add_low_rank(weight, &a, &b, rank, width);
-                }
-                if scaled {
-                    let scale = checkpoint.values(&scale, &[width])?;
-                    for row in weight.chunks_exact_mut(width) {
-                        row.iter_mut().zip(&scale).for_each(|(w, s)| *w *= s);
-                    }
-                }
-                Ok(())
-            })
+        let linear = |group: &str, name: &str, out: usize, width: usize| {
+            tuned::projection(checkpoint, i, (group, name), [out, width], placement)
         };
         Ok(Block {
             attention_norm: checkpoint.tensor(&at("attention_norm.weight"), &[dim], placement)?,
@@ -502,74 +520,33 @@ impl Block {
     }
 
     /// `[N, D]` → the same; `i` is this block's number.
+    ///
+    /// * `mix`: of queries, keys and values, `[N, D]` each, what attention makes of them, with what the adapter adds.
     fn forward(
         &self,
         x: &Tensor,
         i: usize,
-        batch: &mut [(&mut Sequence, &[u32])],
-        rotary: &Rotary,
-        config: &Config,
+        eps: f32,
         observe: Observe<'_>,
+        mix: impl FnOnce([&Tensor; 3], Observe<'_>) -> Result<Tensor, Error>,
     ) -> Result<Tensor, Error> {
         let mut see = |name: &str, x: &Tensor| observe(&format!("layer.{i}.{name}"), x);
-        let normed = candle_nn::ops::rms_norm(x, &self.attention_norm, config.norm_eps)?;
+        let normed = rms_norm(x, &self.attention_norm, eps)?;
         see("attention_norm", &normed);
         let [q, k, v] = Linear::forward_all([&self.wq, &self.wk, &self.wv], &normed)?;
         see("q_pre_rope", &q);
         see("k_pre_rope", &k);
-        let mut end = 0;
-        let starts = batch.iter().map(|(_, ids)| {
-            end += ids.len();
-            end - ids.len()
-        });
-        let starts: Vec<usize> = starts.collect();
-        let attend = |((sequence, ids), at): (&mut (&mut Sequence, &[u32]), usize)| {
-            let part = |x: &Tensor| x.narrow(0, at, ids.len());
-            let position = sequence.len;
-            let (q, k) = (rotary.turn(&part(&q)?, position)?, rotary.turn(&part(&k)?, position)?); // [H, T, d]
-            let out = sequence.caches[i].attend(&q, &k, &part(&v)?, position)?; // [T, D]
-            let out = match &sequence.additions[i] {
-                Some(addition) => addition.add_to(&out, &q)?,
-                None => out,
-            };
-            Ok((q, k, out))
-        };
-        // Small work for each sequence: side by side where there are processors for it.
-        let done: Result<Vec<(Tensor, Tensor, Tensor)>, Error> = match batch.len() > 1 && x.device().is_cpu()
-        {
-            true => batch.par_iter_mut().zip(starts).map(attend).collect(),
-            false => batch.iter_mut().zip(starts).map(attend).collect(),
-        };
-        let mut mixed = Vec::with_capacity(batch.len());
-        for (q, k, out) in done? {
-            see("q_rope", &q);
-            see("k_rope", &k);
-            mixed.push(out);
-        }
-        let mixed = if mixed.len() == 1 { mixed.remove(0) } else { Tensor::cat(&mixed, 0)? }; // [N, D]
+        let mixed = mix([&q, &k, &v], &mut see)?; // [N, D]
         see("attn_pre_wo", &mixed);
         let attended = self.wo.forward(&mixed)?;
         see("attn", &attended);
         let x = (x + attended)?;
-        let normed = candle_nn::ops::rms_norm(&x, &self.ffn_norm, config.norm_eps)?;
+        let normed = rms_norm(&x, &self.ffn_norm, eps)?;
         let [gate, raised] = Linear::forward_all([&self.w1, &self.w3], &normed)?;
-        let gated = (candle_nn::ops::silu(&gate)? * raised)?;
-        let fed = self.w2.forward(&gated)?; // [N, D]
+        let fed = self.w2.forward(&(gate.silu()? * raised)?)?; // [N, D]
         see("ffn", &fed);
         let x = (x + fed)?;
         see("out", &x);
         Ok(x)
-    }
-}
-
-/// `weight += b · a`, `[out, rank] · [rank, width]`.
-fn add_low_rank(weight: &mut [f32], a: &[f32], b: &[f32], rank: usize, width: usize) {
-    if rank == 0 {
-        return;
-    }
-    for (row, factors) in weight.chunks_exact_mut(width).zip(b.chunks_exact(rank)) {
-        for (factor, a) in factors.iter().zip(a.chunks_exact(width)) {
-            row.iter_mut().zip(a).for_each(|(w, a)| *w += factor * a);
-        }
     }
 }

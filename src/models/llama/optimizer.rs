@@ -25,7 +25,7 @@ impl Optimizer {
     ///
     /// # Errors
     /// [`Error::Config`] for a decay that is negative or no number.
-    pub fn new(learner: &Learner<'_>, weight_decay: f64) -> Result<Self, Error> {
+    pub fn new(learner: &Learner, weight_decay: f64) -> Result<Self, Error> {
         if !(weight_decay.is_finite() && weight_decay >= 0.0) {
             return Err(Error::Config(format!("weight_decay is {weight_decay}; it is a number from 0 on")));
         }
@@ -45,7 +45,7 @@ impl Optimizer {
     ///
     /// # Errors
     /// As [`Learner::gradients`]; [`Error::Config`] for a rate or a loss that is not finite, which nothing may be moved by.
-    pub fn step(&mut self, learner: &Learner<'_>, batch: &Batch<'_>, rate: f64) -> Result<f32, Error> {
+    pub fn step(&mut self, learner: &Learner, batch: &Batch<'_>, rate: f64) -> Result<f32, Error> {
         if !(rate.is_finite() && rate >= 0.0) {
             return Err(Error::Config(format!("the learning rate is {rate}; it is a number from 0 on")));
         }

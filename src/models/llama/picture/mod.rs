@@ -19,7 +19,7 @@ use crate::models::layers::{LayerNorm, Linear};
 use crate::models::{Error, Placement};
 
 /// Of all layer norms on the way from a picture to the decoder.
-pub(super) const LAYER_NORM_EPS: f32 = 1e-5;
+const LAYER_NORM_EPS: f32 = 1e-5;
 
 /// The networks between picture and decoder.
 pub struct Picture {
@@ -91,22 +91,6 @@ impl Picture {
     /// Order of its channels.
     pub fn channel_order(&self) -> ChannelOrder {
         self.order
-    }
-
-    /// CLIP's tokens of pictures: `[B, 3, S, S]` → `[B, 1 + g², out]`.
-    pub(super) fn clip(&self, pictures: &Tensor) -> Result<Tensor, Error> {
-        self.clip.forward(pictures, &mut |_, _| {})
-    }
-
-    /// P, W
-    pub(super) fn query_shape(&self) -> [usize; 2] {
-        let shape = self.query.dims();
-        [shape[0], shape[1]]
-    }
-
-    /// Visual blocks.
-    pub(super) fn depth(&self) -> usize {
-        self.blocks.len()
     }
 
     /// Pictures `[B, 3, S, S]`, channels in the model's order and normalised → `[B, P, D]`.
