@@ -1,0 +1,295 @@
+//! iLLaMA against the published program: logits and what lies on the way to them, at every rate of the mask, at another size of pictures,
+//! at full size with computed weights; first weights from a LLaMA.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use candle_core::{Device, Tensor};
+use viscache::models::illama::{Config, Illama, Size, thinned};
+use viscache::models::weights::Weights;
+use viscache::models::{DeviceKind, Placement};
+use viscache::types::WeightDtype;
+
+use crate::common::{Limit, Tally, Tensors, json, parts, read, say, short};
+use crate::decoder::{LAYERS, floats, limit, tensor};
+
+/// Folders of small models.
+fn folders() -> Vec<PathBuf> {
+    let all = parts("illama").into_iter().flat_map(|root| std::fs::read_dir(root).unwrap());
+    let mut found: Vec<PathBuf> =
+        all.map(|entry| entry.unwrap().path()).filter(|path| path.join("config.json").exists()).collect();
+    found.sort();
+    found
+}
+
+fn config_of(folder: &Path) -> Config {
+    Config::from_json(&String::from_utf8(read(&folder.join("config.json"))).unwrap()).unwrap()
+}
+
+/// The rate that a file's name says.
+fn rate_of(path: &Path) -> Option<f32> {
+    path.file_stem()?.to_str()?.strip_prefix("forward_rate_")?.parse().ok()
+}
+
+#[test]
+fn every_rate_of_the_mask() {
+    for folder in folders() {
+        let config = config_of(&folder);
+        let mut files: Vec<(f32, PathBuf)> = std::fs::read_dir(&folder)
+            .unwrap()
+            .filter_map(|entry| {
+                let path = entry.unwrap().path();
+                Some((rate_of(&path)?, path))
+            })
+            .collect();
+        files.sort_by(|a, b| a.0.total_cmp(&b.0));
+        // The pictures are the same for all, and are in some of the files.
+        let pictures =
+            files.iter().find_map(|(_, file)| Tensors::open(file).find("images").map(tensor)).unwrap();
+        for weights in ["weights.safetensors", "checkpoint.pth"] {
+            let weights = Weights::open(&folder.join(weights)).unwrap();
+            let model = Illama::load(&weights, &config, &Placement::cpu()).unwrap();
+            for (rate, file) in &files {
+                let golden = Tensors::open(file);
+                let mut tally =
+                    Tally::new(format!("{} of {}", short(file), short(Path::new(weights.path()))));
+                let mut compared = 0;
+                let looked = model
+                    .observed(&pictures, *rate, &mut |name, x| {
+                        let Some(expected) = golden.find(name) else { return };
+                        // Heads stand behind the tokens there.
+                        let x = if name.ends_with("_rope") { x.transpose(1, 2).unwrap() } else { x.clone() };
+                        let width = *expected.shape.last().unwrap();
+                        tally.floats(
+                            name,
+                            &floats(&x),
+                            expected.floats(),
+                            width,
+                            limit(expected.floats(), LAYERS),
+                        );
+                        compared += 1;
+                    })
+                    .unwrap();
+                assert!(compared >= config.depth, "{compared}");
+                for (name, own) in [("features", &looked.features), ("logits", &looked.logits)] {
+                    let expected = golden.get(name);
+                    tally.floats(
+                        name,
+                        &floats(own),
+                        expected.floats(),
+                        expected.shape[1],
+                        limit(expected.floats(), LAYERS),
+                    );
+                }
+                // Without onlookers the last block is made for the class token alone.
+                let short = model.forward(&pictures, *rate).unwrap();
+                let expected = golden.get("logits");
+                tally.floats(
+                    "alone",
+                    &floats(&short.logits),
+                    expected.floats(),
+                    expected.shape[1],
+                    limit(expected.floats(), LAYERS),
+                );
+                tally.finish();
+            }
+        }
+    }
+}
+
+#[test]
+fn another_size_of_pictures() {
+    for folder in folders() {
+        let golden = Tensors::open(&folder.join("second_resolution.safetensors"));
+        let pictures = tensor(golden.get("images"));
+        let config = config_of(&folder).with_side(pictures.dims()[3]).unwrap();
+        let weights = Weights::open(&folder.join("weights.safetensors")).unwrap();
+        let model = Illama::load(&weights, &config, &Placement::cpu()).unwrap();
+        let looked = model.forward(&pictures, 0.0).unwrap();
+        let mut tally = Tally::new(format!("{}/second_resolution", short(&folder)));
+        for (name, own) in [("features", &looked.features), ("logits", &looked.logits)] {
+            let expected = golden.get(name);
+            tally.floats(
+                name,
+                &floats(own),
+                expected.floats(),
+                expected.shape[1],
+                limit(expected.floats(), LAYERS),
+            );
+        }
+        tally.finish();
+    }
+}
+
+#[test]
+fn sizes_are_read_off_published_weights_and_hold_every_tensor() {
+    for root in parts("illama") {
+        for size in Size::ALL {
+            for (side, classes, file) in [(224, 1000, "224"), (384, 1000, "384"), (224, 10450, "224_21k")] {
+                let path = root.join(format!("{}_{file}_params.json", size.name().replace('-', "_")));
+                if !path.exists() {
+                    continue;
+                }
+                let said = json(&path);
+                let config = size.config(side, classes);
+                assert_eq!(config.hidden() as u64, said["ffn_hidden"].as_u64().unwrap(), "{}", short(&path));
+                let shapes = shapes_of(&config);
+                let count: usize = shapes.values().map(|shape| shape.iter().product::<usize>()).sum();
+                assert_eq!(count as u64, said["n_params"].as_u64().unwrap(), "{}", short(&path));
+            }
+        }
+    }
+}
+
+/// Every tensor of a model, with its shape.
+fn shapes_of(config: &Config) -> BTreeMap<String, Vec<usize>> {
+    let (width, hidden) = (config.width, config.hidden());
+    let mut shapes = BTreeMap::from([
+        ("cls_token".to_owned(), vec![1, 1, width]),
+        ("pos_embed".into(), vec![1, config.patches() + 1, width]),
+        ("patch_embed.proj.weight".into(), vec![width, 3, config.patch, config.patch]),
+        ("patch_embed.proj.bias".into(), vec![width]),
+        ("norm.weight".into(), vec![width]),
+        ("head.weight".into(), vec![config.classes, width]),
+        ("head.bias".into(), vec![config.classes]),
+    ]);
+    for i in 0..config.depth {
+        let inside: [(&str, Vec<usize>); 9] = [
+            ("norm1.weight", vec![width]),
+            ("attn.qkv.weight", vec![3 * width, width]),
+            ("attn.qkv.bias", vec![3 * width]),
+            ("attn.proj.weight", vec![width, width]),
+            ("attn.proj.bias", vec![width]),
+            ("norm2.weight", vec![width]),
+            ("mlp.fc1.weight", vec![hidden, width]),
+            ("mlp.fc2.weight", vec![width, hidden]),
+            ("mlp.fc3.weight", vec![hidden, width]),
+        ];
+        shapes.extend(inside.map(|(name, shape)| (format!("blocks.{i}.{name}"), shape)));
+    }
+    shapes
+}
+
+/// Numbers that follow from a name: FNV-1a of it seeds SplitMix64, whose upper bits become −1 to 1.
+fn computed(name: &str, count: usize) -> Vec<f32> {
+    let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    });
+    let number = |i: u64| {
+        let mut z = hash.wrapping_add((i + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15));
+        z = (z ^ z >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ z >> 27).wrapping_mul(0x94D0_49BB_1331_11EB);
+        z ^= z >> 31;
+        ((z >> 40) as f64 / f64::from(1u32 << 23) - 1.0) as f32
+    };
+    (0..count as u64).map(number).collect()
+}
+
+fn computed_weight(name: &str, shape: &[usize]) -> Vec<f32> {
+    let values = computed(name, shape.iter().product()).into_iter();
+    let fan_in = shape[1..].iter().product::<usize>();
+    let scale = (3.0 / fan_in as f64).sqrt() as f32;
+    let value: Box<dyn Fn(f32) -> f32> = match name {
+        name if name.contains("norm") && name.ends_with("weight") => Box::new(|f| 1.0 + 0.1 * f),
+        name if name.ends_with(".bias") => Box::new(|f| 0.05 * f),
+        "pos_embed" | "cls_token" => Box::new(|f| 0.2 * f),
+        _ => Box::new(move |f| scale * f),
+    };
+    values.map(value).collect()
+}
+
+fn written(folder: &Path, config: &Config) -> PathBuf {
+    let tensors: Vec<(String, Vec<usize>, Vec<u8>)> = shapes_of(config)
+        .into_iter()
+        .map(|(name, shape)| {
+            let values = computed_weight(&name, &shape);
+            (name, shape, values.iter().flat_map(|value| value.to_le_bytes()).collect())
+        })
+        .collect();
+    let views = tensors.iter().map(|(name, shape, bytes)| {
+        let view =
+            safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape.clone(), bytes).unwrap();
+        (name.clone(), view)
+    });
+    let path = folder.join(format!("{}.safetensors", config.side));
+    std::fs::write(&path, safetensors::serialize(views, None).unwrap()).unwrap();
+    path
+}
+
+#[test]
+fn the_real_size_with_computed_weights() {
+    let folder = tempfile::tempdir().unwrap();
+    for root in parts("illama/full_size_formula_weights.safetensors") {
+        let golden = Tensors::open(&root);
+        let mut tally = Tally::new(short(&root));
+        let bound = Limit { absolute: 2e-4, turn: 1e-6 };
+        for (side, rates) in [(224usize, &[0.0f32, 0.5, 1.0][..]), (384, &[0.0])] {
+            let config = Size::Tiny.config(side, 1000);
+            let path = written(folder.path(), &config);
+            let weights = Weights::open(&path).unwrap();
+            assert_eq!(Config::of(&weights).unwrap(), config);
+            let model = Illama::load(&weights, &config, &Placement::cpu()).unwrap();
+            let pictures = computed(&format!("input.{side}"), 3 * side * side);
+            let pictures = Tensor::from_vec(pictures, (1, 3, side, side), &Device::Cpu).unwrap();
+            for rate in rates {
+                let at = |name: &str| golden.find(&format!("tiny.{side}.rate{rate}.{name}"));
+                let mut compare = |name: &str, own: &[f32]| {
+                    if let Some(expected) = at(name) {
+                        tally.floats(
+                            &format!("{side} {rate} {name}"),
+                            own,
+                            expected.floats(),
+                            own.len(),
+                            bound,
+                        );
+                    }
+                };
+                let looked = model
+                    .observed(&pictures, *rate, &mut |name, x| {
+                        let Some(block) = name.strip_suffix(".out") else { return };
+                        let token = |n: usize| floats(&x.narrow(1, n, 1).unwrap());
+                        compare(&format!("{block}.last_token"), &token(x.dims()[1] - 1));
+                        compare(&format!("{block}.token0"), &token(0));
+                    })
+                    .unwrap();
+                compare("features", &floats(&looked.features));
+                compare("logits", &floats(&looked.logits));
+            }
+            // In 8 bits it names what it names in full, and all embeddings lie near.
+            let eight = Placement::open(DeviceKind::Cpu, Some(WeightDtype::Q8_0)).unwrap();
+            let rounded = Illama::load(&weights, &config, &eight).unwrap().forward(&pictures, 0.0).unwrap();
+            let full = model.forward(&pictures, 0.0).unwrap();
+            let (own, full) = (floats(&rounded.features), floats(&full.features));
+            tally.floats("q8_0", &own, &full, own.len(), Limit { absolute: 0.5, turn: 2e-3 });
+        }
+        tally.finish();
+    }
+}
+
+#[test]
+fn weights_are_selected_as_the_published_program_does() {
+    for path in parts("illama/weight_selection.safetensors") {
+        let golden = Tensors::open(&path);
+        for case in 0.. {
+            let (Some(from), Some(to)) =
+                (golden.find(&format!("case{case}.in")), golden.find(&format!("case{case}.out")))
+            else {
+                assert!(case >= 4, "{case}");
+                break;
+            };
+            let thin = thinned(from.floats(), &from.shape, &to.shape).unwrap();
+            assert_eq!((thin.shape, thin.values), (to.shape.clone(), to.floats().to_vec()), "case {case}");
+        }
+    }
+    for path in parts("illama/weight_selection_indices.json") {
+        for case in json(&path).as_array().unwrap() {
+            let size = |name: &str| case[name].as_u64().unwrap() as usize;
+            let all: Vec<f32> = (0..size("from_dim")).map(|i| i as f32).collect();
+            let thin = thinned(&all, &[all.len()], &[size("to_dim")]).unwrap();
+            let expected: Vec<f32> =
+                case["indices"].as_array().unwrap().iter().map(|i| i.as_u64().unwrap() as f32).collect();
+            assert_eq!(thin.values, expected, "{} to {}", size("from_dim"), size("to_dim"));
+        }
+    }
+    say("iLLaMA: weight selection compared");
+}
