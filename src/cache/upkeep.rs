@@ -367,11 +367,13 @@ impl Cache {
                 }
                 Ok::<_, Error>(rows)
             };
-            let graph = self.meanwhile(upkeep, true, || {
+            // What is shown now is read from all the time: chunks that were copied meanwhile would stay beside their copies.
+            let graph = self.meanwhile(upkeep, false, || {
                 pools.behind.install(|| upper_graph(&params, dim, climbers.len(), &queries, rows))
             })?;
             upkeep.editor.set_upper(&graph, &climbers, &dead()?);
         }
+        drop(shown);
         for some in queries.chunks(FIX_QUERIES * dim) {
             let dead = dead()?;
             pools.now.install(|| upkeep.editor.fix(some, &dead))?;
