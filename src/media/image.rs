@@ -10,29 +10,28 @@
 //!   copy does.
 //! * **Upright.** EXIF orientation is applied by default, since photographs from phones need it;
 //!   [`Orientation::Reference`] ignores it as the published loader does.
-//! * **Resize.** On 8-bit values, with integer weights of 22 fractional bits, rounded to 8 bits between the horizontal
-//!   and the vertical pass: Pillow's bicubic, to the bit. Only what the crop keeps is computed.
+//! * **Resize.** Pillow's bicubic, to the bit (`resample.rs`). Only what the crop keeps is computed.
 //!
 //! The header is read before anything is allocated: `image`'s own limits let a file of 389 kB grow to 1.5 GiB.
 //!
-//! Source: ImageBind, `imagebind/data.py`, `load_and_transform_vision_data`; Pillow, `src/libImaging/Resample.c`.
+//! Source: ImageBind, `imagebind/data.py`, `load_and_transform_vision_data`.
 
 use std::io::Cursor;
 
 use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, RgbImage};
 use serde::{Deserialize, Serialize};
 
+use super::resample::resample;
+use super::rgb::Window;
 use super::{Error, Limits, gif};
 use crate::types::Fingerprint;
+
+pub use super::rgb::Rgb;
 
 /// Mean of each channel over CLIP's training pictures.
 pub(super) const MEAN: [f32; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
 /// Standard deviation of each channel.
 pub(super) const STD: [f32; 3] = [0.268_629_55, 0.261_302_6, 0.275_777_1];
-/// The cubic of Pillow.
-const CUBIC_A: f64 = -0.5;
-/// Fractional bits of a resize weight.
-const WEIGHT_BITS: u32 = 22;
 /// Changes whenever a rule in this file changes a number.
 const RULES_VERSION: u32 = 2;
 
@@ -86,7 +85,7 @@ impl ImageOptions {
 /// # Errors
 /// Every variant of [`Error`].
 pub fn prepare(bytes: &[u8], options: &ImageOptions) -> Result<Vec<f32>, Error> {
-    Ok(normalise(&resize_and_crop(&decode(bytes, options)?, options.side)))
+    Ok(normalise(&resize_and_crop(&decode(bytes, options)?, options.side), MEAN, STD))
 }
 
 /// As [`prepare`], blue first: for a model that was trained on pictures as OpenCV reads them. Each place keeps its own mean
@@ -97,18 +96,7 @@ pub fn prepare(bytes: &[u8], options: &ImageOptions) -> Result<Vec<f32>, Error> 
 pub fn prepare_bgr(bytes: &[u8], options: &ImageOptions) -> Result<Vec<f32>, Error> {
     let mut pixels = resize_and_crop(&decode(bytes, options)?, options.side);
     pixels.chunks_exact_mut(3).for_each(|pixel| pixel.reverse());
-    Ok(normalise(&pixels))
-}
-
-/// 8-bit RGB pixels, row by row.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Rgb {
-    /// Columns.
-    pub width: usize,
-    /// Rows.
-    pub height: usize,
-    /// `width · height · 3` bytes.
-    pub data: Vec<u8>,
+    Ok(normalise(&pixels, MEAN, STD))
 }
 
 /// Decodes a picture into 8-bit RGB, upright if the options say so.
@@ -116,7 +104,14 @@ pub struct Rgb {
 /// # Errors
 /// Every variant of [`Error`].
 pub fn decode(bytes: &[u8], options: &ImageOptions) -> Result<Rgb, Error> {
-    let limits = &options.limits;
+    decode_within(bytes, options.orientation, &options.limits)
+}
+
+/// As [`decode`], for whoever has no side yet.
+///
+/// # Errors
+/// Every variant of [`Error`].
+pub fn decode_within(bytes: &[u8], orientation: Orientation, limits: &Limits) -> Result<Rgb, Error> {
     if bytes.is_empty() {
         return Err(Error::Empty);
     }
@@ -143,7 +138,7 @@ pub fn decode(bytes: &[u8], options: &ImageOptions) -> Result<Rgb, Error> {
         return Err(Error::NotAnImage(format!("it is {width}×{height}")));
     }
     // Orientation in a picture whose EXIF block is itself broken is not known; the pixels still count.
-    let orientation = match options.orientation {
+    let orientation = match orientation {
         Orientation::Apply => decoder.orientation().unwrap_or(image::metadata::Orientation::NoTransforms),
         Orientation::Reference => image::metadata::Orientation::NoTransforms,
     };
@@ -189,88 +184,18 @@ fn too_many_pixels(bytes: &[u8], limits: &Limits) -> Error {
 
 /// Resizes the shorter side to `side` and cuts the centre square: `side · side · 3` bytes.
 pub fn resize_and_crop(picture: &Rgb, side: usize) -> Vec<u8> {
-    struct Resize<'a>(&'a Rgb, usize);
-    impl pulp::WithSimd for Resize<'_> {
-        type Output = Vec<u8>;
-
-        #[inline(always)]
-        fn with_simd<S: pulp::Simd>(self, _: S) -> Vec<u8> {
-            resized(self.0, self.1)
-        }
-    }
-    // The same code for every instruction set: whole numbers, so the same result.
-    pulp::Arch::new().dispatch(Resize(picture, side))
+    resize_shorter(picture, side, side)
 }
 
-/// The products that are summed are below 2³¹ together: weights sum to 2²², with overshoot to 1.4 times that in magnitude, and values
-/// are below 2⁸. So sums wrap, which the compiler can vectorise, without ever doing so.
-#[inline(always)]
-fn resized(picture: &Rgb, side: usize) -> Vec<u8> {
-    let (width, height) = (picture.width, picture.height);
+/// Resizes the shorter side to `shorter`, or to `side` if that is more, and cuts the centre square: `side · side · 3` bytes.
+pub(super) fn resize_shorter(picture: &Rgb, shorter: usize, side: usize) -> Vec<u8> {
+    let (width, height, shorter) = (picture.width, picture.height, shorter.max(side));
     let (new_width, new_height) = match width <= height {
-        true => (side, side * height / width),
-        false => (side * width / height, side),
+        true => (shorter, shorter * height / width),
+        false => (shorter * width / height, shorter),
     };
     let (left, top) = (centre_offset(new_width, side), centre_offset(new_height, side));
-    let across = Taps::new(width, new_width, left..left + side);
-    let down = Taps::new(height, new_height, top..top + side);
-
-    // Horizontally first, and only the rows that the vertical pass will read. Two samples fill a register, four lanes a pixel.
-    let (rows, across) = (down.source(), across.paired());
-    let stride = side * 3;
-    let mut narrow = vec![0u8; rows.len() * stride];
-    let mut wide = vec![0i32; (width + 1) * 4];
-    let mut lanes = vec![[0i32; 8]; side];
-    let read = picture.data.chunks_exact(width * 3).skip(rows.start);
-    for (row, narrow) in read.zip(narrow.chunks_exact_mut(stride)) {
-        for (wide, pixel) in wide.as_chunks_mut::<4>().0.iter_mut().zip(row.as_chunks::<3>().0) {
-            *wide = [pixel[0].into(), pixel[1].into(), pixel[2].into(), 0];
-        }
-        for (lanes, (from, weights)) in lanes.iter_mut().zip(&across) {
-            let mut sums = [0i32; 8];
-            for (pixels, weights) in wide[from * 4..].as_chunks::<8>().0.iter().zip(weights) {
-                for lane in 0..8 {
-                    sums[lane] = sums[lane].wrapping_add(weights[lane].wrapping_mul(pixels[lane]));
-                }
-            }
-            *lanes = sums;
-        }
-        // Behind the loop, not in it: else a compiler fills half registers.
-        for (out, lanes) in narrow.as_chunks_mut::<3>().0.iter_mut().zip(&lanes) {
-            for channel in 0..3 {
-                let sum = lanes[channel].wrapping_add(lanes[channel + 4]);
-                out[channel] = Taps::round(Taps::ROUNDING.wrapping_add(sum));
-            }
-        }
-    }
-
-    let mut square = vec![0u8; side * stride];
-    let mut sums = vec![0i32; stride];
-    for ((from, weights), out) in down.outputs().zip(square.chunks_exact_mut(stride)) {
-        sums.fill(Taps::ROUNDING);
-        let narrow = &narrow[(from - rows.start) * stride..];
-        // Four rows while the sums are at hand.
-        let (fours, rest) = weights.as_chunks::<4>();
-        for (rows, w) in narrow.chunks_exact(4 * stride).zip(fours) {
-            let (ab, cd) = rows.split_at(2 * stride);
-            let (ab, cd) = (ab.split_at(stride), cd.split_at(stride));
-            let values = ab.0.iter().zip(ab.1).zip(cd.0.iter().zip(cd.1));
-            for (sum, ((&a, &b), (&c, &d))) in sums.iter_mut().zip(values) {
-                let ab = w[0].wrapping_mul(a.into()).wrapping_add(w[1].wrapping_mul(b.into()));
-                let cd = w[2].wrapping_mul(c.into()).wrapping_add(w[3].wrapping_mul(d.into()));
-                *sum = sum.wrapping_add(ab).wrapping_add(cd);
-            }
-        }
-        for (row, &weight) in narrow.chunks_exact(stride).skip(4 * fours.len()).zip(rest) {
-            for (sum, &v) in sums.iter_mut().zip(row) {
-                *sum = sum.wrapping_add(weight.wrapping_mul(v.into()));
-            }
-        }
-        for (out, &sum) in out.iter_mut().zip(&sums) {
-            *out = Taps::round(sum);
-        }
-    }
-    square
+    resample(picture, [new_width, new_height], Window { left, top, width: side, height: side })
 }
 
 /// Half of the surplus, ties to even, as Python's `round`.
@@ -283,95 +208,13 @@ fn centre_offset(size: usize, side: usize) -> usize {
 }
 
 /// `(v/255 − mean)/std`, channels first.
-fn normalise(square: &[u8]) -> Vec<f32> {
+pub(super) fn normalise(square: &[u8], mean: [f32; 3], std: [f32; 3]) -> Vec<f32> {
     let mut values = Vec::with_capacity(square.len());
     for channel in 0..3 {
-        let table: [f32; 256] = std::array::from_fn(|v| (v as f32 / 255.0 - MEAN[channel]) / STD[channel]);
+        let table: [f32; 256] = std::array::from_fn(|v| (v as f32 / 255.0 - mean[channel]) / std[channel]);
         values.extend(square.as_chunks::<3>().0.iter().map(|pixel| table[usize::from(pixel[channel])]));
     }
     values
-}
-
-/// The source samples and integer weights of each output sample of one pass.
-struct Taps {
-    /// First source sample, and where its weights begin.
-    starts: Vec<(usize, usize)>,
-    weights: Vec<i32>,
-    source: std::ops::Range<usize>,
-}
-
-impl Taps {
-    /// Half of the last kept place, so that a shift rounds.
-    const ROUNDING: i32 = 1 << (WEIGHT_BITS - 1);
-
-    /// Weights of the outputs `kept` when `from` samples become `to`.
-    fn new(from: usize, to: usize, kept: std::ops::Range<usize>) -> Self {
-        let mut taps = Taps { starts: Vec::with_capacity(kept.len()), weights: Vec::new(), source: 0..0 };
-        if from == to {
-            // No pass at all: weight one on the sample itself rounds to the sample.
-            taps.starts.extend(kept.clone().enumerate().map(|(i, o)| (o, i)));
-            taps.weights = vec![1 << WEIGHT_BITS; kept.len()];
-            taps.source = kept;
-            return taps;
-        }
-        let scale = from as f64 / to as f64;
-        let filter_scale = scale.max(1.0);
-        let support = 2.0 * filter_scale;
-        let (mut first, mut last) = (from, 0);
-        for output in kept {
-            let centre = (output as f64 + 0.5) * scale;
-            let low = (centre - support + 0.5).max(0.0) as usize;
-            let high = ((centre + support + 0.5) as usize).min(from);
-            let raw: Vec<f64> =
-                (low..high).map(|j| cubic((j as f64 - centre + 0.5) / filter_scale)).collect();
-            let sum: f64 = raw.iter().sum();
-            taps.starts.push((low, taps.weights.len()));
-            taps.weights.extend(raw.iter().map(|w| {
-                let scaled = w / sum * f64::from(1 << WEIGHT_BITS);
-                (scaled + 0.5f64.copysign(scaled)) as i32
-            }));
-            (first, last) = (first.min(low), last.max(high));
-        }
-        taps.source = first..last;
-        taps
-    }
-
-    /// First source sample and weights of every output, two samples at a time: four lanes of one weight, four of the next.
-    fn paired(&self) -> Vec<(usize, Vec<[i32; 8]>)> {
-        let pair = |pair: &[i32]| {
-            let (first, second) = (pair[0], pair.get(1).copied().unwrap_or(0));
-            std::array::from_fn(|lane| if lane < 4 { first } else { second })
-        };
-        self.outputs().map(|(from, weights)| (from, weights.chunks(2).map(pair).collect())).collect()
-    }
-
-    /// Source samples that any output reads.
-    fn source(&self) -> std::ops::Range<usize> {
-        self.source.clone()
-    }
-
-    /// First source sample and weights of every output.
-    #[inline(always)]
-    fn outputs(&self) -> impl Iterator<Item = (usize, &[i32])> {
-        let ends = self.starts.iter().skip(1).map(|&(_, at)| at).chain([self.weights.len()]);
-        self.starts.iter().zip(ends).map(|(&(from, at), end)| (from, &self.weights[at..end]))
-    }
-
-    #[inline(always)]
-    fn round(sum: i32) -> u8 {
-        (sum >> WEIGHT_BITS).clamp(0, 255) as u8
-    }
-}
-
-fn cubic(d: f64) -> f64 {
-    let d = d.abs();
-    if d < 1.0 {
-        ((CUBIC_A + 2.0) * d - (CUBIC_A + 3.0)) * d * d + 1.0
-    } else if d < 2.0 {
-        (((d - 5.0) * d + 8.0) * d - 4.0) * CUBIC_A
-    } else {
-        0.0
-    }
 }
 
 #[cfg(test)]

@@ -4,6 +4,9 @@
 //! |---|---|---|
 //! | `image.rs` | JPEG, PNG, WebP, GIF, BMP | `[3, S, S]` |
 //! | `gif.rs` | GIF | its first frame |
+//! | `rgb.rs` | | a decoded picture, a part of it |
+//! | `resample.rs` | | resizing as Pillow does it |
+//! | `augment/` | decoded pictures | `[3, S, S]`, for a classifier that learns or is tested |
 //! | `video.rs` | frames | `[15, 3, 2, S, S]` |
 //! | `audio/` | WAV, FLAC, MP3, Ogg | `[3, bands, columns]` |
 //! | `plane.rs` | depth, thermal: PNG, EXR, npy | `[1, H, W]` |
@@ -17,6 +20,7 @@
 //! rule here that changes a number is part of a fingerprint, which a cache keeps beside its weights' fingerprint.
 
 pub mod audio;
+pub mod augment;
 mod bilinear;
 mod gif;
 pub mod image;
@@ -25,16 +29,19 @@ mod limits;
 pub mod npy;
 pub mod plane;
 pub mod points;
+mod resample;
+mod rgb;
 pub mod video;
 
 use serde::{Deserialize, Serialize};
 
 pub use audio::AudioLimits;
-pub use image::{ImageOptions, Orientation, Rgb};
+pub use image::{ImageOptions, Orientation};
 pub use imu::ImuOptions;
 pub use limits::Limits;
 pub use plane::{DepthOptions, ThermalOptions};
 pub use points::{PointLimits, PointOptions};
+pub use rgb::{Rgb, Window};
 
 /// What one file of each kind may cost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]

@@ -14,6 +14,7 @@ mod checkpoint;
 mod cuda;
 mod gradients;
 mod illama;
+mod illama_preprocess;
 mod imagebind;
 mod llama;
 mod media;

@@ -2,8 +2,8 @@
 
 use candle_core::{D, DType, Result as TensorResult, Tensor};
 
+use super::graph::learns;
 use super::in_place;
-use super::learns;
 
 /// Attention of all heads over projected rows, `softmax(q·kᵀ/√(width/heads))·v`: `[B, L, 3·width]` → `[B, L, width]`.
 ///

@@ -6,7 +6,7 @@ use std::ops::Range;
 use candle_core::{CpuStorage, D, Result as TensorResult, Storage, Tensor, bail};
 use rayon::prelude::*;
 
-use super::learns;
+use super::graph::learns;
 use crate::kernels::{Kernels, q8};
 
 /// Weights of a product that are worth handing to another thread.

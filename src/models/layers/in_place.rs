@@ -4,7 +4,7 @@ use candle_core::{
     CpuStorage, D, DType, InplaceOp1, InplaceOp2, Layout, Result as TensorResult, Tensor, bail,
 };
 
-use super::learns;
+use super::graph::learns;
 use crate::kernels::Kernels;
 
 /// `x + term`, a term of the same shape or of one row; in the memory of `x` where there is a pass for it. Nothing else may

@@ -8,8 +8,9 @@ use candle_core::{DType, Result as TensorResult, Tensor, bail};
 use candle_nn::Module;
 
 use super::eight_bits::in_8_bits;
+use super::graph::learns;
 use super::in_place::{add_and_gelu, add_to};
-use super::{Scope, learns};
+use super::scope::Scope;
 use crate::kernels::q8;
 use crate::models::{Error, Placement};
 use crate::types::WeightDtype;

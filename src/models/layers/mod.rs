@@ -4,11 +4,12 @@
 //! no operand learns    fused, in the memory of their input: one pass over memory where the parts would take several
 //! one does             made of operations that have a derivative
 //! ```
-//! An operand learns when it is a variable, or was made from one ([`learns`]). A fused pass is outside the graph that derivatives are
+//! An operand learns when it is a variable, or was made from one (`learns`). A fused pass is outside the graph that derivatives are
 //! taken from, so that a gradient through it would be wrong without an error: each refuses an operand that learns.
 //!
 //! | file | its one idea |
 //! |---|---|
+//! | `graph.rs` | whether something is learned through an operand |
 //! | `scope.rs` | where tensors come from, and under which names |
 //! | `linear.rs` | `x Wᵀ + b`, whatever the weights are held in |
 //! | `eight_bits.rs` | the product with weights of 8 bits |
@@ -22,22 +23,17 @@
 
 mod attention;
 mod eight_bits;
+mod graph;
 mod in_place;
 mod linear;
 mod norm;
 mod rotary;
 mod scope;
 
-use candle_core::Tensor;
-
 pub(super) use attention::{attend, causal, heads_apart, heads_together, softmax, weigh};
+pub(super) use graph::learns;
 pub(super) use in_place::add_to;
 pub(super) use linear::{Blocks, Linear, Tuning};
 pub(super) use norm::{LayerNorm, rms_norm};
 pub use rotary::Rotary;
 pub(super) use scope::Scope;
-
-/// Whether a derivative may be asked for through one of these.
-pub(super) fn learns(operands: &[&Tensor]) -> bool {
-    operands.iter().any(|operand| operand.track_op())
-}

@@ -2,7 +2,8 @@
 
 use candle_core::{D, Result as TensorResult, Tensor};
 
-use super::{Scope, learns};
+use super::graph::learns;
+use super::scope::Scope;
 use crate::models::Error;
 
 /// Layer norm, biased variance.

@@ -4,7 +4,8 @@
 
 use candle_core::{D, Tensor};
 
-use super::{heads_apart, learns};
+use super::attention::heads_apart;
+use super::graph::learns;
 use crate::models::{Error, Placement};
 
 /// The tables of turns.
