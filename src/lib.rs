@@ -38,4 +38,5 @@ pub mod scenes;
 pub mod serve;
 pub mod store;
 pub mod text;
+pub mod train;
 pub mod types;

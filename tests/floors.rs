@@ -14,7 +14,7 @@ const FLOORS: &[&[&str]] = &[
     &["types", "metrics"],
     &["media", "text", "scenes", "kernels", "blend"],
     &["models", "index", "store"],
-    &["cache", "batch"],
+    &["cache", "batch", "train"],
     &["flow"],
     &["serve"],
     &["main", "cli", "app", "config", "telemetry"],

@@ -13,6 +13,7 @@ mod checkpoint;
 #[cfg(feature = "cuda")]
 mod cuda;
 mod gradients;
+mod illama;
 mod imagebind;
 mod llama;
 mod media;
