@@ -470,13 +470,18 @@ mod tests {
 
     #[test]
     fn a_run_that_was_stopped_goes_on_bit_for_bit() {
+        let go = |optimiser: &mut AdamW, steps: std::ops::Range<u64>| {
+            for step in steps {
+                optimiser.apply(&gradients(step), 1e-2, 0.1).unwrap();
+            }
+        };
         let settings = Settings { max_norm: Some(2.0), ..Settings::illama() };
         let (whole, stopped) = (variables(2), variables(2));
         let mut optimiser = AdamW::new(&whole, settings.clone()).unwrap();
-        (0..10).for_each(|step| drop(optimiser.apply(&gradients(step), 1e-2, 0.1).unwrap()));
+        go(&mut optimiser, 0..10);
 
         let mut before = AdamW::new(&stopped, settings.clone()).unwrap();
-        (0..5).for_each(|step| drop(before.apply(&gradients(step), 1e-2, 0.1).unwrap()));
+        go(&mut before, 0..5);
         let kept = before.state().clone();
         let copies = stopped.iter().map(|(name, variable)| {
             let copy = tensor(floats(variable).unwrap(), variable.dims());
@@ -485,7 +490,7 @@ mod tests {
         let copies: BTreeMap<_, _> = copies.collect();
         let mut after = AdamW::new(&copies, settings).unwrap();
         after.restore(kept).unwrap();
-        (5..10).for_each(|step| drop(after.apply(&gradients(step), 1e-2, 0.1).unwrap()));
+        go(&mut after, 5..10);
         assert_eq!(bits(&copies), bits(&whole));
         assert_eq!(after.state(), optimiser.state());
     }

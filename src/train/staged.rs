@@ -143,9 +143,11 @@ pub fn drop_path_rates(rate: f64, depth: usize) -> Result<Vec<f32>, Error> {
     let rate = check_drop(rate)? as f32;
     let last = depth.saturating_sub(1);
     let step = rate / last.max(1) as f32;
-    // The second half is counted down from the end, so that the last is the rate to the bit.
-    let of_block =
-        |i| if i < depth / 2 || last == 0 { step * i as f32 } else { rate - step * (last - i) as f32 };
+    // The second half is counted down from the end, and product and sum are rounded together: the program's last bits.
+    let of_block = |i| match i < depth / 2 || last == 0 {
+        true => step * i as f32,
+        false => (-step).mul_add((last - i) as f32, rate),
+    };
     Ok((0..depth).map(of_block).collect())
 }
 

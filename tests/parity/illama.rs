@@ -41,7 +41,8 @@ fn span(row: &Value, iterations: &str) -> Span {
     Span::new(whole(&row["epochs"]), whole(&row[iterations])).unwrap()
 }
 
-/// The last bits of a cosine are the mathematical library's.
+/// The last bits of a cosine are the mathematical library's, and the last one of a number in a file is its reader's: read exactly,
+/// all rates without a cosine are equal.
 fn near(received: f64, expected: f64) -> bool {
     (received - expected).abs() <= 1e-12 * expected.abs()
 }
@@ -53,8 +54,11 @@ fn masks_and_drop_rates_end_or_begin_where_they_do_in_the_program() {
         let mut tally = Tally::new(short(&root));
         let mut compare = |name: String, values: StagedValues, row: &Value| {
             let expected = numbers(&row["values"]);
-            let received: Vec<f64> = (0..expected.len()).map(|i| values.at(i)).collect();
-            tally.equal(&name, &received, &expected);
+            for (i, &expected) in expected.iter().enumerate() {
+                let received = values.at(i);
+                let otherwise = || format!("iteration {i}: expected {expected}, received {received}");
+                tally.check(&name, near(received, expected), otherwise);
+            }
         };
         for (i, row) in rows(&file, "small").iter().enumerate() {
             let recipe = staged(row, number(&row["soft_mask_rate"]));
@@ -91,7 +95,9 @@ fn masks_of_the_published_recipes() {
                 .zip(of("mean_of_epoch"));
             for (epoch, ((first, last), mean)) in told.enumerate() {
                 let own: Vec<f64> = (epoch * n..(epoch + 1) * n).map(|i| values.at(i)).collect();
-                assert_eq!((own[0], own[n - 1]), (first, last), "{}, epoch {epoch}", row["recipe"]);
+                for (own, told) in [(own[0], first), (own[n - 1], last)] {
+                    assert!(near(own, told), "{}, epoch {epoch}: {own}, not {told}", row["recipe"]);
+                }
                 let own = own.iter().sum::<f64>() / n as f64;
                 assert!(near(own, mean), "{}, epoch {epoch}: {own}, not {mean}", row["recipe"]);
                 compared += 1;
@@ -105,7 +111,7 @@ fn masks_of_the_published_recipes() {
 #[test]
 fn learning_rates_and_decays_of_every_iteration() {
     for root in parts("illama/schedules.json") {
-        let (mut exact, mut compared) = (0, 0);
+        let mut compared = 0;
         for (i, row) in rows(&json(&root), "cosine").iter().enumerate() {
             let warmup_epochs = row.get("warmup_epochs").map_or(0.0, number);
             let (from, to) = (number(&row["base_value"]), Some(number(&row["final_value"])));
@@ -113,7 +119,6 @@ fn learning_rates_and_decays_of_every_iteration() {
             let values = Cosine { from, to, warmup_epochs, counted: Counted::Iterations }.over(span).unwrap();
             let mut compare = |at: String, received: f64, expected: f64| {
                 assert!(near(received, expected), "cosine {i}, {at}: {received}, not {expected}");
-                exact += usize::from(received == expected);
                 compared += 1;
             };
             for (i, &expected) in row.get("values").map(numbers).unwrap_or_default().iter().enumerate() {
@@ -134,7 +139,7 @@ fn learning_rates_and_decays_of_every_iteration() {
                 compare(format!("mean of epoch {epoch}"), own, number(mean));
             }
         }
-        say(&format!("{}: {exact} of {compared} values of cosines are equal to the bit", short(&root)));
+        say(&format!("{}: {compared} values of cosines", short(&root)));
         assert!(compared > 0);
     }
 }
@@ -188,7 +193,7 @@ fn the_steps_of_a_run_have_the_rates_that_were_recorded() {
             let i = whole(&step["it"]);
             assert!(near(rate.at(i), number(&step["lr"])), "{}: {step}", short(&path));
             assert!(near(decay.at(i), number(&step["weight_decay"])), "{}: {step}", short(&path));
-            assert_eq!(mask.at(i), number(&step["soft_mask_rate"]), "{}: {step}", short(&path));
+            assert!(near(mask.at(i), number(&step["soft_mask_rate"])), "{}: {step}", short(&path));
         }
     }
 }
