@@ -13,6 +13,7 @@
 //! 5 edge     serve          gRPC and nothing else
 //! 4 flows    flow           embed · search · enhance · upsert, each one readable function
 //! 3 joins    cache          index + store: generations, changes, the single writer
+//!            train          what learning is made of, but for the networks
 //! 2 parts    models · index · store
 //! 1 pure     media · text · scenes · kernels · blend
 //! 0 ground   types · metrics

@@ -14,6 +14,7 @@
 //! input is one thread's work ([`encoder`]): a large batch is slower per input, because softmax and norms are not
 //! blocked. With the feature `cuda` a whole batch goes to the card, in bf16 or f32.
 
+pub mod adamw;
 #[cfg(feature = "cuda")]
 mod cuda;
 pub mod device;

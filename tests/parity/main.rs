@@ -15,6 +15,7 @@ mod cuda;
 mod gradients;
 mod illama;
 mod illama_preprocess;
+mod illama_steps;
 mod imagebind;
 mod llama;
 mod media;
