@@ -90,7 +90,7 @@ fn main() {
         ours(&snapshot, asked, "default", &default);
         for target in TARGETS {
             let kind = QueryKind::new(asked.kind).unwrap();
-            let params = snapshot.params_for(TargetRecall::new(target).unwrap(), Some(&kind)).unwrap();
+            let params = snapshot.params_for(TargetRecall::new(target).unwrap(), Some(&kind), TOP_K).unwrap();
             ours(&snapshot, asked, &format!("target {target}"), &params);
         }
         for ef_search in [16, 32, 64, 128, 256] {

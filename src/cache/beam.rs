@@ -21,12 +21,12 @@
 //! without a margin: margins of one kind say nothing of another. It is never narrower than the default beam: of spoken scenes, a kind
 //! that was not measured, a beam that was enough for pictures and made queries found 0.6 where 0.95 was asked for (`benches/nano.rs`).
 //!
-//! The promise is of the ten nearest and of queries as those that were measured. For more hits at the same target, ask for
-//! a higher one.
+//! The promise is of the ten nearest, or of the hundred where more hits are wanted ([`of_many`]), and of queries as those that were
+//! measured.
 
 use std::borrow::Cow;
 
-use super::calibrate::{ENOUGH, RECALL_K};
+use super::calibrate::{ENOUGH, MANY, RECALL_K};
 use super::{Error, Snapshot};
 use crate::index::{SearchParams, TargetRecall};
 use crate::store::{GenerationRecord, Measured, RecallCurve, RecallPoint};
@@ -54,12 +54,21 @@ enum Way {
 impl Snapshot {
     /// How to search for a recall, as calibrated when the generation was built.
     ///
-    /// * `kind`: of the query; without it, or when it was not calibrated, what suffices for every kind that was.
+    /// * `kind`: of the query; without it, or when it was not calibrated, what suffices for every kind that was. `top_k`: hits that
+    ///   are wanted: of more than ten, the recall is that of a hundred.
     ///
     /// # Errors
     /// [`Error::NotCalibrated`] for a generation whose recall was never measured.
-    pub fn params_for(&self, target: TargetRecall, kind: Option<&QueryKind>) -> Result<SearchParams, Error> {
-        let measured = kinds(self.generation_record());
+    pub fn params_for(
+        &self,
+        target: TargetRecall,
+        kind: Option<&QueryKind>,
+        top_k: usize,
+    ) -> Result<SearchParams, Error> {
+        let mut measured = kinds(self.generation_record());
+        if top_k > RECALL_K {
+            measured = measured.into_iter().map(|(kind, measured)| (kind, of_many(measured))).collect();
+        }
         let measured: Vec<(&str, &Measured)> =
             measured.iter().map(|(kind, measured)| (kind.as_str(), measured.as_ref())).collect();
         match way(&measured, target, kind, self.row_price()) {
@@ -78,6 +87,24 @@ impl Snapshot {
     }
 }
 
+/// What was measured of a hundred hits, as if of ten: beams without margins, that score as many again. What was measured before
+/// more than ten were looked at is taken as it is.
+fn of_many(measured: Cow<'_, Measured>) -> Cow<'_, Measured> {
+    let of_way = |points: &Vec<RecallPoint>| -> Vec<RecallPoint> {
+        let of_point = |point: &RecallPoint| {
+            let (recall, rescore) = (point.recall_100?, point.rescore.max(MANY));
+            Some(RecallPoint { recall, rescore, ..*point })
+        };
+        points.iter().filter_map(of_point).collect()
+    };
+    let ways: Vec<Vec<RecallPoint>> =
+        measured.ways.iter().map(of_way).filter(|points| !points.is_empty()).collect();
+    match ways.is_empty() {
+        true => measured,
+        false => Cow::Owned(Measured { queries: measured.queries, ways }),
+    }
+}
+
 /// What was measured, by kind. The rows' own stand for images, unless a sample of real queries was named so.
 fn kinds(record: &GenerationRecord) -> Vec<(String, Cow<'_, Measured>)> {
     let own = record.measured.iter().map(|(kind, measured)| (kind.clone(), Cow::Borrowed(measured)));
@@ -92,6 +119,7 @@ fn kinds(record: &GenerationRecord) -> Vec<(String, Cow<'_, Measured>)> {
             margin: None,
             scan: false,
             recall,
+            recall_100: None,
             scored: ef_search as f64,
         };
         Cow::Owned(Measured { queries: UNCOUNTED, ways: vec![curve.iter().map(point).collect()] })
@@ -175,6 +203,7 @@ fn wider(one: Way, other: Way) -> Way {
             margin: None,
             scan: one.scan || other.scan,
             recall: one.recall.min(other.recall),
+            recall_100: None,
             scored: one.scored.max(other.scored),
         }),
         _ => Way::Scan,
@@ -215,6 +244,7 @@ fn reach(points: &[RecallPoint], needed: f64, missed: f64) -> Option<RecallPoint
         margin,
         scan: false,
         recall: needed,
+        recall_100: None,
         scored: between(narrow.scored, wide.scored),
     })
 }
@@ -239,6 +269,7 @@ mod tests {
             margin: None,
             scan: false,
             recall,
+            recall_100: None,
             scored: 10.0 * ef_search as f64,
         }
     }
@@ -259,11 +290,11 @@ mod tests {
         })
     }
 
-    const MANY: usize = 1_000_000;
+    const MANY_QUERIES: usize = 1_000_000;
 
     #[test]
     fn between_two_points_the_line_is_straight_in_logarithms() {
-        let text = of(MANY, &[(16, 0.8), (64, 0.95), (256, 0.9875)]);
+        let text = of(MANY_QUERIES, &[(16, 0.8), (64, 0.95), (256, 0.9875)]);
         for (recall, expected) in [
             (0.5, 16),
             (0.8, 16),
@@ -283,9 +314,11 @@ mod tests {
     fn between_a_beam_and_a_scan_there_is_nothing() {
         let scan = |ef_search, recall| RecallPoint { scan: true, ..point(ef_search, recall) };
         // Of 6000 rows, 96 is a beam and 128 a scan; 110 would be a beam that finds 0.9.
-        let text =
-            Measured { queries: MANY, ways: vec![vec![point(96, 0.9), scan(128, 0.998), scan(192, 1.0)]] };
-        let image = of(MANY, &[(16, 0.999)]);
+        let text = Measured {
+            queries: MANY_QUERIES,
+            ways: vec![vec![point(96, 0.9), scan(128, 0.998), scan(192, 1.0)]],
+        };
+        let image = of(MANY_QUERIES, &[(16, 0.999)]);
         let find = |wished, of: &str| {
             way(&[("image", &image), ("text", &text)], target(wished), kind(of).as_ref(), 1.0).unwrap()
         };
@@ -296,6 +329,34 @@ mod tests {
             let Way::Beam(unknown) = find(wished, "audio") else { panic!("no way to {wished}") };
             assert!(unknown.scan, "{wished}: what one kind needs a scan for, an unknown one does");
         }
+    }
+
+    #[test]
+    fn more_hits_go_by_what_was_measured_of_a_hundred() {
+        let hundred = |ef_search, recall, recall_100| RecallPoint {
+            recall_100: Some(recall_100),
+            ..point(ef_search, recall)
+        };
+        let margin = RecallPoint { margin: Some(0.1), ..point(64, 0.999) };
+        let text = Measured {
+            queries: MANY_QUERIES,
+            ways: vec![
+                vec![point(64, 0.95), hundred(128, 0.99, 0.8), hundred(256, 0.999, 0.95)],
+                vec![margin],
+            ],
+        };
+        let many = of_many(Cow::Borrowed(&text));
+        let find = |wished| {
+            let measured: [(&str, &Measured); 1] = [("text", &many)];
+            way(&measured, target(wished), kind("text").as_ref(), 1.0)
+        };
+        let Some(Way::Beam(found)) = find(0.95) else { panic!("no beam") };
+        assert_eq!((found.ef_search, found.rescore, found.margin), (256, MANY, None));
+        assert_eq!(width(find(0.8)), Some(128));
+        assert_eq!(find(0.99), Some(Way::Scan), "no beam has found as many of a hundred");
+        // What knows of ten alone says what it knows.
+        let old = of(MANY_QUERIES, &[(64, 0.95)]);
+        assert_eq!(*of_many(Cow::Borrowed(&old)), old);
     }
 
     #[test]
@@ -332,7 +393,7 @@ mod tests {
 
     #[test]
     fn what_is_not_known_gets_the_safe_beam() {
-        let (image, text) = (of(MANY, &[(16, 0.99)]), of(MANY, &[(16, 0.8), (64, 0.95)]));
+        let (image, text) = (of(MANY_QUERIES, &[(16, 0.99)]), of(MANY_QUERIES, &[(16, 0.8), (64, 0.95)]));
         let all = [("image", &image), ("text", &text)];
         let find = |measured: &[(&str, &Measured)], kind: Option<QueryKind>, wished: f64| {
             width(way(measured, target(wished), kind.as_ref(), 1.0))
@@ -368,10 +429,10 @@ mod tests {
         let margin =
             |ef_search, margin, recall| RecallPoint { margin: Some(margin), ..point(ef_search, recall) };
         let text = Measured {
-            queries: MANY,
+            queries: MANY_QUERIES,
             ways: vec![curve(&[(64, 0.97), (128, 0.99)]), vec![margin(64, 0.02, 0.99)]],
         };
-        let audio = of(MANY, &[(64, 0.985), (96, 0.992)]);
+        let audio = of(MANY_QUERIES, &[(64, 0.985), (96, 0.992)]);
         let all = [("audio", &audio), ("text", &text)];
         let Some(Way::Beam(own)) = way(&all, target(0.99), kind("text").as_ref(), 1.0) else { panic!() };
         assert_eq!((own.ef_search, own.margin), (64, Some(0.02)));
@@ -388,7 +449,7 @@ mod tests {
             ..point(ef_search, recall)
         };
         let text = Measured {
-            queries: MANY,
+            queries: MANY_QUERIES,
             ways: vec![
                 curve(&[(64, 0.80), (512, 0.98)]),
                 vec![margin(64, 0.85, 500.0), margin(256, 0.95, 2000.0)],

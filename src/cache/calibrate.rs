@@ -38,6 +38,8 @@ use crate::types::{self, Modality, Slot};
 
 /// Neighbours that recall is counted over.
 pub const RECALL_K: usize = 10;
+/// Neighbours that it is counted over as well, for searches of more hits than [`RECALL_K`].
+pub(super) const MANY: usize = 100;
 /// Queries like the stored rows that a measurement takes: a recall of 0.99 is known to two thousandths by them.
 pub const RECALL_SAMPLE: usize = 200;
 
@@ -119,8 +121,10 @@ pub fn calibrate(
 
 /// Recall by width alone, rescoring as searches do that ask for nothing else.
 fn plain_curve(measured: &Measured) -> RecallCurve {
-    let plain = measured.ways.first().into_iter().flatten();
-    plain.map(|point| (point.ef_search, point.recall)).collect()
+    let plain = measured.ways.first().map(Vec::as_slice).unwrap_or_default();
+    // Wider beams are measured for more than ten hits.
+    let enough = plain.iter().position(|point| point.recall >= ENOUGH).map_or(plain.len(), |last| last + 1);
+    plain[..enough].iter().map(|point| (point.ef_search, point.recall)).collect()
 }
 
 /// Kinds of queries of which a wider beam finds no more although much is missed, each with the recall that it ends at: what is
@@ -138,9 +142,9 @@ pub fn flat(measured: &BTreeMap<String, Measured>) -> Vec<(String, f64)> {
     measured.iter().filter_map(ends).collect()
 }
 
-/// The true ten of every query: one pass over the rows, all queries on each block.
+/// The true hundred of every query: one pass over the rows, all queries on each block.
 fn best(rows: &impl RowAccess, queries: &[&[f32]]) -> Result<Vec<Vec<Scored>>, Error> {
-    let mut best = vec![(TopK::new(RECALL_K), Vec::new()); queries.len()];
+    let mut best = vec![(TopK::new(MANY), Vec::new()); queries.len()];
     rows.scan(&mut |first, block| {
         let each = best.par_iter_mut().zip(queries);
         each.for_each(|((best, scores), query)| offer(best, scores, query, first, block));
@@ -167,28 +171,32 @@ fn measured(
     if queries.is_empty() {
         return Ok(Measured::default());
     }
+    let mut enough = false;
     for ef_search in WIDTHS {
         let plain = SearchParams { ef_search, ..SearchParams::default() };
         let walked = walked(index, rows, queries, truths, &plain)?;
-        let best = walked.recalls.iter().copied().fold(0.0, f64::max);
+        let best = |recalls: &[f64]| recalls.iter().copied().fold(0.0, f64::max);
+        let (ten, hundred) = (best(&walked.recalls), best(&walked.hundreds));
         let margin = Some(walked.depth);
         note(&mut ways, 0, &plain, &walked);
-        // A scan has no beam to end.
+        // A scan has no beam to end, and what is wider than the ten best need is for plain beams alone.
         let ended = SearchParams { margin, ..plain };
-        if !walked.scan && ended.validate().is_ok() {
+        if !walked.scan && !enough && ended.validate().is_ok() {
             let walked = self::walked(index, rows, queries, truths, &ended)?;
             note(&mut ways, 1, &ended, &walked);
         }
-        if best >= ENOUGH {
+        enough |= ten >= ENOUGH;
+        if enough && hundred >= ENOUGH {
             break;
         }
     }
-    let (mut kept, mut best) = (Vec::new(), 0.0);
+    let (mut kept, mut best) = (Vec::new(), [0.0f64; 2]);
     for way in ways {
-        let reached = way.iter().flatten().map(|point| point.recall).fold(0.0, f64::max);
-        if kept.is_empty() || reached >= best + GAIN {
+        let most = |recall: fn(&RecallPoint) -> f64| way.iter().flatten().map(recall).fold(0.0, f64::max);
+        let reached = [most(|point| point.recall), most(|point| point.recall_100.unwrap_or(0.0))];
+        if kept.is_empty() || reached.iter().zip(best).any(|(reached, best)| *reached >= best + GAIN) {
             kept.extend(way.into_iter().filter(|points| !points.is_empty()));
-            best = reached;
+            best = [best[0].max(reached[0]), best[1].max(reached[1])];
         }
     }
     Ok(Measured { queries: queries.len(), ways: kept })
@@ -204,10 +212,11 @@ fn note(
     let SearchParams { ef_search, margin, .. } = *params;
     for (i, (&depth, &recall)) in DEPTHS.iter().zip(&walked.recalls).enumerate() {
         let rescore = depth.min(ef_search);
+        let recall_100 = (margin.is_none() && ef_search >= MANY).then_some(walked.hundreds[i]);
         // A depth that the beam does not have is the one before once more.
         if i == 0 || ef_search > DEPTHS[i - 1] {
             let Walked { scored, scan, .. } = *walked;
-            ways[i][with].push(RecallPoint { ef_search, rescore, margin, scan, recall, scored });
+            ways[i][with].push(RecallPoint { ef_search, rescore, margin, scan, recall, recall_100, scored });
         }
     }
 }
@@ -216,6 +225,8 @@ fn note(
 struct Walked {
     /// Recall by [`DEPTHS`].
     recalls: [f64; DEPTHS.len()],
+    /// Recall@100 by the same, where there are as many candidates.
+    hundreds: [f64; DEPTHS.len()],
     /// How far the candidates reach below the tenth of them, for queries of length 1, in the mean.
     depth: f32,
     /// Rows scored on codes, in the mean.
@@ -223,6 +234,9 @@ struct Walked {
     /// Whether they were no walks, but scans of all codes.
     scan: bool,
 }
+
+/// What is added up of each query: both recalls by [`DEPTHS`], and the last two of [`Walked`].
+const SUMS: usize = 2 * DEPTHS.len() + 2;
 
 /// Searches for some queries by one beam.
 fn walked(
@@ -251,26 +265,30 @@ fn walked(
         };
         let length = types::norm(query);
         let depth = if length > 0.0 { depth / length } else { 0.0 };
-        let places = |depth: usize| depth.min(params.ef_search).max(RECALL_K);
-        let mut sums = [0.0; DEPTHS.len() + 2];
         let found: Vec<Slot> = candidates.iter().map(|candidate| candidate.slot).collect();
-        for (sum, depth) in sums.iter_mut().zip(DEPTHS) {
-            *sum = exact::recall(truth, &found[..places(depth).min(found.len())]);
+        let among = |hits: usize, depth: usize| {
+            let places = depth.min(params.ef_search).max(hits).min(found.len());
+            exact::recall(&truth[..truth.len().min(hits)], &found[..places])
+        };
+        let mut sums = [0.0; SUMS];
+        for (i, depth) in DEPTHS.into_iter().enumerate() {
+            (sums[i], sums[DEPTHS.len() + i]) = (among(RECALL_K, depth), among(MANY, depth));
         }
-        sums[DEPTHS.len()] = depth;
-        sums[DEPTHS.len() + 1] = cost.scored_vectors as f64;
+        sums[SUMS - 2] = depth;
+        sums[SUMS - 1] = cost.scored_vectors as f64;
         Ok(sums)
     };
     let each = queries.par_iter().zip(truths).map_init(Searcher::default, one);
     // Added up in their order, so that the same queries give the same figure to the last digit.
     let each = each.collect::<Result<Vec<_>, index::Error>>()?;
     let add = |a: [f64; _], b: [f64; _]| std::array::from_fn(|i| a[i] + b[i]);
-    let sums = each.into_iter().fold([0.0; DEPTHS.len() + 2], add);
+    let sums = each.into_iter().fold([0.0; SUMS], add);
     let means = sums.map(|sum| sum / queries.len() as f64);
-    let mut recalls = [0.0; DEPTHS.len()];
+    let (mut recalls, mut hundreds) = ([0.0; DEPTHS.len()], [0.0; DEPTHS.len()]);
     recalls.copy_from_slice(&means[..DEPTHS.len()]);
+    hundreds.copy_from_slice(&means[DEPTHS.len()..][..DEPTHS.len()]);
     let scan = index.scan_pays(wanted);
-    Ok(Walked { recalls, depth: means[DEPTHS.len()] as f32, scored: means[DEPTHS.len() + 1], scan })
+    Ok(Walked { recalls, hundreds, depth: means[SUMS - 2] as f32, scored: means[SUMS - 1], scan })
 }
 
 /// Queries like the rows: some of them, moved.
@@ -362,26 +380,33 @@ mod tests {
         let Measured { queries: 40, ways } = &measured["text"] else { panic!("{measured:?}") };
         assert!(!measured.contains_key("none") && measured["image"].queries == 50, "{measured:?}");
         let plain: Vec<(usize, f64)> = ways[0].iter().map(|point| (point.ef_search, point.recall)).collect();
-        assert_eq!(plain, by_kind["text"]);
+        // What is wider than ten hits need is measured for a hundred.
+        let (told, wider) = plain.split_at(by_kind["text"].len());
+        assert_eq!(told, by_kind["text"]);
+        assert!(!wider.is_empty() && ways[0].last().is_some_and(|last| last.recall_100 >= Some(ENOUGH)));
         assert!(ways[1].iter().all(|point| point.margin.is_some()), "{ways:?}");
         for point in ways.iter().flatten() {
-            let &RecallPoint { ef_search, rescore, margin, scan, recall: measured, scored } = point;
+            let &RecallPoint { ef_search, rescore, margin, scan, recall, recall_100, scored } = point;
             assert_eq!(scan, index.scan_pays(ef_search));
+            assert_eq!(recall_100.is_some(), margin.is_none() && ef_search >= MANY);
             let params = SearchParams { ef_search, margin, ..SearchParams::default() };
-            let mut work = 0;
-            let mut sum = 0.0;
-            for query in &strangers {
-                let (_, (candidates, cost)) = searcher.find(&index, query, rescore, &params).unwrap();
-                work += cost.scored_vectors;
-                let score = |slots: &[u32], out: &mut Vec<f32>| {
-                    Kernels::get().score_f32(&rows[..], slots, query, out);
-                };
-                let (best, _) = exact::rescore(&candidates, RECALL_K, None, f32::INFINITY, score);
-                let slots = |scored: Vec<Scored>| scored.into_iter().map(|s| s.slot).collect::<Vec<_>>();
-                sum += exact::recall(&slots(exact::search(&rows, query, RECALL_K)), &slots(best));
+            for (hits, measured) in [(RECALL_K, Some(recall)), (MANY, recall_100)] {
+                let Some(measured) = measured else { continue };
+                let (mut work, mut sum) = (0, 0.0);
+                for query in &strangers {
+                    let (_, (candidates, cost)) =
+                        searcher.find(&index, query, rescore.max(hits), &params).unwrap();
+                    work += cost.scored_vectors;
+                    let score = |slots: &[u32], out: &mut Vec<f32>| {
+                        Kernels::get().score_f32(&rows[..], slots, query, out);
+                    };
+                    let (best, _) = exact::rescore(&candidates, hits, None, f32::INFINITY, score);
+                    let slots = |scored: Vec<Scored>| scored.into_iter().map(|s| s.slot).collect::<Vec<_>>();
+                    sum += exact::recall(&slots(exact::search(&rows, query, hits)), &slots(best));
+                }
+                assert!((measured - sum / 40.0).abs() < 1e-12, "{params:?}: {measured} and {}", sum / 40.0);
+                assert!((scored - work as f64 / 40.0).abs() < 1e-9, "{params:?}");
             }
-            assert!((measured - sum / 40.0).abs() < 1e-12, "{params:?}: {measured} and {}", sum / 40.0);
-            assert!((scored - work as f64 / 40.0).abs() < 1e-9, "{params:?}");
         }
     }
 

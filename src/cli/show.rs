@@ -244,7 +244,7 @@ pub fn described(reply: &proto::DescribeResponse, json: bool) -> anyhow::Result<
         let point = |r: &proto::Recall| json!({ "ef_search": r.ef_search, "recall_at_10": r.recall_at_10 });
         points.iter().map(point).collect()
     };
-    let way = |w: &proto::RecallWay| json!({ "ef_search": w.ef_search, "rescore": w.rescore, "margin": w.margin, "recall_at_10": w.recall_at_10, "scored_vectors": w.scored_vectors, "scan": w.scan });
+    let way = |w: &proto::RecallWay| json!({ "ef_search": w.ef_search, "rescore": w.rescore, "margin": w.margin, "recall_at_10": w.recall_at_10, "scored_vectors": w.scored_vectors, "scan": w.scan, "recall_at_100": w.recall_at_100 });
     let ways = |c: &proto::RecallCurve| c.ways.iter().map(way).collect::<Vec<_>>();
     let curve = |c: &proto::RecallCurve| json!({ "kind": c.kind, "queries": c.queries, "points": points(&c.points), "ways": ways(c), "nearest": c.nearest });
     let live = |l: &proto::LiveRecall| {

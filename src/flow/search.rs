@@ -128,7 +128,7 @@ impl Way<'_> {
     /// # Errors
     /// [`crate::cache::Error::NotCalibrated`].
     pub(super) fn check(&self) -> Result<(), Error> {
-        self.params(self.aim.kind.as_ref()).map(drop)
+        self.params(self.aim.kind.as_ref(), 1).map(drop)
     }
 
     /// What each query is: as the request says, else what its media are, when they are all of one modality.
@@ -187,7 +187,7 @@ impl Way<'_> {
     ) -> Vec<Result<Told<T>, Error>> {
         let good = || queries.iter().filter_map(|query| query.as_ref().ok());
         let alike = good().map(|asked| &asked.kind).collect::<std::collections::HashSet<_>>().len() == 1;
-        let params = good().next().map(|asked| self.params(asked.kind.as_ref()));
+        let params = good().next().map(|asked| self.params(asked.kind.as_ref(), top_k));
         let Some(Ok(params)) = params.filter(|_| alike && self.filtered.is_none()) else {
             let one = |asked: Result<Asked<T>, Error>| {
                 let asked = asked?;
@@ -215,7 +215,7 @@ impl Way<'_> {
 
     /// The hits of one query.
     fn find_one<T>(&self, asked: &Asked<T>, top_k: usize) -> Result<Answer, Error> {
-        let params = SearchParams { deadline: self.deadline, ..self.params(asked.kind.as_ref())? };
+        let params = SearchParams { deadline: self.deadline, ..self.params(asked.kind.as_ref(), top_k)? };
         let start = Instant::now();
         let found = self.app.with_searcher(|searcher| match self.filtered {
             None => self.snapshot.search(searcher, &asked.query, top_k, &params),
@@ -244,9 +244,9 @@ impl Way<'_> {
         Ok(Answer { found, params, took })
     }
 
-    fn params(&self, kind: Option<&QueryKind>) -> Result<SearchParams, Error> {
+    fn params(&self, kind: Option<&QueryKind>, top_k: usize) -> Result<SearchParams, Error> {
         Ok(match self.aim.target {
-            Some(target) => self.snapshot.params_for(target, kind)?,
+            Some(target) => self.snapshot.params_for(target, kind, top_k)?,
             None => self.search,
         })
     }

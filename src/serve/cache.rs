@@ -203,14 +203,16 @@ fn load(app: &App, request: &proto::EnhanceRequest) -> Load {
             _ => true,
         });
     let Ok(snapshot) = app.cache(&request.cache).map(|cache| cache.snapshot()) else { return Load::Heavy };
+    let blend = convert::blend_params(app, request.blend);
+    let top_k = blend.as_ref().map_or(0, |blend| blend.top_k);
     let params = |aim: flow::Aim| match aim.target {
-        Some(target) => Ok(snapshot.params_for(target, aim.kind.as_ref())?),
+        Some(target) => Ok(snapshot.params_for(target, aim.kind.as_ref(), top_k)?),
         None => convert::search_params(app, request.search.as_ref()),
     };
     let narrow = convert::aim(app, request.search.as_ref())
         .and_then(params)
         .is_ok_and(|search| !search.exact && search.ef_search.max(snapshot.rescore(&search)) <= LIGHT_EF)
-        && convert::blend_params(app, request.blend).is_ok_and(|blend| blend.top_k <= LIGHT_EF);
+        && blend.is_ok_and(|blend| blend.top_k <= LIGHT_EF);
     let in_memory = snapshot.rows_in_memory() && snapshot.delta().rows <= LIGHT_DELTA;
     let all = request.filter.is_none();
     if few && narrow && all && !request.return_neighbors && in_memory { Load::Light } else { Load::Heavy }

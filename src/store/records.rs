@@ -128,6 +128,9 @@ pub struct RecallPoint {
     pub scan: bool,
     /// Recall@10 against exact.
     pub recall: f64,
+    /// Recall@100, where the beam is as wide; none with a margin, which is made for the ten best.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recall_100: Option<f64>,
     /// Rows scored on codes, in the mean.
     pub scored: f64,
 }

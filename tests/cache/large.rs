@@ -130,7 +130,7 @@ fn times(query: &[f32], factor: f32) -> Vec<f32> {
 
 fn target(snapshot: &Snapshot, wished: f64, kind: &str) -> SearchParams {
     let kind = QueryKind::new(kind).unwrap();
-    snapshot.params_for(TargetRecall::new(wished).unwrap(), Some(&kind)).unwrap()
+    snapshot.params_for(TargetRecall::new(wished).unwrap(), Some(&kind), 10).unwrap()
 }
 
 /// Without changes, and with some, in 4 and in 8 bits.

@@ -207,6 +207,7 @@ async fn a_margin_that_reaches_a_target_with_less_is_taken_and_described() {
         margin: None,
         scan: false,
         recall,
+        recall_100: None,
         scored: 8.0 * ef_search as f64,
     };
     let ended = RecallPoint { margin: Some(0.03), scored: 400.0, ..plain((64, 0.9875)) };
@@ -234,6 +235,7 @@ async fn a_margin_that_reaches_a_target_with_less_is_taken_and_described() {
         recall_at_10: 0.9875,
         scored_vectors: 400.0,
         scan: false,
+        recall_at_100: None,
     };
     assert_eq!((texts.kind.as_str(), texts.ways.last()), ("text", Some(&expected)));
     server.stop().await;

@@ -148,7 +148,7 @@ fn settings(
     };
     let mut settings: Vec<_> = widths.iter().map(of_width).collect();
     for &target in &args.target_recall {
-        settings.push((Some(target), snapshot.params_for(target, args.query_kind.as_ref())?));
+        settings.push((Some(target), snapshot.params_for(target, args.query_kind.as_ref(), args.top_k)?));
     }
     Ok(settings)
 }

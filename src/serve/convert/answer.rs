@@ -79,6 +79,7 @@ pub(in crate::serve) fn recall_curves(generation: &GenerationRecord) -> Vec<prot
                 recall_at_10: point.recall,
                 scored_vectors: point.scored,
                 scan: point.scan,
+                recall_at_100: point.recall_100,
             });
         proto::RecallCurve {
             kind: kind.into(),
