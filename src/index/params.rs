@@ -242,7 +242,7 @@ impl Default for SearchParams {
     }
 }
 
-/// A recall@10 to be reached, in place of the width of a beam.
+/// A recall@10 to be reached, or of more than ten hits a recall@100, in place of the width of a beam.
 #[derive(Debug, Clone, Copy, PartialEq, PartialOrd, Serialize, Deserialize)]
 #[serde(try_from = "f64", into = "f64")]
 pub struct TargetRecall(f64);

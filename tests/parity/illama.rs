@@ -5,13 +5,13 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
-use viscache::models::illama::{Config, Illama, Size, thinned};
+use viscache::models::illama::{Config, Illama, Looked, Size, thinned};
 use viscache::models::weights::Weights;
 use viscache::models::{DeviceKind, Placement};
 use viscache::types::WeightDtype;
 
 use crate::common::{Limit, Tally, Tensors, json, parts, read, say, short};
-use crate::decoder::{LAYERS, floats, limit, tensor};
+use crate::decoder::{LAYERS, floats, limit, tensor, width};
 
 /// Folders of small models.
 fn folders() -> Vec<PathBuf> {
@@ -24,6 +24,14 @@ fn folders() -> Vec<PathBuf> {
 
 fn config_of(folder: &Path) -> Config {
     Config::from_json(&String::from_utf8(read(&folder.join("config.json"))).unwrap()).unwrap()
+}
+
+/// Both results against a file's.
+fn compare(tally: &mut Tally, golden: &Tensors, looked: &Looked) {
+    for (name, own) in [("features", &looked.features), ("logits", &looked.logits)] {
+        let expected = golden.get(name).floats();
+        tally.floats(name, &floats(own), expected, width(golden.get(name)), limit(expected, LAYERS));
+    }
 }
 
 /// The rate that a file's name says.
@@ -71,26 +79,9 @@ fn every_rate_of_the_mask() {
                     })
                     .unwrap();
                 assert!(compared >= config.depth, "{compared}");
-                for (name, own) in [("features", &looked.features), ("logits", &looked.logits)] {
-                    let expected = golden.get(name);
-                    tally.floats(
-                        name,
-                        &floats(own),
-                        expected.floats(),
-                        expected.shape[1],
-                        limit(expected.floats(), LAYERS),
-                    );
-                }
+                compare(&mut tally, &golden, &looked);
                 // Without onlookers the last block is made for the class token alone.
-                let short = model.forward(&pictures, *rate).unwrap();
-                let expected = golden.get("logits");
-                tally.floats(
-                    "alone",
-                    &floats(&short.logits),
-                    expected.floats(),
-                    expected.shape[1],
-                    limit(expected.floats(), LAYERS),
-                );
+                compare(&mut tally, &golden, &model.forward(&pictures, *rate).unwrap());
                 tally.finish();
             }
         }
@@ -107,16 +98,7 @@ fn another_size_of_pictures() {
         let model = Illama::load(&weights, &config, &Placement::cpu()).unwrap();
         let looked = model.forward(&pictures, 0.0).unwrap();
         let mut tally = Tally::new(format!("{}/second_resolution", short(&folder)));
-        for (name, own) in [("features", &looked.features), ("logits", &looked.logits)] {
-            let expected = golden.get(name);
-            tally.floats(
-                name,
-                &floats(own),
-                expected.floats(),
-                expected.shape[1],
-                limit(expected.floats(), LAYERS),
-            );
-        }
+        compare(&mut tally, &golden, &looked);
         tally.finish();
     }
 }
