@@ -6,14 +6,15 @@ use super::Error;
 use super::apart::{APART, apart, of_other_modalities};
 use super::calibrate::{RECALL_SAMPLE, near_rows};
 use super::choose::{self, choose};
-use super::publish::{Blobs, write_blobs};
+use super::publish::write_blobs;
 use super::queries::{Queries, QuerySample};
 use super::rows::check_row;
 use super::scan::RowAccess;
 use super::tags;
 use crate::index::{self, AlignedBytes, BuildParams, CodeKind, Codec, Coded, Parts, Reach, Rows as _};
 use crate::store::{
-    CacheId, CacheRecord, Choice, GenerationRecord, ItemRecord, Moment, QuerySource, Recalls, Store,
+    BlobWriter, CacheId, CacheRecord, Choice, GenerationRecord, ItemRecord, Moment, QuerySource, Recalls,
+    Store,
 };
 use crate::types::{ItemId, Modality, Slot};
 
@@ -259,10 +260,10 @@ pub(super) fn write_generation(
     cache: CacheId,
     built: &Built,
 ) -> Result<GenerationRecord, Error> {
-    let blobs = Blobs { tags: &built.tags, queries: &built.queries };
-    let written = write_blobs(store, cache, &blobs, |sink| {
-        Ok(std::io::Write::write_all(sink, built.index.as_slice()).map_err(index::Error::Write)?)
-    })?;
+    fn all<'a>(bytes: &'a [u8]) -> impl FnOnce(&mut BlobWriter<'_>) -> Result<(), Error> + 'a {
+        |sink| Ok(std::io::Write::write_all(sink, bytes).map_err(index::Error::Write)?)
+    }
+    let written = write_blobs(store, cache, &built.tags, all(built.index.as_slice()), all(&built.queries))?;
     let Recalls { rows: recall, by_kind: recall_by, measured, nearest } = built.recall.clone();
     Ok(GenerationRecord {
         generation: written.generation,

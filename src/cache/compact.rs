@@ -39,6 +39,8 @@ use crate::types::Generation;
 #[cfg(doc)]
 use super::LoadOptions;
 
+/// Steps that a generation stands back which is in time ([`behind`]).
+const BEHIND: u64 = 15;
 /// Batches after which another cache has its turn.
 const TURN: usize = 64;
 
@@ -397,7 +399,9 @@ impl Cache {
     fn compact_now(&self, _: &Underway, options: &CompactOptions) -> Result<Compacted, Error> {
         self.compacted(|| {
             if self.builds_in(options) {
-                match self.write_shown(options.threads()) {
+                let now = self.snapshot();
+                let behind = behind(now.logged(), options.due(now.live()) as u64);
+                match self.write_shown(options.threads(), behind) {
                     // Everything was deleted meanwhile: the empty generation is built.
                     Err(Error::Index(index::Error::Empty)) => {}
                     written => return written,
@@ -515,6 +519,14 @@ impl Cache {
     }
 }
 
+/// Steps that a generation stands back. While others use all cores it gets a thirtieth of one, and the log grows meanwhile: the
+/// longer it has become, the less the next one stands back.
+///
+/// * `logged`: changes since the last generation. `due`: those from which on there is to be one.
+fn behind(logged: u64, due: u64) -> i32 {
+    (BEHIND / (logged / due.max(1)).max(1)) as i32
+}
+
 /// Whether what waits to be built in takes half of the memory that the index leaves.
 fn crowded(now: &Snapshot, room: u64) -> bool {
     let delta = now.delta();
@@ -527,4 +539,16 @@ fn build_bytes(record: &CacheRecord, params: &BuildParams) -> u64 {
     let (dim, m) = (record.dim as u64, params.m as u64);
     let graph = 1600 + 80 * m;
     record.items * (dim * 3 / 2 + graph + 3 * (params.code_bytes(record.dim) + 12 * m))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_generation_that_is_late_stands_back_less() {
+        let steps =
+            [(0, 100), (100, 100), (199, 100), (200, 100), (500, 100), (1500, 100), (1600, 100), (7, 0)];
+        assert_eq!(steps.map(|(logged, due)| behind(logged, due)), [15, 15, 15, 7, 3, 1, 0, 2]);
+    }
 }

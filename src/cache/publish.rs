@@ -12,16 +12,9 @@
 
 use super::Error;
 use super::generation::find_generation;
-use crate::index;
+use crate::index::Error as IndexError;
 use crate::store::{Access, BlobKind, BlobWriter, CacheId, CacheRecord, GenerationRecord, Store};
 use crate::types::{CacheName, Generation};
-
-/// What is stored of a generation beside its record and its index.
-pub(super) struct Blobs<'a> {
-    pub(super) tags: &'a [u8],
-    /// Empty where there is no sample.
-    pub(super) queries: &'a [u8],
-}
 
 /// A generation that is written and does not count yet.
 pub(super) struct Written {
@@ -34,15 +27,16 @@ pub(super) struct Written {
 
 /// Writes the blobs of the next generation. They count once [`flip`] says so.
 ///
-/// * `index`: writes the index.
+/// * `tags`: the table of tags. `index`, `queries`: write the index, and the sample of queries or nothing where there is none.
 ///
 /// # Errors
-/// [`Error::Store`], and what `index` fails with.
+/// [`Error::Store`], and what `index` and `queries` fail with.
 pub(super) fn write_blobs(
     store: &Store,
     cache: CacheId,
-    blobs: &Blobs<'_>,
+    tags: &[u8],
     index: impl FnOnce(&mut BlobWriter<'_>) -> Result<(), Error>,
+    queries: impl FnOnce(&mut BlobWriter<'_>) -> Result<(), Error>,
 ) -> Result<Written, Error> {
     let newest = store.generations(cache)?.iter().map(|g| g.generation.0).max().unwrap_or(0);
     let generation = Generation(newest + 1);
@@ -55,13 +49,12 @@ pub(super) fn write_blobs(
     let mut blob = store.write_blob(cache, generation, BlobKind::Index);
     index(&mut blob)?;
     let index_bytes = blob.finish()?;
-    let whole = |kind, bytes: &[u8]| {
-        let mut blob = store.write_blob(cache, generation, kind);
-        std::io::Write::write_all(&mut blob, bytes).map_err(index::Error::Write)?;
-        Ok::<_, Error>(blob.finish()?)
-    };
-    let tags_bytes = Some(whole(BlobKind::Tags, blobs.tags)?);
-    let queries_bytes = Some(whole(BlobKind::Queries, blobs.queries)?).filter(|&len| len > 0);
+    let mut blob = store.write_blob(cache, generation, BlobKind::Tags);
+    std::io::Write::write_all(&mut blob, tags).map_err(IndexError::Write)?;
+    let tags_bytes = Some(blob.finish()?);
+    let mut blob = store.write_blob(cache, generation, BlobKind::Queries);
+    queries(&mut blob)?;
+    let queries_bytes = Some(blob.finish()?).filter(|&len| len > 0);
     store.flush_blobs()?;
     Ok(Written { generation, index_bytes, tags_bytes, queries_bytes, created_ms: now_ms() })
 }

@@ -22,12 +22,12 @@ use super::delta::Delta;
 use super::generation::{Frozen, LoadOptions, Loaded, current_generation};
 use super::matching::Matching;
 use super::overlay::Overlay;
-use super::queries::QuerySample;
+use super::queries::{QuerySample, kept_queries};
 use super::rows::check_row;
 use crate::index::exact::{self, Scored, Ties, TopK};
 use crate::index::{Among, Candidate, Cost, Index, Live, Plan, ScanPrice, SearchParams, Searcher};
 use crate::kernels::Kernels;
-use crate::store::{BlobKind, CacheRecord, GenerationRecord, Store};
+use crate::store::{CacheRecord, GenerationRecord, Store};
 use crate::types::{CacheName, Embedding, Generation, Hit, ItemId, Slot};
 
 /// What a row read from the disk costs, in rows scored on codes: roughly, and less than on a disk that is slow.
@@ -164,12 +164,8 @@ impl Snapshot {
     /// # Errors
     /// [`crate::store::Error::Damaged`].
     pub(super) fn queries(&self) -> Result<QuerySample, Error> {
-        let (frozen, generation) = (&self.frozen, &self.frozen.generation);
-        let Some(len) = generation.queries_bytes else { return Ok(QuerySample::default()) };
-        let mut bytes = crate::index::AlignedBytes::zeroed(usize::try_from(len).unwrap_or(usize::MAX))?;
-        let number = generation.generation;
-        frozen.store.read_blob(frozen.record.id, number, BlobKind::Queries, bytes.as_mut_slice())?;
-        Ok(QuerySample::decode(bytes.as_slice(), frozen.record.dim)?)
+        let kept = kept_queries(self.store(), self.record(), self.generation_record())?;
+        Ok(kept.map(|mut kept| kept.sample()).transpose()?.unwrap_or_default())
     }
 
     /// The store it came from.

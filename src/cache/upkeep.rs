@@ -16,11 +16,13 @@
 //!
 //! **A row may change while it is being built in.** Then its slot is dead from the beginning, and the newer row waits in the delta.
 
+use std::io::Write as _;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use roaring::RoaringBitmap;
+use tracing::warn;
 
 use super::apart::{APART, apart, of_other_modalities};
 use super::calibrate::{RECALL_SAMPLE, calibrate};
@@ -28,12 +30,12 @@ use super::generation::{Frozen, build_params};
 use super::mask::Mask;
 use super::overlay::Waiting;
 use super::priority::step_back;
-use super::publish::{Blobs, flip, write_blobs};
-use super::queries::{QUERY_COPIES, Queries, QuerySample};
+use super::publish::{flip, write_blobs};
+use super::queries::{Queries, kept_queries};
 use super::tags::{self, TAG_COPIES, TagTable};
 use super::{Cache, Error, RowAccess as _, Snapshot};
-use crate::index::{CHUNK, Consolidation, Editor, Places, upper_graph};
-use crate::store::{CacheRecord, GenerationRecord, ItemRecord, Recalls};
+use crate::index::{CHUNK, Consolidation, Editor, Error as IndexError, Places, upper_graph, upper_needs};
+use crate::store::{BlobWriter, CacheRecord, GenerationRecord, ItemRecord, Recalls};
 use crate::types::{Generation, ItemId, Slot};
 
 /// Rows that are built in together: fewer copies of chunks with more of them, and a longer wait until they are seen.
@@ -50,6 +52,9 @@ const RENEW_SHARE: u64 = 10;
 /// Queries that links are added for between two looks at what waits, and batches that are built in before it goes on.
 const FIX_QUERIES: usize = 256;
 const FIX_BATCHES: usize = 4;
+/// Queries that the levels above 0 are repaired by: so many, or one for so many of their rows where that is more.
+const UPPER_QUERIES: usize = 1024;
+const UPPER_SHARE: usize = 16;
 /// Rows that queries are made of, where there are none of other kinds.
 const APART_ROWS: usize = 2048;
 /// Chunks of which a batch uses free places, at most.
@@ -60,8 +65,6 @@ const MEASURED_BY: usize = 300;
 const GRACE: Duration = Duration::from_secs(2);
 /// Bytes that an item takes beside its slot until a generation is written: where it lies, and room for a few tags.
 const BESIDE: u64 = 160;
-/// Priority of what a generation takes, measuring above all: searches and the building in go before it, where threads are many.
-const BEHIND: i32 = 15;
 /// How long nothing is done while a generation is written and nothing waits.
 const PAUSE: Duration = Duration::from_millis(10);
 
@@ -100,15 +103,14 @@ fn pool(threads: usize, priority: i32) -> Result<rayon::ThreadPool, Error> {
         .num_threads(threads)
         .thread_name(|i| format!("upkeep-{i}"))
         .start_handler(move |_| step_back(priority));
-    Ok(pool.build().map_err(|source| crate::index::Error::Threads { threads, source })?)
+    Ok(pool.build().map_err(|source| IndexError::Threads { threads, source })?)
 }
 
 /// What a generation says beside its index.
 struct Measured {
     recalls: Recalls,
-    /// Its blobs.
+    /// Its blob of tags.
     tags: Vec<u8>,
-    queries: Vec<u8>,
     /// Which slots of what is shown have which tag.
     table: TagTable,
 }
@@ -277,15 +279,18 @@ impl Cache {
     /// Builds all changes of now in, writes a generation of what is shown then, and makes it the current one. Changes and searches
     /// go on meanwhile; changes are built in but for the seconds that it is written.
     ///
+    /// * `behind`: steps that what takes long, measuring above all, stands back for searches and the building in.
+    ///
     /// # Errors
     /// [`Error::CompactMemory`] when there are no places; otherwise as the parts fail.
-    pub(super) fn write_shown(&self, threads: usize) -> Result<GenerationRecord, Error> {
-        let pools = Pools { now: pool(threads, 0)?, behind: pool(threads, BEHIND)? };
+    pub(super) fn write_shown(&self, threads: usize, behind: i32) -> Result<GenerationRecord, Error> {
+        let pools = Pools { now: pool(threads, 0)?, behind: pool(threads, behind)? };
         self.with_upkeep(|upkeep| {
             let watermark = self.state()?.record.sequence;
             if watermark.saturating_sub(upkeep.renewed) > self.snapshot().live() as u64 / RENEW_SHARE {
-                self.renew(upkeep, &pools)?;
-                upkeep.renewed = watermark;
+                if self.renew(upkeep, &pools)? {
+                    upkeep.renewed = watermark;
+                }
             }
             while self.state()?.overlay.oldest().is_some_and(|since| since <= watermark)
                 || upkeep.pass.is_some()
@@ -300,7 +305,10 @@ impl Cache {
             let (record, shown, _writing) = {
                 let state = self.state()?;
                 let shown = self.snapshot();
-                (state.record.clone(), shown.clone(), self.reserve_writing(&shown)?)
+                let tags = TAG_COPIES * shown.generation_record().tags_bytes.unwrap_or(0);
+                let needed = shown.index().write_needs() + tags;
+                let (record, writing) = (state.record.clone(), self.reserve_writing(needed)?);
+                (record, shown.clone(), writing)
             };
             if !upkeep.belongs_to(&shown.frozen) {
                 return Err(self.overtaken());
@@ -351,55 +359,88 @@ impl Cache {
         })
     }
 
-    /// Mends what building in leaves worse than a build would: the levels above 0, and the links for queries of other kinds.
-    fn renew(&self, upkeep: &mut Upkeep, pools: &Pools) -> Result<(), Error> {
+    /// Mends what building in leaves worse than a build would: the levels above 0, and the links for queries of other kinds. The levels
+    /// stay as they are where there is no memory to build others; that is told, and the next generation tries again.
+    ///
+    /// * Returns whether all was mended.
+    fn renew(&self, upkeep: &mut Upkeep, pools: &Pools) -> Result<bool, Error> {
         let shown = self.snapshot();
         let dead = || Ok::<_, Error>(self.state()?.overlay.delta().masked().clone().bitmap());
-        let params = build_params(shown.record(), shown.generation_record())?;
-        let (climbers, queries) = (upkeep.editor.climbers(&dead()?), shown.queries()?.repair);
-        let dim = shown.record().dim;
-        if climbers.len() > 1 {
-            let rows = |some: std::ops::Range<usize>| {
-                let mut rows = Vec::with_capacity(some.len() * dim);
-                for &(_, slot) in &climbers[some] {
-                    // One that went meanwhile is left out in the end.
-                    rows.extend(shown.row(slot)?.unwrap_or_else(|| vec![0.0; dim]));
-                }
-                Ok::<_, Error>(rows)
-            };
-            // What is shown now is read from all the time: chunks that were copied meanwhile would stay beside their copies.
-            let graph = self.meanwhile(upkeep, false, || {
-                pools.behind.install(|| upper_graph(&params, dim, climbers.len(), &queries, rows))
-            })?;
-            upkeep.editor.set_upper(&graph, &climbers, &dead()?);
-        }
+        let climbers = upkeep.editor.climbers(&dead()?);
+        let levels = climbers.len() < 2 || self.renew_levels(upkeep, pools, &shown, &climbers)?;
+        let queries = kept_queries(&self.store, shown.record(), shown.generation_record())?;
         drop(shown);
-        for some in queries.chunks(FIX_QUERIES * dim) {
-            let dead = dead()?;
-            pools.now.install(|| upkeep.editor.fix(some, &dead))?;
+        let Some(mut queries) = queries else { return Ok(levels) };
+        let count = queries.repair_count();
+        for first in (0..count).step_by(FIX_QUERIES) {
+            let (some, dead) = (queries.repair(first..count.min(first + FIX_QUERIES))?, dead()?);
+            pools.now.install(|| upkeep.editor.fix(&some, &dead))?;
             for _ in 0..FIX_BATCHES {
                 if upkeep.step(self, BATCH / 2, true)?.moved == 0 {
                     break;
                 }
             }
         }
-        Ok(())
+        Ok(levels)
+    }
+
+    /// Builds the levels above 0 anew, if there is memory for it. Changes are built in meanwhile.
+    fn renew_levels(
+        &self,
+        upkeep: &mut Upkeep,
+        pools: &Pools,
+        shown: &Snapshot,
+        climbers: &[(ItemId, Slot)],
+    ) -> Result<bool, Error> {
+        let params = build_params(shown.record(), shown.generation_record())?;
+        let dim = shown.record().dim;
+        let most = UPPER_QUERIES.max(climbers.len() / UPPER_SHARE);
+        let needed = upper_needs(&params, dim, climbers.len(), most);
+        let reserved = {
+            let _state = self.state()?;
+            self.reserve_writing(needed)
+        };
+        let _writing = match reserved {
+            Ok(reserved) => reserved,
+            Err(Error::CompactMemory { cache, needed, budget }) => {
+                warn!(%cache, needed, budget, "no memory to build the upper levels anew: MiB needed, and MiB there may be");
+                return Ok(false);
+            }
+            Err(problem) => return Err(problem),
+        };
+        let queries = match kept_queries(&self.store, shown.record(), shown.generation_record())? {
+            Some(mut kept) => kept.some_to_repair_by(most)?,
+            None => Vec::new(),
+        };
+        let rows = |some: std::ops::Range<usize>| {
+            let mut rows = Vec::with_capacity(some.len() * dim);
+            for &(_, slot) in &climbers[some] {
+                // One that went meanwhile is left out in the end.
+                rows.extend(shown.row(slot)?.unwrap_or_else(|| vec![0.0; dim]));
+            }
+            Ok::<_, Error>(rows)
+        };
+        // What is shown now is read from all the time: chunks that were copied meanwhile would stay beside their copies.
+        let graph = self.meanwhile(upkeep, false, || {
+            pools.behind.install(|| upper_graph(&params, dim, climbers.len(), &queries, rows))
+        })?;
+        let dead = self.state()?.overlay.delta().masked().clone().bitmap();
+        upkeep.editor.set_upper(&graph, climbers, &dead);
+        Ok(true)
     }
 
     /// Measures what a snapshot shows, and gathers what a generation of it says beside its index.
     fn measure_shown(&self, shown: &Snapshot, record: &CacheRecord) -> Result<Measured, Error> {
         let live = live(shown);
         if live.is_empty() {
-            return Err(crate::index::Error::Empty.into());
+            return Err(IndexError::Empty.into());
         }
-        let queries = shown.queries()?;
-        let asked = self.asked(shown, record, &queries)?;
+        let asked = self.asked(shown, record)?;
         let recalls = calibrate(shown.index(), shown, RECALL_SAMPLE, &asked)?;
         let places = live.iter().map(|(id, _)| *id).zip(0..);
         Ok(Measured {
             recalls,
             tags: tags::of_items(&self.store, record, places, live.len())?,
-            queries: encoded(&queries, record.dim, live.len()),
             table: TagTable::of_items(&self.store, record, shown.index())?,
         })
     }
@@ -415,12 +456,16 @@ impl Cache {
         fail::fail_point!("compact::before_blob", |_| std::process::abort());
         let (live, index, before) = (live(shown), shown.index(), shown.generation_record());
         let items = live.len() as u64;
-        let blobs = Blobs { tags: &measured.tags, queries: &measured.queries };
+        let queries = kept_queries(&self.store, record, before)?;
         // Of a cache that was deleted meanwhile nothing more is written.
         drop(self.state()?);
-        let written = write_blobs(&self.store, record.id, &blobs, |sink| {
+        let all = |sink: &mut BlobWriter<'_>| {
             index.write_some(live, sink)?;
             Ok(())
+        };
+        let written = write_blobs(&self.store, record.id, &measured.tags, all, |sink| match queries {
+            Some(mut queries) => queries.copy(|some| Ok(sink.write_all(some).map_err(IndexError::Write)?)),
+            None => Ok(()),
         })?;
         fail::fail_point!("compact::after_blob", |_| std::process::abort());
         let Recalls { rows: recall, by_kind: recall_by, measured, nearest } = measured.recalls.clone();
@@ -442,18 +487,14 @@ impl Cache {
     }
 
     /// What recall is measured by, beside queries like the rows: as when everything was built.
-    fn asked(&self, shown: &Snapshot, record: &CacheRecord, queries: &QuerySample) -> Result<Queries, Error> {
-        if !queries.is_empty() || shown.generation_record().recall_by.is_empty() {
+    fn asked(&self, shown: &Snapshot, record: &CacheRecord) -> Result<Queries, Error> {
+        let kept = kept_queries(&self.store, shown.record(), shown.generation_record())?;
+        let kept = kept.filter(|kept| !kept.is_empty());
+        match kept {
             // An even choice of them: every one is held against all rows, while others wait.
-            let some = |queries: &Vec<Vec<f32>>| {
-                let count = queries.len().min(MEASURED_BY);
-                (0..count).map(|i| queries[i * queries.len() / count].clone()).collect()
-            };
-            return Ok(queries
-                .held_out
-                .iter()
-                .map(|(kind, queries)| (kind.clone(), some(queries)))
-                .collect());
+            Some(mut kept) => return Ok(kept.held_out(MEASURED_BY)?),
+            None if shown.generation_record().recall_by.is_empty() => return Ok(Queries::new()),
+            None => {}
         }
         let items = |visit: &mut dyn FnMut(ItemId, &ItemRecord)| {
             self.store.scan_items(record.id, ItemId(0), |id, item| {
@@ -495,21 +536,18 @@ impl Cache {
         Places { chunks: copies as usize, new }
     }
 
-    /// Reserves the memory that writing a generation of what is shown takes, until what comes back is dropped. Under the lock.
+    /// Reserves memory for a part of what a generation takes, until what comes back is dropped. Under the lock.
     ///
     /// # Errors
     /// [`Error::CompactMemory`].
-    fn reserve_writing(&self, shown: &Snapshot) -> Result<Reserved<'_>, Error> {
-        let GenerationRecord { tags_bytes, queries_bytes, .. } = shown.generation_record();
-        let [tags, queries] = [tags_bytes, queries_bytes].map(|bytes| bytes.unwrap_or(0));
-        let writing = shown.index().write_needs() + TAG_COPIES * tags + QUERY_COPIES * queries;
+    fn reserve_writing(&self, needed: u64) -> Result<Reserved<'_>, Error> {
         let (held, budget) =
             (self.held() + self.reserved.load(Ordering::Relaxed), self.options.memory_budget);
-        if held + writing > budget {
+        if held + needed > budget {
             let cache = self.name();
-            return Err(Error::CompactMemory { cache, needed: (held + writing) >> 20, budget: budget >> 20 });
+            return Err(Error::CompactMemory { cache, needed: (held + needed) >> 20, budget: budget >> 20 });
         }
-        self.writing.store(writing, Ordering::Relaxed);
+        self.writing.store(needed, Ordering::Relaxed);
         Ok(Reserved(&self.writing))
     }
 
@@ -529,8 +567,4 @@ pub(super) fn chunk_bytes(frozen: &Frozen) -> u64 {
 fn live(shown: &Snapshot) -> Vec<(ItemId, Slot)> {
     let masked = shown.delta.masked();
     shown.index().items_from(ItemId(0)).filter(|(_, slot)| !masked.contains(slot.0)).collect()
-}
-
-fn encoded(queries: &QuerySample, dim: usize, rows: usize) -> Vec<u8> {
-    if queries.is_empty() { Vec::new() } else { queries.encode(dim, rows) }
 }

@@ -90,7 +90,7 @@ pub use among::Among;
 pub use build::{Stage, build, build_coded};
 pub use bytes::AlignedBytes;
 pub use chunks::{CHUNK, Chunks, Numbers};
-pub use edit::{Consolidation, Editor, Places, upper_graph};
+pub use edit::{Consolidation, Editor, Places, upper_graph, upper_needs};
 pub use found::{Candidate, Candidates, Cost, Plan};
 pub use freeze::{Graph, Reach};
 pub use layout::FORMAT_VERSION;

@@ -46,6 +46,17 @@ pub struct BlobWriter<'a> {
     len: u64,
 }
 
+/// Reads one blob here and there; holds the part that was read last, checked.
+pub struct BlobReader<'a> {
+    store: &'a Store,
+    cache: CacheId,
+    generation: Generation,
+    kind: BlobKind,
+    len: usize,
+    /// Its number and its data.
+    part: Option<(usize, Vec<u8>)>,
+}
+
 impl Store {
     /// Begins a blob. Nothing reads it before a generation record counts it.
     pub fn write_blob(&self, cache: CacheId, generation: Generation, kind: BlobKind) -> BlobWriter<'_> {
@@ -96,39 +107,7 @@ impl Store {
         take: impl Fn(usize, &[u8]) + Sync,
     ) -> Result<(), Error> {
         let read = |part: usize| {
-            let damaged = |why: &str| Error::Damaged {
-                what: format!("part {part} of the {kind:?} blob of generation {generation}"),
-                why: why.into(),
-            };
-            let key = Key::blob_part(cache, generation, kind, part as u32);
-            let mut options = rocksdb::ReadOptions::default();
-            options.fill_cache(false);
-            let family = self.family(BLOBS);
-            let get = || self.db.get_pinned_cf_opt(&family, &key, &options).map_err(|e| self.rocks(e));
-            let value = match get()? {
-                // A follower looks at the list of files first and at the log after, and may have met a record that came between the two.
-                // What it counts was in the files before.
-                None if self.access == Access::Read => {
-                    self.refresh()?;
-                    get()?
-                }
-                value => value,
-            };
-            let value = value.ok_or_else(|| damaged("it is missing"))?;
-            let Some((prefix, stored)) = value.split_at_checked(PREFIX_LEN) else {
-                return Err(damaged("it is cut short"));
-            };
-            if prefix[0] != VERSION {
-                return Err(damaged("its version is unknown"));
-            }
-            if stored.len() != (len - part * PART_LEN).min(PART_LEN) {
-                return Err(damaged("it has the wrong length"));
-            }
-            if checksum(stored) != prefix[1..] {
-                return Err(damaged("its checksum does not match"));
-            }
-            take(part * PART_LEN, stored);
-            Ok(())
+            self.with_part(cache, generation, kind, len, part, |stored| take(part * PART_LEN, stored))
         };
         let count = len.div_ceil(PART_LEN);
         if count > 0 {
@@ -160,6 +139,66 @@ impl Store {
         })
     }
 
+    /// Reads a blob here and there, from front to back best.
+    ///
+    /// * `len`: the blob's length.
+    pub fn blob_reader(
+        &self,
+        cache: CacheId,
+        generation: Generation,
+        kind: BlobKind,
+        len: usize,
+    ) -> BlobReader<'_> {
+        BlobReader { store: self, cache, generation, kind, len, part: None }
+    }
+
+    /// Reads a part of a blob, checks it, and hands it over.
+    ///
+    /// * `len`: the blob's length.
+    fn with_part(
+        &self,
+        cache: CacheId,
+        generation: Generation,
+        kind: BlobKind,
+        len: usize,
+        part: usize,
+        take: impl FnOnce(&[u8]),
+    ) -> Result<(), Error> {
+        let damaged = |why: &str| Error::Damaged {
+            what: format!("part {part} of the {kind:?} blob of generation {generation}"),
+            why: why.into(),
+        };
+        let key = Key::blob_part(cache, generation, kind, part as u32);
+        let mut options = rocksdb::ReadOptions::default();
+        options.fill_cache(false);
+        let family = self.family(BLOBS);
+        let get = || self.db.get_pinned_cf_opt(&family, &key, &options).map_err(|e| self.rocks(e));
+        let value = match get()? {
+            // A follower looks at the list of files first and at the log after, and may have met a record that came between the two.
+            // What it counts was in the files before.
+            None if self.access == Access::Read => {
+                self.refresh()?;
+                get()?
+            }
+            value => value,
+        };
+        let value = value.ok_or_else(|| damaged("it is missing"))?;
+        let Some((prefix, stored)) = value.split_at_checked(PREFIX_LEN) else {
+            return Err(damaged("it is cut short"));
+        };
+        if prefix[0] != VERSION {
+            return Err(damaged("its version is unknown"));
+        }
+        if stored.len() != (len - part * PART_LEN).min(PART_LEN) {
+            return Err(damaged("it has the wrong length"));
+        }
+        if checksum(stored) != prefix[1..] {
+            return Err(damaged("its checksum does not match"));
+        }
+        take(stored);
+        Ok(())
+    }
+
     /// The table files of a family that have keys between two, in the order of their keys.
     fn files_of(&self, family: &str, from: &[u8], to: &[u8]) -> Vec<PathBuf> {
         let mut files = self.db.live_files().unwrap_or_default();
@@ -181,6 +220,39 @@ fn read_ahead(files: &[PathBuf], done: &AtomicBool) {
     for file in files {
         let Ok(mut file) = std::fs::File::open(file) else { continue };
         while !done.load(Ordering::Relaxed) && file.read(&mut buffer).is_ok_and(|read| read > 0) {}
+    }
+}
+
+impl BlobReader<'_> {
+    /// Reads the bytes from a place on, as many as there is room for.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`] naming the part, or for bytes behind the blob's end.
+    pub fn read_at(&mut self, from: usize, into: &mut [u8]) -> Result<(), Error> {
+        let BlobReader { store, cache, generation, kind, len, .. } = *self;
+        if from.checked_add(into.len()).is_none_or(|to| to > len) {
+            let what = format!("{kind:?} blob of generation {generation}");
+            return Err(Error::Damaged { what, why: "it is cut short".into() });
+        }
+        let (mut at, mut rest) = (from, into);
+        while !rest.is_empty() {
+            let (number, first) = (at / PART_LEN, at % PART_LEN);
+            let part = match &mut self.part {
+                Some((kept, part)) if *kept == number => part,
+                kept => {
+                    let mut part = kept.take().map(|(_, part)| part).unwrap_or_default();
+                    part.clear();
+                    store.with_part(cache, generation, kind, len, number, |stored| {
+                        part.extend_from_slice(stored);
+                    })?;
+                    &mut kept.insert((number, part)).1
+                }
+            };
+            let (some, others) = rest.split_at_mut((part.len() - first).min(rest.len()));
+            some.copy_from_slice(&part[first..first + some.len()]);
+            (at, rest) = (at + some.len(), others);
+        }
+        Ok(())
     }
 }
 
@@ -324,5 +396,26 @@ mod tests {
                 assert_eq!(into, [seen as u8; 1000]);
             }
         });
+    }
+
+    #[test]
+    fn a_blob_is_read_here_and_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path(), Access::Write).unwrap();
+        let data: Vec<u8> = (0..2 * PART_LEN + 1000).map(|i| (i * 37 % 251) as u8).collect();
+        let mut blob = store.write_blob(CACHE, GENERATION, BlobKind::Queries);
+        blob.write_all(&data).unwrap();
+        blob.finish().unwrap();
+        let mut reader = store.blob_reader(CACHE, GENERATION, BlobKind::Queries, data.len());
+        for (from, len) in
+            [(0, 10), (PART_LEN - 3, 7), (PART_LEN - 1, PART_LEN + 2), (5, 0), (data.len() - 4, 4), (1, 2)]
+        {
+            let mut into = vec![0; len];
+            reader.read_at(from, &mut into).unwrap();
+            assert_eq!(into, data[from..from + len], "{len} from {from}");
+        }
+        for (from, len) in [(data.len() - 1, 2), (usize::MAX, 1), (data.len() + 1, 0)] {
+            assert!(matches!(reader.read_at(from, &mut vec![0; len]), Err(Error::Damaged { .. })));
+        }
     }
 }

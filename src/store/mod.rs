@@ -46,7 +46,7 @@ use tempfile::TempDir;
 use crate::types::CacheName;
 
 pub use batch::Batch;
-pub use blobs::{BlobWriter, PART_LEN};
+pub use blobs::{BlobReader, BlobWriter, PART_LEN};
 pub use keys::{BlobKind, CacheId};
 pub use moment::Moment;
 pub use records::{

@@ -9,8 +9,8 @@ use std::time::Duration;
 use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64;
 use viscache::cache::{
-    Background, Cache, CompactOptions, LoadOptions, NewCache, NewItem, RowsMode, Snapshot, Writer,
-    decode_row, encode_row,
+    Background, Cache, CompactOptions, LoadOptions, NewCache, NewItem, QuerySample, RowsMode, Snapshot,
+    Writer, decode_row, encode_row,
 };
 use viscache::index::{BuildParams, SearchParams, Searcher};
 use viscache::kernels::Kernels;
@@ -333,4 +333,45 @@ fn the_work_behind_ends_where_nothing_can_be_done() {
     drop(cache);
     store.refresh().unwrap();
     assert_eq!(store.count_items(id).unwrap(), (0, 0), "and what it had is reclaimed");
+}
+
+/// The sample of queries is as large as the room for changes: it is read a little at a time, and there is a next generation.
+#[test]
+fn a_large_sample_of_queries_leaves_room_for_the_next_generation() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut random = Pcg64::seed_from_u64(31);
+    let mut model = Model::new();
+    make(folder.path(), RowType::F16, &mut model, &mut random);
+    let queries = QuerySample {
+        repair: (0..5000).flat_map(|_| row(&mut random)).collect(),
+        held_out: [("text".to_owned(), (0..1000).map(|_| row(&mut random)).collect())].into(),
+    };
+    {
+        let store = Store::open(folder.path(), Access::Write).unwrap();
+        let new = NewCache { dim: DIM, rows: RowType::F16, origin: Origin::of("test"), model: None };
+        let mut writer = Writer::open(&store, &name(), &new).unwrap();
+        let params = BuildParams { m: 8, ef_construction: 60, threads: 2, ..BuildParams::default() };
+        writer.index(&params, &queries, |_| (), |_, _, _| Ok(Default::default())).unwrap();
+    }
+    let plan = open(folder.path(), RowsMode::Ram, u64::MAX >> 1).snapshot().loaded().plan.total();
+    let kept = 6000 * DIM as u64 * 2;
+    let cache = open(folder.path(), RowsMode::Ram, plan + 2 * kept);
+    let before = cache.snapshot().generation_record().clone();
+    assert_eq!(before.queries_bytes.unwrap() / kept, 1);
+    for round in 0..2u64 {
+        for _ in 0..4 {
+            let rows: Vec<_> = (0..250).map(|_| row(&mut random)).collect();
+            let ids: Vec<u64> = (0..250).map(|_| random.random_range(0..ITEMS)).collect();
+            cache
+                .upsert(ids.iter().zip(&rows).map(|(id, row)| item(Some(*id), row, "new")).collect())
+                .unwrap();
+            cache.build_in(&options()).unwrap();
+        }
+        cache.compact(&options()).unwrap();
+        let now = cache.snapshot().generation_record().clone();
+        assert_eq!(now.generation.0, before.generation.0 + 1 + round);
+        assert_eq!(now.queries_bytes, before.queries_bytes);
+        let recall = now.recall_by["text"].iter().map(|(_, recall)| *recall).fold(0.0, f64::max);
+        assert!(recall > 0.9, "{:?}", now.recall_by);
+    }
 }

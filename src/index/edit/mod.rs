@@ -29,4 +29,4 @@ mod tests;
 pub use consolidate::Consolidation;
 pub use editor::Editor;
 pub use insert::Places;
-pub use renew::upper_graph;
+pub use renew::{upper_graph, upper_needs};

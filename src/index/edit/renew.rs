@@ -7,11 +7,10 @@ use rayon::prelude::*;
 use roaring::RoaringBitmap;
 
 use super::super::build::above;
-use super::super::chunks::CHUNK;
 use super::super::freeze::Graph;
 use super::super::layout::MAX_UPPER;
 use super::super::near::CodeView;
-use super::super::quant::{Codec, Coded, SAMPLE};
+use super::super::quant::{Codec, Coded};
 use super::super::repair::{FIX_EF, FIX_NEAREST, missing_links};
 use super::super::walk::{Beam, Walks};
 use super::super::{BuildParams, CodeKind, Error};
@@ -22,6 +21,23 @@ use crate::types::{ItemId, Slot};
 /// Queries that are fixed for at once, later ones with the links of those, and by one thread in one go.
 const FIX_BATCH: usize = 2048;
 const FIX_SHARE: usize = 64;
+/// Rows that the codes of the levels above 0 are fitted to, and rows that are coded at a time.
+const UPPER_SAMPLE: usize = 2048;
+const UPPER_ROWS: usize = 1024;
+/// Bytes of a node of a graph under construction, beside its codes: so many, and so many for each of M (a million took 2600 each at
+/// M 16, with what is made of it).
+const NODE_BYTES: usize = 1600;
+const LINK_BYTES: usize = 80;
+
+/// Bytes that [`upper_graph`] takes at its peak.
+///
+/// * `count`: of rows. `queries`: that it is repaired by.
+pub fn upper_needs(params: &BuildParams, dim: usize, count: usize, queries: usize) -> u64 {
+    let node = dim + dim / 2 + NODE_BYTES + LINK_BYTES * params.m;
+    // The sample is there as it is and as it is fitted to; the queries as they came and those that are taken.
+    let row = dim * size_of::<f32>();
+    (count * node + (2 * UPPER_SAMPLE.min(count) + UPPER_ROWS + 2 * queries) * row) as u64
+}
 
 /// A graph of some rows, for the levels above 0: what insertion leaves there leads searches astray, more and more often. Runs on
 /// the current rayon pool.
@@ -38,15 +54,15 @@ pub fn upper_graph<E: From<Error>>(
     queries: &[f32],
     mut rows: impl FnMut(Range<usize>) -> Result<Vec<f32>, E>,
 ) -> Result<Graph, E> {
-    let mut sample = Vec::new();
-    for first in (0..count).step_by(count.div_ceil(SAMPLE).max(1)) {
+    let mut sample = Vec::with_capacity(UPPER_SAMPLE.min(count) * dim);
+    for first in (0..count).step_by(count.div_ceil(UPPER_SAMPLE).max(1)) {
         sample.extend(rows(first..first + 1)?);
     }
     let codecs = [CodeKind::U8, CodeKind::U4].map(|kind| Codec::train(kind, &sample, dim));
     drop(sample);
     let mut codes = codecs.each_ref().map(|codec| Vec::with_capacity(count * codec.stride()));
-    for first in (0..count).step_by(CHUNK) {
-        let rows = rows(first..count.min(first + CHUNK))?;
+    for first in (0..count).step_by(UPPER_ROWS) {
+        let rows = rows(first..count.min(first + UPPER_ROWS))?;
         codecs.iter().zip(&mut codes).for_each(|(codec, codes)| codes.extend(codec.encode(&rows)));
     }
     let [wide, narrow] = [0, 1].map(|i| Coded { codec: &codecs[i], codes: &codes[i][..] });
