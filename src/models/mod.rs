@@ -14,7 +14,6 @@
 //! input is one thread's work ([`encoder`]): a large batch is slower per input, because softmax and norms are not
 //! blocked. With the feature `cuda` a whole batch goes to the card, in bf16 or f32.
 
-pub mod adamw;
 #[cfg(feature = "cuda")]
 mod cuda;
 pub mod device;
@@ -22,6 +21,7 @@ pub mod encoder;
 pub mod illama;
 pub mod imagebind;
 mod layers;
+pub mod learning;
 pub mod llama;
 pub mod llm;
 pub mod nano;

@@ -48,6 +48,7 @@ pub struct Weights {
 enum Source {
     File(File),
     Static(&'static [u8]),
+    Owned(Arc<Vec<u8>>),
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -83,6 +84,25 @@ impl Weights {
     /// # Errors
     /// [`Error::Weights`].
     pub fn from_static(name: &str, bytes: &'static [u8]) -> Result<Self, Error> {
+        Self::from_bytes(name, bytes, Source::Static(bytes))
+    }
+
+    /// Reads safetensors bytes that were made in memory.
+    ///
+    /// # Errors
+    /// [`Error::Weights`].
+    pub fn from_memory(name: &str, bytes: Vec<u8>) -> Result<Self, Error> {
+        let bytes = Arc::new(bytes);
+        Self::from_bytes(name, &bytes, Source::Owned(bytes.clone()))
+    }
+
+    /// No tensors, for a model all of whose tensors are variables.
+    pub(super) fn none() -> Self {
+        let (entries, metadata) = Default::default();
+        Weights { path: "no file".into(), source: Source::Static(&[]), entries, metadata, overlay: None }
+    }
+
+    fn from_bytes(name: &str, bytes: &[u8], source: Source) -> Result<Self, Error> {
         let read = |at: u64, into: &mut [u8]| {
             let start = usize::try_from(at).map_err(std::io::Error::other)?;
             let from = bytes.get(start..start + into.len()).ok_or(std::io::ErrorKind::UnexpectedEof)?;
@@ -91,7 +111,6 @@ impl Weights {
         };
         let (entries, metadata) = safetensors_entries(bytes.len() as u64, read)
             .map_err(|why| Error::Weights { path: name.into(), why })?;
-        let source = Source::Static(bytes);
         Ok(Weights { path: name.into(), source, entries, metadata, overlay: None })
     }
 
@@ -211,6 +230,7 @@ impl Weights {
     fn with_bytes<T>(&self, start: u64, len: usize, read: impl FnOnce(&[u8]) -> T) -> Result<T, Error> {
         match &self.source {
             Source::Static(bytes) => Ok(read(&bytes[start as usize..][..len])),
+            Source::Owned(bytes) => Ok(read(&bytes[start as usize..][..len])),
             Source::File(_) if len == 0 => Ok(read(&[])),
             Source::File(file) => Ok(read(&self.map(file, start, len)?)),
         }
@@ -231,6 +251,7 @@ impl Weights {
     pub fn mapped(&self) -> Result<Lent, Error> {
         match &self.source {
             Source::Static(bytes) => Ok(Arc::new(*bytes)),
+            Source::Owned(bytes) => Ok(bytes.clone()),
             Source::File(file) => {
                 let len = file.metadata().map_err(|e| self.fail(e.to_string()))?.len();
                 Ok(Arc::new(self.map(file, 0, len as usize)?))

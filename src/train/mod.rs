@@ -3,7 +3,7 @@
 //! ```text
 //! files     ─► data ─► samples in the order of an epoch ─► media::augment ─► a batch
 //! iteration ─► schedule, staged ─► the learning rate, the decay, the mask's rate, the rate of drop path
-//! a batch   ─► mixup ─► mixed pictures, soft targets ─► network (models) ─► gradients ─► models::adamw
+//! a batch   ─► mixup ─► mixed pictures, soft targets ─► network (models) ─► gradients ─► models::learning::adamw
 //! ```
 //!
 //! | file | its one idea |
@@ -15,7 +15,7 @@
 //!
 //! Iterations are those of the optimiser: with gradients summed over several small batches, one iteration is all of them.
 //!
-//! Left out: the loop itself, which is not written yet, and the optimiser, which moves tensors and so lives with them ([`crate::models::adamw`]).
+//! Left out: the loop itself, which is not written yet, and the optimiser, which moves tensors and so lives with them ([`crate::models::learning::adamw`]).
 
 pub mod data;
 pub mod mixup;

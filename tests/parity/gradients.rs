@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use candle_core::Tensor;
-use viscache::models::adamw::{AdamW, Settings};
+use viscache::models::learning::adamw::{AdamW, Settings};
 use viscache::models::llama::{
     Batch, Checkpoint, Config, Family, Group, Learner, Optimizer, Schedule, Shown,
 };

@@ -14,7 +14,7 @@ use crate::common::{Limit, Tally, Tensors, json, parts, read, say, short};
 use crate::decoder::{LAYERS, floats, limit, tensor, width};
 
 /// Folders of small models.
-fn folders() -> Vec<PathBuf> {
+pub fn folders() -> Vec<PathBuf> {
     let all = parts("illama").into_iter().flat_map(|root| std::fs::read_dir(root).unwrap());
     let mut found: Vec<PathBuf> =
         all.map(|entry| entry.unwrap().path()).filter(|path| path.join("config.json").exists()).collect();

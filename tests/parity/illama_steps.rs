@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde_json::Value;
-use viscache::models::adamw::Settings;
+use viscache::models::learning::adamw::Settings;
 use viscache::train::mixup::{self, Choice};
 use viscache::train::schedule::{ByEpoch, Cosine, Counted, Span};
 use viscache::train::staged::{Course, Mode, Staged, StagedValues, drop_path_rates};

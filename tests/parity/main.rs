@@ -14,6 +14,7 @@ mod checkpoint;
 mod cuda;
 mod gradients;
 mod illama;
+mod illama_learning;
 mod illama_preprocess;
 mod illama_steps;
 mod imagebind;

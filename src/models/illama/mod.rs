@@ -15,6 +15,8 @@
 //! |---|---|
 //! | `config.rs` | sizes: the four published ones, or those that weights have |
 //! | `network.rs` | the blocks |
+//! | `initial.rs` | first values of what learns |
+//! | `learner.rs` | the loss of a batch, and its gradients |
 //! | `selection.rs` | first weights from a LLaMA |
 //!
 //! Left out: dropout on positions and attention, which no published recipe uses.
@@ -22,9 +24,13 @@
 //! Source: *Adapting LLaMA Decoder to Vision Transformer* (arXiv 2404.06773) and the program published with it.
 
 mod config;
+mod initial;
+mod learner;
 mod network;
 mod selection;
 
 pub use config::{Config, Size};
+pub use initial::{continued, initial, shapes};
+pub use learner::{Learner, Lesson};
 pub use network::{Illama, Looked};
 pub use selection::{Thinned, select, thinned};

@@ -49,6 +49,8 @@ pub struct Looked {
 
 /// Receives named intermediate tensors; asks for all tokens of the last block, of which else only the class token is made.
 type Observe<'a> = Option<&'a mut dyn FnMut(&str, &Tensor)>;
+/// What of a branch is added, by its number.
+pub(super) type Keep<'a> = dyn Fn(usize, Tensor) -> Result<Tensor, Error> + 'a;
 
 impl Illama {
     /// Loads it.
@@ -107,7 +109,18 @@ impl Illama {
     /// # Errors
     /// [`Error::Input`] for another size, or a rate that is not from 0 to 1.
     pub fn forward(&self, pictures: &Tensor, rate: f32) -> Result<Looked, Error> {
-        self.run(pictures, rate, None, |_, branch| Ok(branch))
+        self.run(pictures, rate, None)
+    }
+
+    /// The logits of pictures, row by row: `[B, 3, S, S]` → `[B, C]`.
+    ///
+    /// # Errors
+    /// As [`Illama::forward`].
+    pub fn logits(&self, pictures: Vec<f32>, rate: f32) -> Result<Vec<Vec<f32>>, Error> {
+        let side = self.config.side;
+        let count = pictures.len() / (3 * side * side);
+        let pictures = self.placement.tensor(pictures, &[count, 3, side, side])?;
+        Ok(self.forward(&pictures, rate)?.logits.to_vec2()?)
     }
 
     /// As [`Illama::forward`], with the tensors on the way.
@@ -122,60 +135,62 @@ impl Illama {
         rate: f32,
         observe: &mut dyn FnMut(&str, &Tensor),
     ) -> Result<Looked, Error> {
-        self.run(pictures, rate, Some(observe), |_, branch| Ok(branch))
+        self.run(pictures, rate, Some(observe))
     }
 
-    /// As [`Illama::forward`], for learning.
-    ///
-    /// * `keep`: what of block i's branch `[B, .., E]` is added, for each of its two.
-    ///
-    /// # Errors
-    /// As [`Illama::forward`].
-    pub fn learned(
-        &self,
-        pictures: &Tensor,
-        rate: f32,
-        keep: impl FnMut(usize, Tensor) -> Result<Tensor, Error>,
-    ) -> Result<Looked, Error> {
-        self.run(pictures, rate, None, keep)
-    }
-
-    fn run(
-        &self,
-        pictures: &Tensor,
-        rate: f32,
-        mut observe: Observe<'_>,
-        mut keep: impl FnMut(usize, Tensor) -> Result<Tensor, Error>,
-    ) -> Result<Looked, Error> {
-        if !(0.0..=1.0).contains(&rate) {
-            let why = format!("the rate of the soft mask is from 0 to 1, not {rate}");
-            return Err(Error::Input { received: vec![], why });
-        }
-        let mut see = |name: &str, x: &Tensor| {
-            if let Some(observe) = &mut observe {
-                observe(name, x);
-            }
-        };
-        let tokens = self.cut(pictures)?;
-        see("patch_embed", &tokens);
-        let (batch, _, width) = tokens.dims3()?;
-        let class = self.class.broadcast_as((batch, 1, width))?;
-        let mut x = Tensor::cat(&[&tokens, &class], 1)?.broadcast_add(&self.positions)?; // [B, P + 1, E]
-        see("tokens_with_pos", &x);
+    fn run(&self, pictures: &Tensor, rate: f32, mut observe: Observe<'_>) -> Result<Looked, Error> {
         let mask = self.mask(rate)?;
-        if let Some(mask) = &mask {
-            see("mask", mask);
+        let tokens = self.cut(pictures)?;
+        let mut x = self.placed_tokens(&tokens)?;
+        if let Some(observe) = &mut observe {
+            observe("patch_embed", &tokens);
+            observe("tokens_with_pos", &x);
+            mask.iter().for_each(|mask| observe("mask", mask));
         }
         let all = observe.is_some();
-        for (i, block) in self.blocks.iter().enumerate() {
+        for i in 0..self.blocks.len() {
             let last = i + 1 == self.blocks.len() && !all;
             let observe = observe.as_mut().map(|observe| &mut **observe as &mut dyn FnMut(&str, &Tensor));
-            x = self.through(block, i, &x, mask.as_ref(), last, observe, &mut keep)?;
+            x = self.through(i, &x, mask.as_ref(), last, observe, &|_, branch| Ok(branch))?;
         }
         let normed = rms_norm(&x, &self.norm, self.config.norm_eps)?;
         if let Some(observe) = &mut observe {
             observe("norm_out", &normed);
         }
+        self.named(&normed)
+    }
+
+    /// Tokens of pictures with the class token behind them, and positions: `[B, 3, S, S]` → `[B, P + 1, E]`.
+    pub(super) fn embedded(&self, pictures: &Tensor) -> Result<Tensor, Error> {
+        self.placed_tokens(&self.cut(pictures)?)
+    }
+
+    fn placed_tokens(&self, tokens: &Tensor) -> Result<Tensor, Error> {
+        let (batch, _, width) = tokens.dims3()?;
+        let class = self.class.broadcast_as((batch, 1, width))?;
+        Ok(Tensor::cat(&[tokens, &class], 1)?.broadcast_add(&self.positions)?) // [B, P + 1, E]
+    }
+
+    /// Block i, for learning: the last gives the class token alone.
+    ///
+    /// * `mask`: as [`Illama::mask`] has it. `keep`: what of a branch `[B, .., E]` is added; branches are counted through all blocks, two
+    ///   in each.
+    pub(super) fn block(
+        &self,
+        i: usize,
+        x: &Tensor,
+        mask: Option<&Tensor>,
+        keep: &Keep<'_>,
+    ) -> Result<Tensor, Error> {
+        self.through(i, x, mask, i + 1 == self.blocks.len(), None, keep)
+    }
+
+    /// What the last token of `[B, .., E]` behind the blocks says.
+    pub(super) fn spoken(&self, x: &Tensor) -> Result<Looked, Error> {
+        self.named(&rms_norm(x, &self.norm, self.config.norm_eps)?)
+    }
+
+    fn named(&self, normed: &Tensor) -> Result<Looked, Error> {
         let features = normed.narrow(1, normed.dim(1)? - 1, 1)?.squeeze(1)?.contiguous()?; // [B, E]
         let logits = self.head.forward(&features)?;
         Ok(Looked { features, logits })
@@ -200,7 +215,14 @@ impl Illama {
     }
 
     /// `[1, 1, N, N]`, what attention is multiplied by; nothing where it is left as it is.
-    fn mask(&self, rate: f32) -> Result<Option<Tensor>, Error> {
+    ///
+    /// # Errors
+    /// [`Error::Input`] for a rate that is not from 0 to 1.
+    pub(super) fn mask(&self, rate: f32) -> Result<Option<Tensor>, Error> {
+        if !(0.0..=1.0).contains(&rate) {
+            let why = format!("the rate of the soft mask is from 0 to 1, not {rate}");
+            return Err(Error::Input { received: vec![], why });
+        }
         if rate == 1.0 {
             return Ok(None);
         }
@@ -212,14 +234,14 @@ impl Illama {
     /// `[B, N, E]` → the same, or `[B, 1, E]` of the last token alone.
     fn through(
         &self,
-        block: &Block,
         i: usize,
         x: &Tensor,
         mask: Option<&Tensor>,
         last: bool,
         mut observe: Observe<'_>,
-        keep: &mut impl FnMut(usize, Tensor) -> Result<Tensor, Error>,
+        keep: &Keep<'_>,
     ) -> Result<Tensor, Error> {
+        let block = &self.blocks[i];
         let mut see = |name: &str, x: &Tensor| {
             if let Some(observe) = &mut observe {
                 observe(&format!("block.{i}.{name}"), x);
@@ -246,12 +268,12 @@ impl Illama {
         };
         let attended = block.proj.forward(&heads_together(&weights.matmul(&v)?)?)?;
         see("attn", &attended);
-        let x = (rows(x, 1)? + keep(i, attended)?)?;
+        let x = (rows(x, 1)? + keep(2 * i, attended)?)?;
         let normed = rms_norm(&x, &block.norm2, eps)?;
         let [gate, raised] = Linear::forward_all([&block.fc1, &block.fc3], &normed)?;
         let fed = block.fc2.forward(&(gate.silu()? * raised)?)?;
         see("mlp", &fed);
-        let x = (x + keep(i, fed)?)?;
+        let x = (x + keep(2 * i + 1, fed)?)?;
         see("out", &x);
         Ok(x)
     }

@@ -1,0 +1,52 @@
+//! A stack of blocks with the activations of one at a time in memory.
+//!
+//! ```text
+//! forward     x₀ ─ block 0 ─► x₁ ─ block 1 ─► … xₙ     kept: x₀ … xₙ alone; a block's graph goes when it is done
+//! backward    end(xₙ) ─► gradient of xₙ
+//!             block n−1 of xₙ₋₁ once more, with its graph ─► gradients of its weights, and of xₙ₋₁      … down to x₀
+//! ```
+//!
+//! It takes the forward pass of every block twice, and gives the same gradients: what a block computes is the same both times.
+//!
+//! Source: Chen et al., *Training Deep Nets with Sublinear Memory Cost* (arXiv 1604.06174), with a checkpoint at every block.
+
+use candle_core::backprop::GradStore;
+use candle_core::{Tensor, Var};
+
+use crate::models::Error;
+
+/// Takes a backward pass through blocks, and gives the loss.
+///
+/// * `input`: x₀, with the graph that made it. `count`: of blocks. `block`: xᵢ → xᵢ₊₁. `end`: xₙ → the loss, a scalar. `collect`: gets
+///   what each backward pass found; the gradients of a weight that is used in several come in several.
+pub(in crate::models) fn through_blocks(
+    input: &Tensor,
+    count: usize,
+    block: &dyn Fn(usize, &Tensor) -> Result<Tensor, Error>,
+    end: &dyn Fn(&Tensor) -> Result<Tensor, Error>,
+    collect: &mut dyn FnMut(&GradStore) -> Result<(), Error>,
+) -> Result<f32, Error> {
+    let mut inputs = vec![Var::from_tensor(&input.detach())?];
+    for i in 0..count {
+        let x = block(i, &inputs[i])?.detach();
+        inputs.push(Var::from_tensor(&x)?);
+    }
+    let lost = || Error::Config("a block has no part in the loss".into());
+    let Some(last) = inputs.pop() else { return Err(lost()) };
+    let loss = end(&last)?;
+    let found = loss.backward()?;
+    collect(&found)?;
+    let mut upstream = found.get(&last).cloned().ok_or_else(lost)?;
+    for (i, x) in inputs.iter().enumerate().rev() {
+        let found = pulled(&block(i, x)?, &upstream)?;
+        collect(&found)?;
+        upstream = found.get(x).cloned().ok_or_else(lost)?;
+    }
+    collect(&pulled(input, &upstream)?)?;
+    Ok(loss.to_scalar()?)
+}
+
+/// The gradients of whatever made a tensor, for a given gradient of it.
+fn pulled(tensor: &Tensor, upstream: &Tensor) -> Result<GradStore, Error> {
+    Ok((tensor * &upstream.detach())?.sum_all()?.backward()?)
+}
