@@ -21,6 +21,7 @@ mod media;
 mod serve;
 mod show;
 mod target;
+mod train;
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -153,6 +154,8 @@ enum Command {
     Bench(bench::Bench),
     /// Measure what the cache does for answers.
     Evaluate(evaluate::EvaluateArgs),
+    /// Train a model by a recipe.
+    Train(train::TrainArgs),
     /// Print the effective settings and where each came from; flags of settings stand before it.
     Config,
     /// Print a shell's script that completes this command line.
@@ -433,6 +436,7 @@ pub fn run() -> anyhow::Result<ExitCode> {
     match command {
         Command::Convert(args) => convert::run(&config, &args),
         Command::Evaluate(args) => evaluate::run(&config, &args),
+        Command::Train(args) => train::run_command(&args),
         Command::Config => {
             std::io::stdout().write_all(config::print(&config, &origins)?.as_bytes())?;
             Ok(ExitCode::SUCCESS)
@@ -477,7 +481,7 @@ fn given(command: &Command) -> Given<'_> {
         Command::Bench(bench) => bench.given(),
         Command::Convert(args) => Given { decoder: Some(args.decoder()), ..Given::default() },
         Command::Evaluate(args) => args.given(),
-        Command::Config | Command::Completions { .. } => Given::default(),
+        Command::Train(_) | Command::Config | Command::Completions { .. } => Given::default(),
     }
 }
 
@@ -500,8 +504,10 @@ async fn dispatch(command: Command, config: Config) -> anyhow::Result<ExitCode> 
         Command::Describe { target, json } => ask::describe(&config, &target, json).await,
         Command::Check { target, json, .. } => check::run(&config, &target, json).await,
         Command::Bench(bench) => bench::run(&config, bench).await,
-        Command::Config | Command::Completions { .. } | Command::Convert(_) | Command::Evaluate(_) => {
-            Ok(ExitCode::SUCCESS)
-        }
+        Command::Config
+        | Command::Completions { .. }
+        | Command::Convert(_)
+        | Command::Evaluate(_)
+        | Command::Train(_) => Ok(ExitCode::SUCCESS),
     }
 }

@@ -1,4 +1,4 @@
-//! What training is made of, but for the networks: files and plain numbers.
+//! Training: networks learn from data by a recipe, and a run that was stopped goes on as if nothing had happened.
 //!
 //! ```text
 //! files     ─► data ─► samples in the order of an epoch ─► media::augment ─► a batch
@@ -8,19 +8,36 @@
 //!
 //! | file | its one idea |
 //! |---|---|
+//! | `run.rs` | the loop: read it first |
+//! | `task.rs` | what the loop asks of whatever it teaches |
+//! | `illama.rs` | an iLLaMA that learns to name pictures |
+//! | `recipe.rs` | what a TOML file says of a run |
+//! | `checkpoint.rs` | a run on disk |
+//! | `journal.rs`, `events.rs` | what it writes down of itself, as JSON and for TensorBoard |
+//! | `stop.rs` | why it ends before its time |
 //! | `data/` | what is learned from |
 //! | `schedule.rs` | values over a run: a straight rise, then half a cosine |
 //! | `staged.rs` | rates that end, or begin, at an epoch; how the blocks of a network share one |
 //! | `mixup.rs` | two pictures become one, and so do their labels |
 //!
 //! Iterations are those of the optimiser: with gradients summed over several small batches, one iteration is all of them.
-//!
-//! Left out: the loop itself, which is not written yet, and the optimiser, which moves tensors and so lives with them ([`crate::models::learning::adamw`]).
 
+mod checkpoint;
 pub mod data;
+mod events;
+pub mod illama;
+mod journal;
 pub mod mixup;
+mod recipe;
+mod run;
 pub mod schedule;
 pub mod staged;
+mod stop;
+pub mod task;
+
+pub use recipe::{Recipe, RunOptions};
+pub use run::{News, Outcome, Plan, run};
+pub use stop::Stop;
 
 /// Why a recipe or a batch cannot be used. Every variant is the caller's input; trying again does not help.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]

@@ -17,4 +17,5 @@ mod commands;
 mod current;
 mod evaluate;
 mod measured;
+mod train;
 mod world;

@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::gather::{Gather, Labels, Samples, Wanted, is_picture};
@@ -28,7 +29,8 @@ use super::{Error, Place};
 const MOST_TEXT: u64 = 64 << 10;
 
 /// Where the label of a picture in a tar is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum LabelFrom {
     /// In a member of the same name, with another ending.
     #[default]

@@ -16,6 +16,7 @@
 //! | `archive.rs` | tars of pictures; `tar.rs` knows their headers |
 //! | `table.rs` | CSV and TSV |
 //! | `gather.rs` | from words to classes; what all sources share |
+//! | `source.rs` | any of these, as a recipe says it |
 //! | `skipped.rs` | what gives no sample |
 //! | `order.rs` | the order of an epoch |
 //!
@@ -44,6 +45,7 @@ mod gather;
 mod order;
 mod sample;
 mod skipped;
+mod source;
 mod table;
 mod tar;
 
@@ -55,6 +57,7 @@ pub use gather::{Samples, Wanted};
 pub use order::{Order, Walk};
 pub use sample::{Place, Sample, Target};
 pub use skipped::{Reason, Skipped};
+pub use source::Source;
 pub use table::TableOptions;
 
 /// Why there are no samples, or no bytes of one. All but [`Error::Io`] are mended by mending the data.

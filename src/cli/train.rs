@@ -1,0 +1,178 @@
+//! `train`: a recipe is followed, from where it was left.
+
+use std::io::{IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::{Context, bail};
+use clap::Args;
+use figment::Figment;
+use figment::providers::{Format, Toml};
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::json;
+use viscache::train::illama::IllamaTask;
+use viscache::train::task::Measure;
+use viscache::train::{News, Recipe, run};
+
+/// Exit code of a run that was interrupted.
+const INTERRUPTED: u8 = 130;
+
+/// Train a model by a recipe. A run that was stopped goes on from its last checkpoint, to the same weights.
+#[derive(Args)]
+pub(super) struct TrainArgs {
+    /// The recipe, a TOML file; its paths are relative to it.
+    #[arg(value_name = "RECIPE.toml")]
+    recipe: PathBuf,
+    /// The folder of the run: checkpoints, `best`, `log.jsonl`, TensorBoard's events.
+    #[arg(long, value_name = "FOLDER", required_unless_present = "dry_run")]
+    out: Option<PathBuf>,
+    /// Another value for a key of the recipe, as `run.epochs=10` or `illama.train.folder="/data/pictures"`; repeat for several.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// Parts of a batch that are worked on at a time; all cores where nothing is said. It is a part of what the weights hang on.
+    #[arg(long, value_name = "N")]
+    threads: Option<usize>,
+    /// Only read the recipe and list the data.
+    #[arg(long)]
+    dry_run: bool,
+    /// Print a JSON object for each step and test.
+    #[arg(long, help_heading = "Output")]
+    json: bool,
+}
+
+pub(super) fn run_command(args: &TrainArgs) -> anyhow::Result<ExitCode> {
+    let recipe = read(&args.recipe, &args.set)?;
+    let base = args.recipe.parent().unwrap_or(Path::new("."));
+    let threads = match args.threads {
+        Some(0) => bail!("--threads must be at least 1"),
+        Some(threads) => threads,
+        None => std::thread::available_parallelism().map_or(1, usize::from),
+    };
+    let plan = recipe.plan(json!({"threads": threads}))?;
+    let task = IllamaTask::open(recipe.lesson()?, base, plan.seed, |samples| plan.span(samples), threads)?;
+    let (train, test) = (task.train(), task.test());
+    eprintln!("{} pictures of {} classes to learn from", train.samples.len(), train.classes.len());
+    if !train.skipped.is_empty() {
+        eprintln!("left out: {}", train.skipped);
+    }
+    match test {
+        Some(test) => eprintln!("{} pictures to test by", test.samples.len()),
+        None => eprintln!("nothing to test by, so no weights are called the best"),
+    }
+    if let Some(skipped) = test.map(|test| &test.skipped).filter(|skipped| !skipped.is_empty()) {
+        eprintln!("left out: {skipped}");
+    }
+    let Some(out) = args.out.as_ref().filter(|_| !args.dry_run) else {
+        writeln!(std::io::stdout(), "{}", serde_json::to_string_pretty(&recipe)?)?;
+        return Ok(ExitCode::SUCCESS);
+    };
+    static INTERRUPT: AtomicBool = AtomicBool::new(false);
+    // A second one ends it at once; what is written by then is whole.
+    ctrlc::set_handler(|| {
+        if INTERRUPT.swap(true, Ordering::Relaxed) {
+            std::process::exit(i32::from(INTERRUPTED));
+        }
+    })
+    .context("interrupts cannot be heard")?;
+    let mut screen = Screen::new(args.json);
+    let outcome = run(&task, &plan, out, &mut |news| {
+        screen.show(&news);
+        !INTERRUPT.load(Ordering::Relaxed)
+    })?;
+    screen.bar.finish_and_clear();
+    match outcome.best {
+        Some((best, step)) => {
+            eprintln!("best: {best:.4} after step {step}, in {}", out.join("best").display());
+        }
+        None => eprintln!(
+            "{} steps are done; the weights are in the last step-… of {}",
+            outcome.step,
+            out.display()
+        ),
+    }
+    if outcome.left_out > 0 {
+        eprintln!("{} samples could not be used; log.jsonl names them", outcome.left_out);
+    }
+    if outcome.interrupted {
+        eprintln!("interrupted after step {}; the same command goes on from there", outcome.step);
+        return Ok(ExitCode::from(INTERRUPTED));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn read(path: &Path, set: &[String]) -> anyhow::Result<Recipe> {
+    let text = std::fs::read_to_string(path)
+        .with_context(|| format!("cannot read the recipe {}", path.display()))?;
+    let mut figment = Figment::from(Toml::string(&text));
+    for pair in set {
+        let Some((key, value)) = pair.split_once('=') else {
+            bail!("--set {pair}: it is KEY=VALUE");
+        };
+        // A word that is no TOML value is a text.
+        let line = format!("{key} = {value}");
+        let quoted = format!("{key} = {}", json!(value));
+        let value = Figment::from(Toml::string(&line));
+        let plain = value.extract::<serde_json::Value>().is_ok();
+        figment = figment.merge(Toml::string(if plain { &line } else { &quoted }));
+    }
+    figment.extract().map_err(|e| anyhow::anyhow!("{}: {e}", path.display()))
+}
+
+/// What is shown while it goes on.
+struct Screen {
+    bar: ProgressBar,
+    json: bool,
+    epoch: usize,
+}
+
+impl Screen {
+    fn new(json: bool) -> Self {
+        let bar = if std::io::stderr().is_terminal() { ProgressBar::new(0) } else { ProgressBar::hidden() };
+        Screen { bar, json, epoch: 1 }
+    }
+
+    fn show(&mut self, news: &News<'_>) {
+        match news {
+            News::Begins { step, steps, epoch } => {
+                let style = ProgressStyle::with_template("{wide_bar} {pos}/{len} steps, {msg}, {eta} left");
+                self.bar.set_length(*steps as u64);
+                self.bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+                self.bar.set_position(*step as u64);
+                self.bar.reset_eta();
+                self.epoch = (*epoch).max(1);
+                if *step > 0 {
+                    eprintln!("goes on after step {step} of {steps}");
+                }
+            }
+            News::Step { step, loss, rate, pace } => {
+                self.bar.set_position(*step as u64);
+                self.bar.set_message(format!("loss {loss:.4}, rate {rate:.2e}, {pace:.0} samples/s"));
+                if self.json {
+                    self.line(&json!({"step": step, "loss": loss, "rate": rate, "pace": pace}));
+                }
+            }
+            News::Tested { step, measures, average } => {
+                let told: Vec<String> =
+                    measures.iter().map(|Measure { name, value }| format!("{name} {value:.4}")).collect();
+                let of = if *average { ", the average" } else { "" };
+                self.bar.suspend(|| {
+                    eprintln!("epoch {:.1}{of}: {}", *step as f64 / self.epoch as f64, told.join(", "));
+                });
+                if self.json {
+                    self.line(&json!({"step": step, "average": average, "measures": measures}));
+                }
+            }
+            News::LeftOut(what) => self.bar.suspend(|| {
+                for one in *what {
+                    eprintln!("left out: {one}");
+                }
+            }),
+        }
+    }
+
+    /// Whoever reads them may have gone; the run goes on.
+    fn line(&self, value: &serde_json::Value) {
+        let _ = writeln!(std::io::stdout(), "{value}");
+    }
+}
