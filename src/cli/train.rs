@@ -8,9 +8,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::{Context, bail};
 use clap::Args;
 use figment::Figment;
-use figment::providers::{Format, Toml};
+use figment::providers::{Format, Serialized, Toml};
 use indicatif::{ProgressBar, ProgressStyle};
-use serde_json::json;
+use serde_json::{Map, Value, json};
 use viscache::train::illama::IllamaTask;
 use viscache::train::task::Measure;
 use viscache::train::{News, Recipe, run};
@@ -101,22 +101,29 @@ pub(super) fn run_command(args: &TrainArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Reads a recipe, and puts other values in the places of its own: whole tables as well.
 fn read(path: &Path, set: &[String]) -> anyhow::Result<Recipe> {
     let text = std::fs::read_to_string(path)
         .with_context(|| format!("cannot read the recipe {}", path.display()))?;
-    let mut figment = Figment::from(Toml::string(&text));
+    let table = |text: &str| Figment::from(Toml::string(text)).extract::<Map<String, Value>>();
+    let mut recipe = table(&text).with_context(|| format!("{} is no TOML", path.display()))?;
     for pair in set {
-        let Some((key, value)) = pair.split_once('=') else {
-            bail!("--set {pair}: it is KEY=VALUE");
-        };
+        let Some((keys, value)) = pair.split_once('=') else { bail!("--set {pair}: it is KEY=VALUE") };
         // A word that is no TOML value is a text.
-        let line = format!("{key} = {value}");
-        let quoted = format!("{key} = {}", json!(value));
-        let value = Figment::from(Toml::string(&line));
-        let plain = value.extract::<serde_json::Value>().is_ok();
-        figment = figment.merge(Toml::string(if plain { &line } else { &quoted }));
+        let value = table(&format!("value = {value}")).ok().and_then(|mut table| table.remove("value"));
+        let value = value.unwrap_or_else(|| pair[keys.len() + 1..].into());
+        let mut keys: Vec<&str> = keys.split('.').map(str::trim).collect();
+        let Some(last) = keys.pop() else { continue };
+        let mut at = &mut recipe;
+        for key in keys {
+            let inner = at.entry(key).or_insert_with(|| Value::Object(Map::new()));
+            let Value::Object(inner) = inner else { bail!("--set {pair}: `{key}` is no table") };
+            at = inner;
+        }
+        at.insert(last.to_owned(), value);
     }
-    figment.extract().map_err(|e| anyhow::anyhow!("{}: {e}", path.display()))
+    let recipe = Figment::from(Serialized::defaults(recipe)).extract();
+    recipe.map_err(|e| anyhow::anyhow!("{}: {e}", path.display()))
 }
 
 /// What is shown while it goes on.
@@ -172,7 +179,7 @@ impl Screen {
     }
 
     /// Whoever reads them may have gone; the run goes on.
-    fn line(&self, value: &serde_json::Value) {
+    fn line(&self, value: &Value) {
         let _ = writeln!(std::io::stdout(), "{value}");
     }
 }

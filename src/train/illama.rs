@@ -20,7 +20,6 @@ use serde::{Deserialize, Serialize};
 use super::checkpoint::put;
 use super::data::{Order, Sample, Samples, Source, Split, Wanted};
 use super::mixup::{self, Choice};
-use super::recipe::beside;
 use super::schedule::Span;
 use super::staged::{Staged, StagedValues, drop_path_rates};
 use super::task::{Measure, Moment, Task};
@@ -123,13 +122,15 @@ impl ModelOptions {
 }
 
 /// Where first values come from.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "lowercase")]
-pub enum Start {
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Start {
     /// An iLLaMA's file; a head for other classes begins anew, positions are resized.
-    Weights(PathBuf),
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weights: Option<PathBuf>,
     /// The safetensors files of a LLaMA in Hugging Face's names, thinned.
-    Llama(Vec<PathBuf>),
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub llama: Vec<PathBuf>,
 }
 
 /// What is done to pictures; defaults are the published recipes'.
@@ -230,13 +231,17 @@ impl IllamaTask {
             .map(|test| test.list(base, Wanted::Classes, Split::Test, Some(&train.classes)))
             .transpose()?;
         let config = recipe.model.config(train.classes.len())?;
-        let variables = match &recipe.start {
-            None => initial(&config, seed, BTreeMap::new())?,
-            Some(Start::Weights(path)) => continued(&config, seed, &Weights::open(&beside(base, path))?)?,
-            Some(Start::Llama(paths)) => {
-                let files: Vec<Weights> =
-                    paths.iter().map(|path| Weights::open(&beside(base, path))).collect::<Result<_, _>>()?;
+        let start = recipe.start.clone().unwrap_or_default();
+        let open = |path: &PathBuf| Weights::open(&base.join(path));
+        let variables = match (&start.weights, &start.llama[..]) {
+            (None, []) => initial(&config, seed, BTreeMap::new())?,
+            (Some(path), []) => continued(&config, seed, &open(path)?)?,
+            (None, paths) => {
+                let files: Vec<Weights> = paths.iter().map(open).collect::<Result<_, _>>()?;
                 initial(&config, seed, select(&files, &config)?)?
+            }
+            (Some(_), _) => {
+                return Err(Error::Contradiction("a start is either `weights` or `llama`, not both").into());
             }
         };
         let training = recipe.augment.training(config.side);

@@ -16,8 +16,6 @@
 //! ```
 //! Paths are relative to the recipe. Unknown keys are refused, so that a misspelt one is not a default in silence.
 
-use std::path::{Path, PathBuf};
-
 use serde::{Deserialize, Serialize};
 
 use super::illama::IllamaRecipe;
@@ -141,9 +139,4 @@ impl Recipe {
             .as_ref()
             .ok_or(Error::Contradiction("a recipe teaches one thing: it needs the table [illama]"))
     }
-}
-
-/// A path of a recipe, from where the recipe lies.
-pub(super) fn beside(base: &Path, path: &Path) -> PathBuf {
-    base.join(path)
 }

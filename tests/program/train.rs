@@ -260,7 +260,9 @@ fn recipes_that_cannot_be_followed_say_why() {
         ("rate.from=-1.0", "from is -1"),
         ("illama.augment.area=[2.0, 1.0]", "crop.area"),
         ("illama.start={ weights = \"none.pth\" }", "none.pth"),
+        ("illama.train.cifar=\"x\"", "name one of"),
         ("illama", "KEY=VALUE"),
+        ("run.epochs.more=1", "`epochs` is no table"),
     ] {
         let refused = run.run("out", &["--set", set]);
         let said = stderr(&refused);

@@ -57,7 +57,7 @@ pub use gather::{Samples, Wanted};
 pub use order::{Order, Walk};
 pub use sample::{Place, Sample, Target};
 pub use skipped::{Reason, Skipped};
-pub use source::Source;
+pub use source::{Source, Table, Tars};
 pub use table::TableOptions;
 
 /// Why there are no samples, or no bytes of one. All but [`Error::Io`] are mended by mending the data.

@@ -8,35 +8,74 @@ use super::{ArchiveOptions, Error, LabelFrom, Samples, Split, TableOptions, Want
 
 /// One of: a folder of classes, CIFAR-10's batches, tars, a table.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "lowercase")]
+#[serde(rename_all = "lowercase", try_from = "Named")]
 pub enum Source {
     /// `ROOT/class/…/picture.jpg`.
     Folder(PathBuf),
     /// The folder of `data_batch_1.bin` …; which of them are read hangs on what they are for.
     Cifar(PathBuf),
     /// Tars of pictures.
-    Tars {
-        /// All of them.
-        paths: Vec<PathBuf>,
-        /// Where labels are.
-        #[serde(default)]
-        labels: LabelFrom,
-        /// Only members of this folder and those below it.
-        #[serde(default)]
-        under: String,
-    },
+    Tars(Tars),
     /// A CSV or TSV.
-    Table {
-        /// Which file.
-        path: PathBuf,
-        /// The column of pictures.
-        picture: String,
-        /// The column of labels or captions.
-        target: String,
-        /// The folder that pictures are relative to; the table's own where nothing is said.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        folder: Option<PathBuf>,
-    },
+    Table(Table),
+}
+
+/// Tars of pictures.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tars {
+    /// All of them.
+    pub paths: Vec<PathBuf>,
+    /// Where labels are.
+    #[serde(default)]
+    pub labels: LabelFrom,
+    /// Only members of this folder and those below it.
+    #[serde(default)]
+    pub under: String,
+}
+
+/// A CSV or TSV.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Table {
+    /// Which file.
+    pub path: PathBuf,
+    /// The column of pictures.
+    pub picture: String,
+    /// The column of labels or captions.
+    pub target: String,
+    /// The folder that pictures are relative to; the table's own where nothing is said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub folder: Option<PathBuf>,
+}
+
+/// What was named: one of two would be chosen in silence.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Named {
+    folder: Option<PathBuf>,
+    cifar: Option<PathBuf>,
+    tars: Option<Tars>,
+    table: Option<Table>,
+}
+
+impl TryFrom<Named> for Source {
+    type Error = &'static str;
+
+    fn try_from(named: Named) -> Result<Self, &'static str> {
+        let Named { folder, cifar, tars, table } = named;
+        let kinds = [
+            folder.map(Source::Folder),
+            cifar.map(Source::Cifar),
+            tars.map(Source::Tars),
+            table.map(Source::Table),
+        ];
+        let mut named = kinds.into_iter().flatten();
+        match (named.next(), named.next()) {
+            (Some(source), None) => Ok(source),
+            _ => Err("data have one source: name one of folder, cifar, tars, table"),
+        }
+    }
 }
 
 impl Source {
@@ -56,16 +95,34 @@ impl Source {
         match self {
             Source::Folder(folder) => Samples::of_folder(&base.join(folder), known),
             Source::Cifar(folder) => Samples::of_cifar(&base.join(folder), split),
-            Source::Tars { paths, labels, under } => {
+            Source::Tars(Tars { paths, labels, under }) => {
                 let paths: Vec<PathBuf> = paths.iter().map(|path| base.join(path)).collect();
                 let options = ArchiveOptions { wanted, labels: *labels, under: under.clone() };
                 Samples::of_archives(&paths, &options, known)
             }
-            Source::Table { path, picture, target, folder } => {
+            Source::Table(Table { path, picture, target, folder }) => {
                 let folder = folder.as_ref().map(|folder| base.join(folder));
                 let (picture, target) = (picture.clone(), target.clone());
                 Samples::of_table(&base.join(path), &TableOptions { wanted, picture, target, folder }, known)
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_recipe_names_one_source() {
+        let read = |json: &str| serde_json::from_str::<Source>(json).map_err(|e| e.to_string());
+        assert_eq!(read(r#"{"folder": "a"}"#), Ok(Source::Folder("a".into())));
+        let tars = read(r#"{"tars": {"paths": ["a.tar"], "labels": "name"}}"#).unwrap();
+        assert!(matches!(&tars, Source::Tars(Tars { labels: LabelFrom::Name, .. })));
+        assert_eq!(read(&serde_json::to_string(&tars).unwrap()), Ok(tars));
+        for none in ["{}", r#"{"folder": "a", "cifar": "b"}"#] {
+            assert!(read(none).unwrap_err().contains("name one of"), "{none}");
+        }
+        assert!(read(r#"{"folders": "a"}"#).unwrap_err().contains("folders"));
     }
 }
