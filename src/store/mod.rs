@@ -58,7 +58,7 @@ pub use requests::REQUEST_WINDOW;
 pub use scan::ItemScan;
 
 use keys::Key;
-use options::{db_options, family_options};
+use options::{Memory, db_options, family_options};
 
 /// Version of the store's layout; a newer one is refused. 2 added `changes`, 3 outcomes in the ledger, 4 aliases, uris and
 /// requests: an older store is read as it is, and made one of this version when it is opened for writing.
@@ -245,25 +245,29 @@ impl Store {
                 Error::Rocks { path: owned.clone(), source }
             }
         };
+        let memory = Memory::new();
         let families = |names: &[&str]| {
-            let one = |name: &&str| ColumnFamilyDescriptor::new(*name, family_options(name));
+            let one = |name: &&str| ColumnFamilyDescriptor::new(*name, family_options(name, &memory));
             names.iter().map(one).collect::<Vec<_>>()
         };
         let (db, scratch) = match access {
             Access::Write => {
                 folder::make(path).map_err(|source| Error::Folder { path: owned.clone(), source })?;
-                (DB::open_cf_descriptors(&db_options(), path, families(&FAMILIES)).map_err(fail)?, None)
+                (
+                    DB::open_cf_descriptors(&db_options(&memory), path, families(&FAMILIES)).map_err(fail)?,
+                    None,
+                )
             }
             Access::Read if !exists => return Err(Error::Missing { path: owned }),
             Access::Read => {
                 let scratch = folder::scratch()
                     .map_err(|source| Error::Scratch { folder: std::env::temp_dir(), source })?;
                 // A store of version 1 has no `changes`, and a follower cannot make it.
-                let known = DB::list_cf(&db_options(), path).map_err(fail)?;
+                let known = DB::list_cf(&db_options(&memory), path).map_err(fail)?;
                 let there = |name: &&str| *name != CHANGES || known.iter().any(|known| known == name);
                 let names: Vec<&str> = FAMILIES.into_iter().filter(there).collect();
                 let db = DB::open_cf_descriptors_as_secondary(
-                    &db_options(),
+                    &db_options(&memory),
                     path,
                     scratch.path(),
                     families(&names),
