@@ -114,6 +114,7 @@ pub(super) fn run(config: &Config, args: &EvaluateArgs) -> anyhow::Result<ExitCo
         bail!("--pictures is {}, fewer than the {} neighbours that are blended", args.pictures, params.top_k);
     }
     let options = EncoderOptions {
+        network: Default::default(),
         weights: None,
         sizes: None,
         modalities: None,
