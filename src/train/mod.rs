@@ -9,6 +9,7 @@
 //! | file | its one idea |
 //! |---|---|
 //! | `data/` | what is learned from |
+//! | `measure/` | what a classifier is worth: accuracy, calibration, shape or texture |
 //! | `schedule.rs` | values over a run: a straight rise, then half a cosine |
 //! | `staged.rs` | rates that end, or begin, at an epoch; how the blocks of a network share one |
 //! | `mixup.rs` | two pictures become one, and so do their labels |
@@ -18,6 +19,7 @@
 //! Left out: the loop itself, which is not written yet, and the optimiser, which moves tensors and so lives with them ([`crate::models::adamw`]).
 
 pub mod data;
+pub mod measure;
 pub mod mixup;
 pub mod schedule;
 pub mod staged;
