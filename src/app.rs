@@ -13,7 +13,7 @@ use viscache::models::encoder::{Encoder, EncoderOptions, Network};
 use viscache::models::llm::{Llm, LlmOptions};
 use viscache::models::nano;
 use viscache::store::{Access, CacheRecord, ModelSource, Store};
-use viscache::types::CacheName;
+use viscache::types::{CacheName, WeightDtype};
 
 use crate::config::Config;
 
@@ -193,6 +193,30 @@ fn named(config: &Config, records: &[CacheRecord]) -> anyhow::Result<Option<Mode
         }
         (path, _, None) => of(None, Some(PathBuf::from(path))),
     })
+}
+
+/// The classifier that the settings name.
+///
+/// * `dtype`: its numbers, in place of those of the settings.
+///
+/// # Errors
+/// Settings that name none; as [`Encoder::open`].
+pub fn classifier(config: &Config, dtype: Option<WeightDtype>) -> anyhow::Result<Encoder> {
+    let named = match config.model.as_str() {
+        "none" => None,
+        _ => named(config, &[])?,
+    };
+    let Some(source) = named.filter(|source| source.network.is_some()) else {
+        bail!("name a classifier and its checkpoint, as in `--model illama-base --weights FILE`");
+    };
+    let source = ModelSource { orientation: config.orientation.unwrap_or(source.orientation), ..source };
+    let options = encoder_options(config, &source)?;
+    let options = EncoderOptions { dtype: dtype.or(options.dtype), ..options };
+    let encoder = Encoder::open(&options).context("the model cannot be loaded")?;
+    if encoder.classes() == 0 {
+        bail!("{} is no classifier; name one, as in `--model illama-base`", config.model);
+    }
+    Ok(encoder)
 }
 
 fn encoder_options(config: &Config, source: &ModelSource) -> anyhow::Result<EncoderOptions> {

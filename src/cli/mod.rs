@@ -12,12 +12,15 @@ mod bench;
 mod caches;
 mod change;
 mod check;
+mod classify;
 mod convert;
 mod evaluate;
 mod filter;
 mod flags;
 mod items;
+mod labels;
 mod media;
+mod pictures;
 mod serve;
 mod show;
 mod target;
@@ -151,6 +154,8 @@ enum Command {
     /// Measure recall, speed and throughput on your own queries.
     #[command(subcommand)]
     Bench(bench::Bench),
+    /// What a classifier takes pictures for.
+    Classify(classify::ClassifyArgs),
     /// Measure what the cache does for answers.
     Evaluate(evaluate::EvaluateArgs),
     /// Print the effective settings and where each came from; flags of settings stand before it.
@@ -432,6 +437,7 @@ pub fn run() -> anyhow::Result<ExitCode> {
     }
     match command {
         Command::Convert(args) => convert::run(&config, &args),
+        Command::Classify(args) => classify::run(&config, &args),
         Command::Evaluate(args) => evaluate::run(&config, &args),
         Command::Config => {
             std::io::stdout().write_all(config::print(&config, &origins)?.as_bytes())?;
@@ -476,6 +482,7 @@ fn given(command: &Command) -> Given<'_> {
         Command::Score(args) => args.given(),
         Command::Bench(bench) => bench.given(),
         Command::Convert(args) => Given { decoder: Some(args.decoder()), ..Given::default() },
+        Command::Classify(args) => args.given(),
         Command::Evaluate(args) => args.given(),
         Command::Config | Command::Completions { .. } => Given::default(),
     }
@@ -500,8 +507,10 @@ async fn dispatch(command: Command, config: Config) -> anyhow::Result<ExitCode> 
         Command::Describe { target, json } => ask::describe(&config, &target, json).await,
         Command::Check { target, json, .. } => check::run(&config, &target, json).await,
         Command::Bench(bench) => bench::run(&config, bench).await,
-        Command::Config | Command::Completions { .. } | Command::Convert(_) | Command::Evaluate(_) => {
-            Ok(ExitCode::SUCCESS)
-        }
+        Command::Config
+        | Command::Completions { .. }
+        | Command::Convert(_)
+        | Command::Classify(_)
+        | Command::Evaluate(_) => Ok(ExitCode::SUCCESS),
     }
 }
