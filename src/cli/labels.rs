@@ -79,6 +79,25 @@ fn of_line(line: &str) -> Label {
     }
 }
 
+/// What folders of these classes are called below a folder: by ids, if one of them is there, else by names.
+///
+/// # Errors
+/// Two classes of one name, which folders could not tell apart.
+pub(super) fn folders(labels: &[Label], below: &Path) -> anyhow::Result<Vec<String>> {
+    let ids: Option<Vec<String>> = labels.iter().map(|label| label.id.clone()).collect();
+    let names = match ids {
+        Some(ids) if ids.iter().any(|id| below.join(id).is_dir()) => ids,
+        _ => labels.iter().map(|label| label.name.clone()).collect(),
+    };
+    let mut numbers = BTreeMap::new();
+    for (number, name) in names.iter().enumerate() {
+        if let Some(first) = numbers.insert(name, number) {
+            bail!("classes {first} and {number} are both called `{name}`: folders do not tell them apart");
+        }
+    }
+    Ok(names)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -121,5 +140,15 @@ mod tests {
         assert_eq!(read(&file, 2).unwrap().len(), 2);
         let refused = read(&file, 3).unwrap_err().to_string();
         assert!(refused.contains("names.txt names 2 classes, and the model has 3"), "{refused}");
+    }
+
+    #[test]
+    fn folders_are_called_by_ids_or_by_names() {
+        let folder = tempfile::tempdir().unwrap();
+        let cranes = parse("n02012849 crane\nn03126707 crane").unwrap();
+        let refused = folders(&cranes, folder.path()).unwrap_err().to_string();
+        assert!(refused.contains("classes 0 and 1 are both called `crane`"), "{refused}");
+        std::fs::create_dir(folder.path().join("n03126707")).unwrap();
+        assert_eq!(folders(&cranes, folder.path()).unwrap(), ["n02012849", "n03126707"]);
     }
 }

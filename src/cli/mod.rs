@@ -156,7 +156,7 @@ enum Command {
     Bench(bench::Bench),
     /// What a classifier takes pictures for.
     Classify(classify::ClassifyArgs),
-    /// Measure what the cache does for answers.
+    /// Measure what the cache does for answers, or how good a classifier is.
     Evaluate(evaluate::EvaluateArgs),
     /// Print the effective settings and where each came from; flags of settings stand before it.
     Config,

@@ -14,6 +14,8 @@ use viscache::types::Modality;
 const CHUNK: usize = 64;
 /// Between two words about how far it is.
 const SILENCE: Duration = Duration::from_secs(20);
+/// Pictures that cannot be judged and are named; the others are counted.
+const NAMED: usize = 10;
 
 /// Logits of a picture, of each classifier.
 pub(super) type Judged = anyhow::Result<Vec<Vec<f32>>>;
@@ -62,4 +64,30 @@ fn prepare(encoder: &Encoder, place: &Place) -> anyhow::Result<Prepared> {
     let bytes = place.read(encoder.images().limits.max_bytes as u64)?;
     let prepared = catch_unwind(AssertUnwindSafe(|| encoder.prepare(Modality::Image, &bytes)));
     Ok(prepared.unwrap_or_else(|_| Err(media::Error::Crashed.into()))?)
+}
+
+/// What could not be judged.
+#[derive(Default)]
+pub(super) struct Bad {
+    /// How many.
+    pub(super) count: u64,
+    named: Vec<String>,
+}
+
+impl Bad {
+    /// Takes one more.
+    pub(super) fn add(&mut self, place: &Place, why: &anyhow::Error) {
+        self.count += 1;
+        if self.named.len() < NAMED {
+            self.named.push(format!("{place}: {why:#}"));
+        }
+    }
+
+    /// Names the first of them, and says how many there are.
+    pub(super) fn say(&self) {
+        self.named.iter().for_each(|line| eprintln!("{line}"));
+        if self.count > 0 {
+            eprintln!("{} pictures could not be judged, and are not counted", self.count);
+        }
+    }
 }

@@ -1,10 +1,10 @@
-//! Classifiers by the command line: pictures judged, caches of their features.
+//! Classifiers by the command line: pictures judged, whole folders measured, caches of their features.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use candle_core::{Device, Tensor};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 use viscache::media::augment::Evaluation;
 use viscache::media::{Limits, Orientation};
@@ -165,6 +165,167 @@ fn a_model_that_is_not_there_is_explained() {
     }
     desk.run(2, "classify --model illama --weights random.safetensors");
     desk.run(2, "classify --model illama --weights random.safetensors --top 0 0.png");
+}
+
+/// Pictures of the classes 0 (three), 1 (one) and 5 (one), among six.
+fn labelled(desk: &Desk) {
+    for (i, name) in ["a/0.png", "a/1.png", "a/2.png", "b/0.png", "f/0.png"].iter().enumerate() {
+        desk.put(&format!("val/{name}"), &scene(i));
+    }
+    for class in ["c", "d", "e"] {
+        std::fs::create_dir_all(desk.path("val").join(class)).unwrap();
+    }
+}
+
+#[test]
+fn accuracy_and_calibration_are_those_counted_by_hand() {
+    let desk = Desk::new();
+    labelled(&desk);
+    let line = "evaluate accuracy val --model illama --weights certain.safetensors";
+    let figures = &desk.json(0, &format!("{line} --eight-bits --out figures"))[0];
+    let near = |value: &Value, expected: f64| {
+        assert!((value.as_f64().unwrap() - expected).abs() < 1e-5, "{value} {expected}")
+    };
+    assert_eq!(
+        (&figures["pictures"], &figures["classes"], &figures["bad"]),
+        (&json!(5), &json!(6), &json!(0))
+    );
+    assert_eq!(figures["same"], 1.0);
+    for (measured, numbers) in figures["measured"].as_array().unwrap().iter().zip(["f32", "q8_0"]) {
+        assert_eq!(measured["numbers"], numbers);
+        // Always class 0, of half the confidence: right of three in five. Of the six classes the last is the sixth best.
+        near(&measured["top_1"], 0.6);
+        near(&measured["top_5"], 0.8);
+        near(&measured["ece"], 0.1);
+        let bins = measured["bins"].as_array().unwrap();
+        let filled: Vec<usize> = (0..15).filter(|&bin| bins[bin]["pictures"] != 0).collect();
+        assert_eq!((filled, bins.len()), (vec![7], 15));
+        near(&bins[7]["accuracy"], 0.6);
+    }
+    let stored: Value =
+        serde_json::from_slice(&std::fs::read(desk.path("figures/accuracy.json")).unwrap()).unwrap();
+    assert_eq!(&stored, figures);
+    for (file, numbers) in [("reliability.svg", "f32"), ("reliability-q8_0.svg", "q8_0")] {
+        let svg = std::fs::read_to_string(desk.path("figures").join(file)).unwrap();
+        assert!(svg.contains(&format!("certain, 5 pictures, {numbers}, ECE 0.1000")), "{svg}");
+    }
+    let table = text(desk.run(0, line).stdout);
+    assert!(
+        table.contains("5 pictures of 6 classes") && table.contains("0.6000   0.8000   0.1000"),
+        "{table}"
+    );
+    assert!(!table.contains("same"), "{table}");
+
+    // What cannot be judged is named and not counted.
+    desk.put("val/b/broken.png", b"no picture");
+    let output = desk.run(3, &format!("{line} --json"));
+    let errors = text(output.stderr.clone());
+    assert!(
+        errors.contains("broken.png: not a readable image") && errors.contains("1 pictures could not"),
+        "{errors}"
+    );
+    assert!(errors.contains("classes without pictures: 3"), "{errors}");
+    let figures = &lines(&output)[0];
+    assert_eq!((&figures["pictures"], &figures["bad"]), (&json!(5), &json!(1)));
+    near(&figures["measured"][0]["top_1"], 0.6);
+}
+
+#[test]
+fn folders_that_say_nothing_are_refused() {
+    let desk = Desk::new();
+    desk.put("few/a/0.png", &scene(0));
+    desk.put("few/b/0.png", &scene(1));
+    desk.put("one/a/0.png", &scene(0));
+    desk.put("splits/val/a/0.png", &scene(0));
+    desk.put("broken/a/0.png", b"no picture");
+    desk.put("broken/b/0.png", b"no picture");
+    std::fs::create_dir(desk.path("empty")).unwrap();
+    desk.put("names.txt", b"z\ny\nx\na\nw\nb\n");
+    let model = "--model illama --weights certain.safetensors";
+    for (line, says) in [
+        ("evaluate accuracy few", "few has 2 classes, and the model has 6; name all"),
+        ("evaluate accuracy one", "one class only"),
+        ("evaluate accuracy empty", "empty has nothing"),
+        ("evaluate accuracy absent", "absent"),
+        ("evaluate accuracy splits", "val"),
+        ("evaluate accuracy broken --labels names.txt", "none of the 2 pictures"),
+    ] {
+        let errors = desk.refused(&format!("{line} {model}"));
+        assert!(errors.contains(says), "{line}: {errors}");
+    }
+    // With the names of all classes, two of them can be measured on: `a` is class 3 there and `b` class 5.
+    let figures = &desk.json(0, &format!("evaluate accuracy few --labels names.txt {model}"))[0];
+    assert_eq!(
+        (&figures["measured"][0]["top_1"], &figures["measured"][0]["top_5"]),
+        (&json!(0.0), &json!(0.5))
+    );
+}
+
+#[test]
+fn batches_of_cifar_are_measured_on() {
+    let desk = Desk::new();
+    let probabilities: Vec<f32> = (1..=10).map(|i| i as f32 / 55.0).collect();
+    classifier::write_certain(&desk.path("ten.safetensors"), &probabilities);
+    let record = |label: u8| [&[label][..], &[label; 3072]].concat();
+    desk.put("cifar/test_batch.bin", &[9u8, 9, 3, 5].map(record).concat());
+    let figures = &desk.json(0, "evaluate accuracy cifar --model illama --weights ten.safetensors")[0];
+    let measured = &figures["measured"][0];
+    assert_eq!((&measured["top_1"], &measured["top_5"]), (&json!(0.5), &json!(0.75)));
+    let errors = desk.refused("evaluate accuracy cifar --model illama --weights certain.safetensors");
+    assert!(errors.contains("10 classes, and the model has 6"), "{errors}");
+}
+
+#[test]
+fn shape_and_texture_are_told_apart() {
+    let desk = Desk::new();
+    desk.put("groups.json", br#"{"cat": [0, 1], "clock": [2], "dog": [3, 4, 5]}"#);
+    // The certain model says cat, whatever it is shown.
+    for (i, name) in [
+        "cat/cat1-clock1.png",
+        "cat/cat2-dog1.png",
+        "clock/clock1-cat1.png",
+        "dog/dog1-clock2.png",
+        "dog/dog2-dog1.png",
+        "dog/clock3-cat3.png",
+        "cat/photo.png",
+        "cat/cat7-fish1.png",
+    ]
+    .iter()
+    .enumerate()
+    {
+        desk.put(&format!("cues/{name}"), &scene(i));
+    }
+    let line =
+        "evaluate shape-texture cues --groups groups.json --model illama --weights certain.safetensors";
+    let figures = &desk.json(0, line)[0];
+    let counts =
+        |of: &Value| [&of["shape"], &of["texture"], &of["neither"]].map(|count| count.as_u64().unwrap());
+    assert_eq!(counts(&figures["all"]), [2, 1, 1]);
+    assert_eq!(figures["all"]["shape_bias"], 2.0 / 3.0);
+    assert_eq!(counts(&figures["shapes"]["cat"]), [2, 0, 0]);
+    assert_eq!(counts(&figures["shapes"]["clock"]), [0, 1, 0]);
+    assert_eq!(figures["shapes"]["dog"]["shape_bias"], Value::Null);
+    let left_out =
+        [&figures["pictures"], &figures["agreeing"], &figures["unnamed"]].map(|n| n.as_u64().unwrap());
+    assert_eq!(left_out, [4, 1, 3]);
+    let output = desk.run(0, line);
+    let (table, errors) = (text(output.stdout), text(output.stderr));
+    assert!(table.contains("0.667") && table.contains("1 whose cues agree"), "{table}");
+    assert!(errors.contains("3 pictures whose names are not as"), "{errors}");
+    desk.put("cues/dog/dog9-cat9.png", b"no picture");
+    let output = desk.run(3, line);
+    assert!(text(output.stderr).contains("dog9-cat9.png: not a readable image"));
+
+    for (groups, says) in [
+        (&br#"{"cat": [0], "dog": [6]}"#[..], "has the class 6, and the model has classes 0 to 5"),
+        (br#"{"cat": [0]}"#, "1 groups"),
+        (br#"["cat"]"#, "other.json"),
+        (br#"{"boat": [0], "car": [1]}"#, "cannot be measured on"),
+    ] {
+        desk.put("other.json", groups);
+        let errors = desk.refused(&line.replace("groups.json", "other.json"));
+        assert!(errors.contains(says), "{errors}");
+    }
 }
 
 #[test]
