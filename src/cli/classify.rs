@@ -65,7 +65,7 @@ pub(super) fn run(config: &Config, args: &ClassifyArgs) -> anyhow::Result<ExitCo
                 true => show::print_line(
                     &json!({ "picture": place.to_string(), "error": format!("{problem:#}") }),
                 )?,
-                false => eprintln!("{place}: {problem:#}"),
+                false => eprintln!("{problem:#}"),
             }
             Ok(())
         }

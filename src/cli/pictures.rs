@@ -17,7 +17,7 @@ const SILENCE: Duration = Duration::from_secs(20);
 /// Pictures that cannot be judged and are named; the others are counted.
 const NAMED: usize = 10;
 
-/// Logits of a picture, of each classifier.
+/// Logits of a picture, of each classifier; or what is wrong, with the picture's name.
 pub(super) type Judged = anyhow::Result<Vec<Vec<f32>>>;
 
 /// Shows pictures to classifiers, and gives what comes of each to `take`, in their order.
@@ -46,7 +46,8 @@ pub(super) fn judge<'a>(
                 let all = judged.iter_mut().map(|judged| judged.next().context("it was not judged"));
                 // All of them are asked before any fails, so that they keep step.
                 let all: Vec<anyhow::Result<_>> = all.collect();
-                all.into_iter().map(|logits| Ok(logits??)).collect()
+                let named = || place.to_string();
+                all.into_iter().map(|logits| logits?.with_context(named)).collect()
             });
             take(place, logits)?;
         }
@@ -63,7 +64,7 @@ pub(super) fn judge<'a>(
 fn prepare(encoder: &Encoder, place: &Place) -> anyhow::Result<Prepared> {
     let bytes = place.read(encoder.images().limits.max_bytes as u64)?;
     let prepared = catch_unwind(AssertUnwindSafe(|| encoder.prepare(Modality::Image, &bytes)));
-    Ok(prepared.unwrap_or_else(|_| Err(media::Error::Crashed.into()))?)
+    prepared.unwrap_or_else(|_| Err(media::Error::Crashed.into())).with_context(|| place.to_string())
 }
 
 /// What could not be judged.
@@ -76,10 +77,10 @@ pub(super) struct Bad {
 
 impl Bad {
     /// Takes one more.
-    pub(super) fn add(&mut self, place: &Place, why: &anyhow::Error) {
+    pub(super) fn add(&mut self, why: &anyhow::Error) {
         self.count += 1;
         if self.named.len() < NAMED {
-            self.named.push(format!("{place}: {why:#}"));
+            self.named.push(format!("{why:#}"));
         }
     }
 

@@ -130,6 +130,7 @@ fn a_bad_picture_is_named_and_the_others_are_judged() {
         errors.contains("broken.png: not a readable image") && errors.contains("missing.png cannot be read"),
         "{errors}"
     );
+    assert!(!errors.contains("missing.png: missing.png"), "it is named once: {errors}");
     let shown = desk.json(3, line);
     let bad: Vec<bool> = shown.iter().map(|shown| shown.get("error").is_some()).collect();
     assert_eq!(bad, [false, true, true, false]);

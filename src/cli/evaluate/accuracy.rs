@@ -88,7 +88,7 @@ pub(super) fn run(config: &Config, args: &AccuracyArgs) -> anyhow::Result<ExitCo
     let places: Vec<&Place> = known.iter().map(|(place, _)| *place).collect();
     let mut classes = known.iter().map(|(_, class)| *class);
     let shown: Vec<&Encoder> = encoders.iter().collect();
-    pictures::judge(&shown, &places, |place, judged| {
+    pictures::judge(&shown, &places, |_, judged| {
         let class = classes.next().context("more results than pictures")?;
         match judged {
             Ok(logits) => {
@@ -98,7 +98,7 @@ pub(super) fn run(config: &Config, args: &AccuracyArgs) -> anyhow::Result<ExitCo
                     same.add(full == rounded);
                 }
             }
-            Err(problem) => bad.add(place, &problem),
+            Err(problem) => bad.add(&problem),
         }
         Ok(())
     })?;

@@ -74,14 +74,14 @@ pub(super) fn run(config: &Config, args: &ShapeTextureArgs) -> anyhow::Result<Ex
     let (mut biases, mut bad) = (vec![Bias::default(); groups.names().len()], Bad::default());
     let places: Vec<&Place> = conflicts.iter().map(|conflict| conflict.place).collect();
     let mut expected = conflicts.iter();
-    pictures::judge(&[&encoder], &places, |place, judged| {
+    pictures::judge(&[&encoder], &places, |_, judged| {
         let Conflict { shape, texture, .. } = *expected.next().context("more results than pictures")?;
         match judged {
             Ok(logits) => {
                 let probabilities = logits.first().map(|logits| softmax(logits)).unwrap_or_default();
                 biases[shape].add(groups.decide(&probabilities), shape, texture);
             }
-            Err(problem) => bad.add(place, &problem),
+            Err(problem) => bad.add(&problem),
         }
         Ok(())
     })?;
