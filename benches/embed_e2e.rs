@@ -50,6 +50,7 @@ fn main() {
     let huge = weights.is_some();
     let (count, rounds) = if huge { (BATCH, 1) } else { (4 * BATCH, ROUNDS) };
     let encoder = Encoder::open(&EncoderOptions {
+        network: Default::default(),
         weights,
         sizes: None,
         modalities: Some(vec![Modality::Image]),

@@ -44,6 +44,7 @@ fn main() {
     let threads = setting("VISCACHE_BENCH_THREADS", cores());
     let open = |weights: Option<&Path>, dtype| {
         let options = EncoderOptions {
+            network: Default::default(),
             weights: weights.map(Path::to_owned),
             sizes: None,
             modalities: Some(vec![Modality::Image]),

@@ -1,7 +1,7 @@
 //! The only place where everything is put together.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
@@ -9,11 +9,11 @@ use tracing::{error, info, warn};
 use viscache::batch::{Embedder, Generator};
 use viscache::cache::Cache;
 use viscache::flow::{App, Experts, ServedCache};
-use viscache::models::encoder::{Encoder, EncoderOptions};
+use viscache::models::encoder::{Encoder, EncoderOptions, Network};
 use viscache::models::llm::{Llm, LlmOptions};
 use viscache::models::nano;
 use viscache::store::{Access, CacheRecord, ModelSource, Store};
-use viscache::types::CacheName;
+use viscache::types::{CacheName, WeightDtype};
 
 use crate::config::Config;
 
@@ -137,43 +137,33 @@ fn model(
     records: &[CacheRecord],
     default: Option<&CacheName>,
 ) -> anyhow::Result<Option<(Encoder, ModelSource)>> {
-    let (source, named) = match config.model.as_str() {
-        "none" => return Ok(None),
-        "auto" => {
-            let default = records.iter().find(|record| Some(&record.name) == default);
-            let source = default.into_iter().chain(records).find_map(|record| record.model.clone());
-            let Some(source) = source else {
-                info!("no cache says which model made it: serving embeddings only");
-                return Ok(None);
-            };
-            (source, false)
-        }
-        "nano" => (ModelSource { weights: None, sizes: None, orientation: Default::default() }, true),
-        path => {
-            let orientation =
-                records.iter().find_map(|r| Some(r.model.as_ref()?.orientation)).unwrap_or_default();
-            (
-                ModelSource { weights: Some(PathBuf::from(path)), sizes: config.sizes.clone(), orientation },
-                true,
-            )
-        }
+    if config.model == "none" {
+        return Ok(None);
+    }
+    let named = named(config, records)?;
+    let default = records.iter().find(|record| Some(&record.name) == default);
+    let of_caches = || default.into_iter().chain(records).find_map(|record| record.model.clone());
+    let is_named = named.is_some();
+    let Some(source) = named.or_else(of_caches) else {
+        info!("no cache says which model made it: serving embeddings only");
+        return Ok(None);
     };
-    let options = encoder_options(config, &source);
     // As a cache's record names it: by the settings that it was opened with.
     let source = ModelSource {
-        weights: options.weights.clone(),
-        sizes: options.sizes.clone(),
-        orientation: options.orientation,
+        sizes: config.sizes.clone().or(source.sizes),
+        orientation: config.orientation.unwrap_or(source.orientation),
+        ..source
     };
-    match Encoder::open(&options) {
+    let opened = encoder_options(config, &source).and_then(|options| Ok(Encoder::open(&options)?));
+    match opened {
         Ok(encoder) => {
             let origin = encoder.origin();
             info!(model = origin.model, weights = origin.weights.map(|w| w.short()), "model loaded");
             Ok(Some((encoder, source)))
         }
-        Err(error) if named => Err(error).context("the model cannot be loaded"),
+        Err(error) if is_named => Err(error).context("the model cannot be loaded"),
         Err(error) => {
-            let problem = format!("{:#}", anyhow::Error::from(error));
+            let problem = format!("{error:#}");
             warn!(
                 problem,
                 "the model that made the cache cannot be loaded: serving embeddings only; name it with --model"
@@ -183,17 +173,66 @@ fn model(
     }
 }
 
-fn encoder_options(config: &Config, source: &ModelSource) -> EncoderOptions {
-    EncoderOptions {
+/// The model that the settings name; nothing where they leave it to the caches.
+fn named(config: &Config, records: &[CacheRecord]) -> anyhow::Result<Option<ModelSource>> {
+    let (word, weights) = (config.model.as_str(), config.weights.clone());
+    let orientation = records.iter().find_map(|r| Some(r.model.as_ref()?.orientation)).unwrap_or_default();
+    let of = |network: Option<Network>, weights: Option<PathBuf>| {
+        let network = network.map(|network| network.word().to_owned());
+        Some(ModelSource { network, weights, sizes: config.sizes.clone(), orientation })
+    };
+    Ok(match (word, word.parse::<Network>(), weights) {
+        ("auto", _, None) => None,
+        ("nano", _, None) => Some(ModelSource::default()),
+        (_, Ok(_), None) => bail!("--model {word} needs --weights: the file of its checkpoint"),
+        (_, Ok(network), weights) => of(Some(network), weights),
+        ("auto", _, weights) => of(None, weights),
+        (_, Err(problem), _) if word.starts_with("illama") && !Path::new(word).exists() => bail!("{problem}"),
+        (_, _, Some(_)) => {
+            bail!("--weights is of a network that --model names ({}), and `{word}` is none", Network::words())
+        }
+        (path, _, None) => of(None, Some(PathBuf::from(path))),
+    })
+}
+
+/// The classifier that the settings name.
+///
+/// * `dtype`: its numbers, in place of those of the settings.
+///
+/// # Errors
+/// Settings that name none; as [`Encoder::open`].
+pub fn classifier(config: &Config, dtype: Option<WeightDtype>) -> anyhow::Result<Encoder> {
+    let named = match config.model.as_str() {
+        "none" => None,
+        _ => named(config, &[])?,
+    };
+    let Some(source) = named.filter(|source| source.network.is_some()) else {
+        bail!("name a classifier and its checkpoint, as in `--model illama-base --weights FILE`");
+    };
+    let source = ModelSource { orientation: config.orientation.unwrap_or(source.orientation), ..source };
+    let options = encoder_options(config, &source)?;
+    let options = EncoderOptions { dtype: dtype.or(options.dtype), ..options };
+    let encoder = Encoder::open(&options).context("the model cannot be loaded")?;
+    if encoder.classes() == 0 {
+        bail!("{} is no classifier; name one, as in `--model illama-base`", config.model);
+    }
+    Ok(encoder)
+}
+
+fn encoder_options(config: &Config, source: &ModelSource) -> anyhow::Result<EncoderOptions> {
+    let network =
+        source.network.as_deref().map(str::parse).transpose().map_err(anyhow::Error::msg::<String>)?;
+    Ok(EncoderOptions {
+        network: network.unwrap_or_default(),
         weights: source.weights.clone(),
-        sizes: config.sizes.clone().or_else(|| source.sizes.clone()),
+        sizes: source.sizes.clone(),
         modalities: None,
         device: config.device,
         dtype: config.encoder_dtype,
         threads: config.threads(),
-        orientation: config.orientation.unwrap_or(source.orientation),
+        orientation: source.orientation,
         limits: config.limits().media,
-    }
+    })
 }
 
 /// The decoder that is asked for, or the one that belongs to the model that is served.

@@ -48,9 +48,12 @@ pub struct Config {
     pub caches: Vec<CacheName>,
     /// Cache meant when a request names none; without it, a single cache is meant.
     pub default_cache: Option<CacheName>,
-    /// Model for pictures and texts: `auto` (the one that made the cache), `nano`, `none`, or a checkpoint's path.
+    /// Model for pictures and texts: `auto` (the one that made the cache), `nano`, `none`, `illama-tiny`, `illama-small`,
+    /// `illama-base`, `illama-large` or `illama` (any size) with its `weights`, or the path of a checkpoint of ImageBind's.
     pub model: String,
-    /// Sizes of that checkpoint as JSON; without it, those of `imagebind_huge`.
+    /// Checkpoint of the model that is named: safetensors or `.pth`. Where none is named, a checkpoint of ImageBind's.
+    pub weights: Option<PathBuf>,
+    /// Sizes of that checkpoint as JSON; without it, those of `imagebind_huge`, or those that an iLLaMA's weights have.
     pub sizes: Option<PathBuf>,
     /// Decoder for answers: `auto` (the built-in one, where the built-in model is served), `nano`, `none`, or where a LLaMA's weights
     /// are: a folder of `consolidated.*.pth` and `params.json`, a folder of safetensors and `config.json`, or one file.
@@ -191,6 +194,7 @@ impl Default for Config {
             caches: Vec::new(),
             default_cache: None,
             model: "auto".into(),
+            weights: None,
             sizes: None,
             decoder: "auto".into(),
             adapter: None,

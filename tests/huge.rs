@@ -67,6 +67,7 @@ fn the_full_size_model_loads_within_its_memory() {
 fn child() {
     let Some(path) = std::env::var_os(CHILD) else { return };
     let encoder = Encoder::open(&EncoderOptions {
+        network: Default::default(),
         weights: Some(PathBuf::from(path)),
         sizes: None,
         modalities: Some(vec![Modality::Image]),

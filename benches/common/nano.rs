@@ -100,6 +100,7 @@ fn kept(folder: &Path, name: &str, make: impl FnOnce() -> (Vec<f32>, usize)) -> 
 
 fn embedded(n: usize, modality: Modality, content: impl Fn(usize) -> Vec<u8> + Sync) -> (Vec<f32>, usize) {
     let options = EncoderOptions {
+        network: Default::default(),
         weights: None,
         sizes: None,
         modalities: None,

@@ -65,6 +65,7 @@ fn main() {
 
 fn open(weights: Option<&Path>, device: DeviceKind, dtype: WeightDtype) -> Encoder {
     let options = EncoderOptions {
+        network: Default::default(),
         weights: weights.map(Path::to_owned),
         sizes: None,
         modalities: Some(vec![Modality::Image]),

@@ -48,6 +48,7 @@ fn main() {
         .filter(|path| path.extension().is_some_and(|e| e == "jpg" || e == "jpeg" || e == "png"))
         .collect();
     let encoder = Encoder::open(&EncoderOptions {
+        network: Default::default(),
         weights: None,
         sizes: None,
         modalities: Some(vec![Modality::Image]),

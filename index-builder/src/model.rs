@@ -6,7 +6,7 @@ use anyhow::{Context, bail};
 use clap::Args;
 use viscache::media::{Limits, MediaLimits, Orientation};
 use viscache::models::DeviceKind;
-use viscache::models::encoder::{self, Encoder, EncoderOptions, Prepared};
+use viscache::models::encoder::{self, Encoder, EncoderOptions, Network, Prepared};
 use viscache::store::ModelSource;
 use viscache::types::{Agreement, Modality, Origin, WeightDtype};
 
@@ -20,10 +20,14 @@ const COMPARED: usize = 16;
 #[derive(Args)]
 #[command(next_help_heading = "Model")]
 pub struct ModelArgs {
+    /// Network of the checkpoint: `imagebind`, `illama-tiny`, `illama-small`, `illama-base`, `illama-large`, or `illama` for any
+    /// size. Without it, ImageBind.
+    #[arg(long, value_name = "MODEL", requires = "weights")]
+    model: Option<Network>,
     /// Checkpoint (safetensors or .pth); without it, the built-in nano model.
     #[arg(long, value_name = "FILE")]
     pub weights: Option<PathBuf>,
-    /// Sizes of the checkpoint as JSON, when it is not `imagebind_huge`.
+    /// Sizes of the checkpoint as JSON, when it is not `imagebind_huge` or an iLLaMA with heads of 64.
     #[arg(long, value_name = "FILE", requires = "weights")]
     sizes: Option<PathBuf>,
     /// EXIF orientation: `apply`, or `reference` to ignore it as the published loader does.
@@ -37,6 +41,7 @@ impl ModelArgs {
         let absolute =
             |path: &PathBuf| std::path::absolute(path).with_context(|| format!("{}", path.display()));
         Ok(ModelSource {
+            network: self.model.map(|network| network.word().to_owned()),
             weights: self.weights.as_ref().map(absolute).transpose()?,
             sizes: self.sizes.as_ref().map(absolute).transpose()?,
             orientation: self.orientation,
@@ -51,7 +56,10 @@ pub fn open(
     threads: usize,
     limits: Limits,
 ) -> anyhow::Result<Encoder> {
+    let network =
+        source.network.as_deref().map(str::parse).transpose().map_err(anyhow::Error::msg::<String>)?;
     let options = EncoderOptions {
+        network: network.unwrap_or_default(),
         weights: source.weights.clone(),
         sizes: source.sizes.clone(),
         modalities: Some(vec![Modality::Image]),

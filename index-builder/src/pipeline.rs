@@ -543,6 +543,7 @@ mod tests {
     #[test]
     fn what_waits_for_an_earlier_unit_is_bounded() {
         let options = EncoderOptions {
+            network: Default::default(),
             weights: None,
             sizes: None,
             modalities: Some(vec![Modality::Image]),

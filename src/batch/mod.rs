@@ -271,6 +271,7 @@ mod tests {
 
     fn embedder(options: Options, threads: usize) -> Embedder {
         let encoder = EncoderOptions {
+            network: Default::default(),
             weights: None,
             sizes: None,
             modalities: None,

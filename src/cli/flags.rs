@@ -29,11 +29,16 @@ pub(super) struct StoreFlags {
 #[derive(Args, Serialize)]
 #[command(next_help_heading = "Model")]
 pub(super) struct ModelFlags {
-    /// Model for files and texts: `auto` (the one that made the cache), `nano`, `none`, or a checkpoint.
-    #[arg(long, visible_alias = "weights", value_name = "MODEL")]
+    /// Model for files and texts: `auto` (the one that made the cache), `nano`, `none`, `illama-tiny`, `illama-small`,
+    /// `illama-base`, `illama-large` or `illama` (any size) with --weights, or a checkpoint of ImageBind's.
+    #[arg(long, value_name = "MODEL")]
     #[serde(skip_serializing_if = "Option::is_none")]
     model: Option<String>,
-    /// Sizes of the checkpoint as JSON, when it is not `imagebind_huge`.
+    /// Checkpoint of that model (safetensors or .pth); without --model, of ImageBind's.
+    #[arg(long, value_name = "FILE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    weights: Option<PathBuf>,
+    /// Sizes of the checkpoint as JSON, when it is not `imagebind_huge` or an iLLaMA with heads of 64.
     #[arg(long, value_name = "FILE")]
     #[serde(skip_serializing_if = "Option::is_none")]
     sizes: Option<PathBuf>,

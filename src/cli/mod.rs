@@ -12,12 +12,15 @@ mod bench;
 mod caches;
 mod change;
 mod check;
+mod classify;
 mod convert;
 mod evaluate;
 mod filter;
 mod flags;
 mod items;
+mod labels;
 mod media;
+mod pictures;
 mod serve;
 mod show;
 mod target;
@@ -152,7 +155,9 @@ enum Command {
     /// Measure recall, speed and throughput on your own queries.
     #[command(subcommand)]
     Bench(bench::Bench),
-    /// Measure what the cache does for answers.
+    /// What a classifier takes pictures for.
+    Classify(classify::ClassifyArgs),
+    /// Measure what the cache does for answers, or how good a classifier is.
     Evaluate(evaluate::EvaluateArgs),
     /// Train a model by a recipe.
     Train(train::TrainArgs),
@@ -435,6 +440,7 @@ pub fn run() -> anyhow::Result<ExitCode> {
     }
     match command {
         Command::Convert(args) => convert::run(&config, &args),
+        Command::Classify(args) => classify::run(&config, &args),
         Command::Evaluate(args) => evaluate::run(&config, &args),
         Command::Train(args) => train::run_command(&args),
         Command::Config => {
@@ -480,6 +486,7 @@ fn given(command: &Command) -> Given<'_> {
         Command::Score(args) => args.given(),
         Command::Bench(bench) => bench.given(),
         Command::Convert(args) => Given { decoder: Some(args.decoder()), ..Given::default() },
+        Command::Classify(args) => args.given(),
         Command::Evaluate(args) => args.given(),
         Command::Train(_) | Command::Config | Command::Completions { .. } => Given::default(),
     }
@@ -507,6 +514,7 @@ async fn dispatch(command: Command, config: Config) -> anyhow::Result<ExitCode> 
         Command::Config
         | Command::Completions { .. }
         | Command::Convert(_)
+        | Command::Classify(_)
         | Command::Evaluate(_)
         | Command::Train(_) => Ok(ExitCode::SUCCESS),
     }

@@ -99,11 +99,15 @@ fn is_zero(count: &u64) -> bool {
 }
 
 /// Where a model comes from.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ModelSource {
+    /// The word of its network, as in `illama-base`; `None` is ImageBind. A word, so that a record that names a network of a later
+    /// program is read all the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<String>,
     /// The checkpoint; `None` is the built-in nano model.
     pub weights: Option<PathBuf>,
-    /// Sizes as JSON; `None` with a checkpoint is the published `imagebind_huge`.
+    /// Sizes as JSON; `None` with a checkpoint is the published `imagebind_huge`, or what an iLLaMA's weights say.
     pub sizes: Option<PathBuf>,
     /// What is done with EXIF orientation.
     pub orientation: Orientation,

@@ -16,6 +16,7 @@
 //! | `journal.rs`, `events.rs` | what it writes down of itself, as JSON and for TensorBoard |
 //! | `stop.rs` | why it ends before its time |
 //! | `data/` | what is learned from |
+//! | `measure/` | what a classifier is worth: accuracy, calibration, shape or texture |
 //! | `schedule.rs` | values over a run: a straight rise, then half a cosine |
 //! | `staged.rs` | rates that end, or begin, at an epoch; how the blocks of a network share one |
 //! | `mixup.rs` | two pictures become one, and so do their labels |
@@ -27,6 +28,7 @@ pub mod data;
 mod events;
 pub mod illama;
 mod journal;
+pub mod measure;
 pub mod mixup;
 mod recipe;
 mod run;

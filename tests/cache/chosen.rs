@@ -145,6 +145,7 @@ fn features_of_a_published_model_are_found() {
 #[test]
 fn captions_find_the_pictures_of_the_nano_model() {
     let options = EncoderOptions {
+        network: Default::default(),
         weights: None,
         sizes: None,
         modalities: Some(vec![Modality::Image, Modality::Text]),

@@ -38,6 +38,7 @@ pub struct Item {
 
 pub fn encoder() -> Encoder {
     Encoder::open(&EncoderOptions {
+        network: Default::default(),
         weights: None,
         sizes: None,
         modalities: None,
@@ -99,7 +100,7 @@ pub fn make_scenes(path: &Path) -> Vec<Item> {
         dim: encoder.dim(),
         rows: RowType::F32,
         origin: encoder.origin().clone(),
-        model: Some(ModelSource { weights: None, sizes: None, orientation: Orientation::Apply }),
+        model: Some(ModelSource::default()),
     };
     let rows = (0..SCENE_COUNT).map(|i| encode(&encoder, Modality::Image, &scene(i)).embedding.into_vec());
     add(path, SCENES, &new, rows.collect(), Some(Modality::Image))

@@ -9,6 +9,7 @@ use crate::common::say;
 
 fn open(device: DeviceKind, dtype: WeightDtype) -> Result<Encoder, viscache::models::Error> {
     Encoder::open(&EncoderOptions {
+        network: Default::default(),
         weights: None,
         sizes: None,
         modalities: None,

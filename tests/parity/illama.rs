@@ -1,7 +1,6 @@
 //! iLLaMA against the published program: logits and what lies on the way to them, at every rate of the mask, at another size of pictures,
 //! at full size with computed weights; first weights from a LLaMA.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
@@ -10,11 +9,12 @@ use viscache::models::weights::Weights;
 use viscache::models::{DeviceKind, Placement};
 use viscache::types::WeightDtype;
 
+use crate::classifier::{self, computed, shapes_of};
 use crate::common::{Limit, Tally, Tensors, json, parts, read, say, short};
 use crate::decoder::{LAYERS, floats, limit, tensor, width};
 
 /// Folders of small models.
-pub fn folders() -> Vec<PathBuf> {
+pub(crate) fn folders() -> Vec<PathBuf> {
     let all = parts("illama").into_iter().flat_map(|root| std::fs::read_dir(root).unwrap());
     let mut found: Vec<PathBuf> =
         all.map(|entry| entry.unwrap().path()).filter(|path| path.join("config.json").exists()).collect();
@@ -22,7 +22,7 @@ pub fn folders() -> Vec<PathBuf> {
     found
 }
 
-fn config_of(folder: &Path) -> Config {
+pub(crate) fn config_of(folder: &Path) -> Config {
     Config::from_json(&String::from_utf8(read(&folder.join("config.json"))).unwrap()).unwrap()
 }
 
@@ -123,78 +123,10 @@ fn sizes_are_read_off_published_weights_and_hold_every_tensor() {
     }
 }
 
-/// Every tensor of a model, with its shape.
-fn shapes_of(config: &Config) -> BTreeMap<String, Vec<usize>> {
-    let (width, hidden) = (config.width, config.hidden());
-    let mut shapes = BTreeMap::from([
-        ("cls_token".to_owned(), vec![1, 1, width]),
-        ("pos_embed".into(), vec![1, config.patches() + 1, width]),
-        ("patch_embed.proj.weight".into(), vec![width, 3, config.patch, config.patch]),
-        ("patch_embed.proj.bias".into(), vec![width]),
-        ("norm.weight".into(), vec![width]),
-        ("head.weight".into(), vec![config.classes, width]),
-        ("head.bias".into(), vec![config.classes]),
-    ]);
-    for i in 0..config.depth {
-        let inside: [(&str, Vec<usize>); 9] = [
-            ("norm1.weight", vec![width]),
-            ("attn.qkv.weight", vec![3 * width, width]),
-            ("attn.qkv.bias", vec![3 * width]),
-            ("attn.proj.weight", vec![width, width]),
-            ("attn.proj.bias", vec![width]),
-            ("norm2.weight", vec![width]),
-            ("mlp.fc1.weight", vec![hidden, width]),
-            ("mlp.fc2.weight", vec![width, hidden]),
-            ("mlp.fc3.weight", vec![hidden, width]),
-        ];
-        shapes.extend(inside.map(|(name, shape)| (format!("blocks.{i}.{name}"), shape)));
-    }
-    shapes
-}
-
-/// Numbers that follow from a name: FNV-1a of it seeds SplitMix64, whose upper bits become −1 to 1.
-fn computed(name: &str, count: usize) -> Vec<f32> {
-    let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
-    });
-    let number = |i: u64| {
-        let mut z = hash.wrapping_add((i + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15));
-        z = (z ^ z >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ z >> 27).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^= z >> 31;
-        ((z >> 40) as f64 / f64::from(1u32 << 23) - 1.0) as f32
-    };
-    (0..count as u64).map(number).collect()
-}
-
-fn computed_weight(name: &str, shape: &[usize]) -> Vec<f32> {
-    let values = computed(name, shape.iter().product()).into_iter();
-    let fan_in = shape[1..].iter().product::<usize>();
-    let scale = (3.0 / fan_in as f64).sqrt() as f32;
-    let value: Box<dyn Fn(f32) -> f32> = match name {
-        name if name.contains("norm") && name.ends_with("weight") => Box::new(|f| 1.0 + 0.1 * f),
-        name if name.ends_with(".bias") => Box::new(|f| 0.05 * f),
-        "pos_embed" | "cls_token" => Box::new(|f| 0.2 * f),
-        _ => Box::new(move |f| scale * f),
-    };
-    values.map(value).collect()
-}
-
+/// Writes weights that follow from their names.
 fn written(folder: &Path, config: &Config) -> PathBuf {
-    let tensors: Vec<(String, Vec<usize>, Vec<u8>)> = shapes_of(config)
-        .into_iter()
-        .map(|(name, shape)| {
-            let values = computed_weight(&name, &shape);
-            (name, shape, values.iter().flat_map(|value| value.to_le_bytes()).collect())
-        })
-        .collect();
-    let views = tensors.iter().map(|(name, shape, bytes)| {
-        let view =
-            safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape.clone(), bytes).unwrap();
-        (name.clone(), view)
-    });
     let path = folder.join(format!("{}.safetensors", config.side));
-    std::fs::write(&path, safetensors::serialize(views, None).unwrap()).unwrap();
+    classifier::write(&path, config);
     path
 }
 

@@ -322,6 +322,7 @@ fn texts_of_the_real_vocabulary_from_ids_and_from_strings() {
 
 fn options(folder: &Folder, weights: &Path, modalities: Vec<Modality>) -> EncoderOptions {
     EncoderOptions {
+        network: Default::default(),
         weights: Some(weights.to_owned()),
         sizes: Some(folder.path.join("config.json")),
         modalities: Some(modalities),

@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+#[path = "../common/classifier.rs"]
+mod classifier;
 #[path = "../common/mod.rs"]
 mod common;
 #[path = "../common/decoder.rs"]
@@ -14,6 +16,7 @@ mod checkpoint;
 mod cuda;
 mod gradients;
 mod illama;
+mod illama_encoder;
 mod illama_learning;
 mod illama_preprocess;
 mod illama_steps;

@@ -31,6 +31,7 @@ fn file(folder: &Path, name: &str) -> Option<PathBuf> {
 
 fn encoder(folder: &Path) -> Encoder {
     Encoder::open(&EncoderOptions {
+        network: Default::default(),
         weights: file(folder, "imagebind.safetensors"),
         sizes: file(folder, "imagebind.json"),
         modalities: None,

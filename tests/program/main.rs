@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+#[path = "../common/classifier.rs"]
+mod classifier;
 #[path = "../common/mod.rs"]
 mod common;
 #[path = "../common/power.rs"]
@@ -13,6 +15,7 @@ mod store;
 
 mod answers;
 mod caches;
+mod classify;
 mod commands;
 mod current;
 mod evaluate;

@@ -4,6 +4,8 @@
 
 #[path = "../common/asking.rs"]
 mod asking;
+#[path = "../common/classifier.rs"]
+mod classifier;
 #[path = "../common/mod.rs"]
 mod common;
 #[path = "../common/server.rs"]
@@ -15,6 +17,7 @@ mod answers;
 mod answers_v2;
 mod caches;
 mod enhance;
+mod features;
 mod filters;
 mod items;
 mod limits;

@@ -32,6 +32,7 @@ async fn serve(encoder: Encoder) -> (Server, TempDir) {
 /// A model of a golden folder, with every sense that its sizes name.
 fn open(weights: PathBuf, sizes: PathBuf) -> Encoder {
     Encoder::open(&EncoderOptions {
+        network: Default::default(),
         weights: Some(weights),
         sizes: Some(sizes),
         modalities: None,

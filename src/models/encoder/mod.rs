@@ -1,37 +1,48 @@
-//! A model with its front ends: files and texts in, embeddings out.
+//! A model with its front ends: files and texts in, embeddings out; pictures in, logits out, of a model that is a classifier.
 //!
 //! ```text
-//! bytes ─► prepare (any thread) ─► Prepared ─► encode ─► Encoded { embedding, prenorm }
+//! bytes ─► prepare (any thread) ─► Prepared ─┬► encode ─► Encoded { embedding, prenorm }
+//!                                            └► logits ─► one for each class
 //!                                              │ CPU: lanes, each one thread of its own, one input at a time
 //!                                              └ CUDA: the whole batch at once
 //! ```
+//!
+//! | file | its one idea |
+//! |---|---|
+//! | `network.rs` | which network it is, and what all networks can do |
+//! | `open.rs` | weights into an encoder |
+//! | `prepare.rs` | files into what a network takes |
+//! | `spread.rs` | inputs over lanes, or in whole batches |
 //!
 //! Why lanes: candle splits every matrix product over the threads of the pool it runs in. A pool of one thread keeps an
 //! input on its core, and as many inputs run as there are lanes; two cores then do twice the work of one, which they
 //! do not when they share each product. An embedding does not depend on what else is in its batch.
 
+mod network;
+mod open;
 mod prepare;
+mod spread;
 
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::path::PathBuf;
 
+use self::network::Model;
+pub use self::network::Network;
 pub use self::prepare::{Media, PrepareError, Prepared, Values};
-use super::imagebind::{self, Config, ImageBind, ignore};
-use super::weights::Weights;
-use super::{DeviceKind, Error, Placement, nano};
-use crate::kernels::q8::Reach;
+use self::spread::{alone, in_batches, over_lanes};
+use super::{DeviceKind, Error};
 use crate::media::audio::AudioFront;
 use crate::media::{ImageOptions, MediaLimits, Orientation};
 use crate::text::ClipTokenizer;
-use crate::types::{Agreement, Embedding, Fingerprint, Modality, Origin, WeightDtype};
+use crate::types::{Agreement, Embedding, Modality, Origin, WeightDtype};
 
 /// Which model to load and how to run it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct EncoderOptions {
+    /// Which network the checkpoint is.
+    pub network: Network,
     /// A checkpoint; `None` is the built-in nano model.
     pub weights: Option<PathBuf>,
-    /// Sizes as JSON; `None` with a checkpoint means the published `imagebind_huge`.
+    /// Sizes as JSON; `None` with a checkpoint means the published `imagebind_huge`, or what an iLLaMA's weights say.
     pub sizes: Option<PathBuf>,
     /// Encoders to load; `None`: all that the weights and sizes have.
     pub modalities: Option<Vec<Modality>>,
@@ -49,7 +60,7 @@ pub struct EncoderOptions {
 
 /// A model with its front ends.
 pub struct Encoder {
-    model: ImageBind,
+    model: Model,
     tokenizer: Option<ClipTokenizer>,
     images: ImageOptions,
     sounds: Option<AudioFront>,
@@ -62,91 +73,14 @@ pub struct Encoder {
 /// What an encoder gives for one input.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Encoded {
-    /// After the postprocessor: unit for images, unit × logit scale for text.
+    /// After the postprocessor: unit for images, unit × logit scale for text. Of an iLLaMA, the class token behind the last norm, of
+    /// any length.
     pub embedding: Embedding,
-    /// Before the postprocessor, for the image-generation path.
+    /// Before the postprocessor, for the image-generation path. An iLLaMA has none: the same as `embedding`.
     pub prenorm: Embedding,
 }
 
 impl Encoder {
-    /// Loads a model.
-    ///
-    /// # Errors
-    /// As [`Weights::open`] and [`ImageBind::load`]; [`Error::Config`] for unreadable sizes or a vocabulary that no
-    /// merge table fits; [`Error::Device`].
-    pub fn open(options: &EncoderOptions) -> Result<Self, Error> {
-        Self::open_overlaid(options, None)
-    }
-
-    /// Loads a model of which another file replaces some tensors.
-    ///
-    /// # Errors
-    /// As [`Encoder::open`]; [`Error::SurplusTensor`] for a file with tensors that the model does not have.
-    pub fn open_overlaid(options: &EncoderOptions, overlay: Option<&Path>) -> Result<Self, Error> {
-        let (name, weights, sizes) = match &options.weights {
-            None => (nano::NAME.to_owned(), nano::weights()?, nano::config()?),
-            Some(path) => {
-                let name =
-                    path.file_stem().map_or_else(|| "model".into(), |s| s.to_string_lossy().into_owned());
-                (name, Weights::open(path)?, Config::huge())
-            }
-        };
-        let weights = match overlay {
-            None => weights,
-            Some(path) => weights.overlaid(Weights::open(path)?)?,
-        };
-        let sizes = match &options.sizes {
-            None => sizes,
-            Some(path) => {
-                let json = std::fs::read_to_string(path)
-                    .map_err(|e| Error::Config(format!("cannot read {}: {e}", path.display())))?;
-                Config::from_json(&json)?
-            }
-        };
-        if let Some(numbers @ (WeightDtype::F16 | WeightDtype::Q4K | WeightDtype::Q6K)) = options.dtype {
-            let why = format!("encoders are not held in {numbers}; use f32, q8_0 or, on a card, bf16");
-            return Err(Error::Config(why));
-        }
-        // An encoder multiplies hundreds of rows at once, so that the product's speed is what counts; a decoder multiplies
-        // one, waits for memory, and keeps all of a byte.
-        let placement = Placement { reach: Reach::Short, ..Placement::open(options.device, options.dtype)? };
-        let modalities = match &options.modalities {
-            Some(modalities) => modalities.clone(),
-            None => sizes.modalities().into_iter().filter(|m| imagebind::holds(&weights, *m)).collect(),
-        };
-        let model = ImageBind::load(&weights, &sizes, &modalities, &placement)?;
-        let side = match &sizes.vision {
-            Some(vision) if vision.image_size[0] == vision.image_size[1] => vision.image_size[0],
-            Some(_) if model.has(Modality::Image) => {
-                return Err(Error::Config("`vision.image_size` must be square to load picture files".into()));
-            }
-            _ => 0,
-        };
-        let tokenizer =
-            sizes.text.as_ref().filter(|_| model.has(Modality::Text)).map(tokenizer).transpose()?;
-        let images = ImageOptions { side, orientation: options.orientation, limits: options.limits.image };
-        let sounds = sizes.audio.as_ref().filter(|_| model.has(Modality::Audio));
-        let sounds = sounds.map(|a| AudioFront::new(a.num_mel_bins, a.target_len, options.limits.audio));
-        let mut digest = blake3::Hasher::new();
-        digest.update(weights.fingerprint()?.as_bytes()).update(format!("{sizes:?}").as_bytes());
-        let origin = Origin {
-            model: name,
-            weights: Some(Fingerprint::from_digest(*digest.finalize().as_bytes())),
-            preprocessing: Some(images.fingerprint()),
-            encoder_dtype: Some(placement.numbers),
-            agreement: None,
-        };
-        let lanes = if placement.device.is_cpu() { options.threads.max(1) } else { 0 };
-        let lanes = (0..lanes).map(|i| {
-            let pool =
-                rayon::ThreadPoolBuilder::new().num_threads(1).thread_name(move |_| format!("encode-{i}"));
-            pool.build().map_err(|e| Error::Device { asked: "cpu".into(), why: e.to_string() })
-        });
-        let lanes = lanes.collect::<Result<_, _>>()?;
-        let (limits, modalities) = (options.limits, modalities);
-        Ok(Encoder { model, tokenizer, images, sounds, limits, origin, lanes, modalities })
-    }
-
     /// What its embeddings come from.
     pub fn origin(&self) -> &Origin {
         &self.origin
@@ -159,7 +93,12 @@ impl Encoder {
 
     /// Components of an embedding.
     pub fn dim(&self) -> usize {
-        self.model.config().out_embed_dim
+        self.model.dim()
+    }
+
+    /// Classes that it tells apart; 0 for a model that is no classifier.
+    pub fn classes(&self) -> usize {
+        self.model.classes()
     }
 
     /// How pictures are prepared.
@@ -177,34 +116,21 @@ impl Encoder {
 
     /// Encodes inputs, each with a result of its own, in their order.
     pub fn encode(&self, inputs: &[Prepared]) -> Vec<Result<Encoded, Error>> {
-        if self.lanes.is_empty() {
-            return self.encode_on_device(inputs);
+        match self.lanes.is_empty() {
+            true => in_batches(inputs, |batch| self.encoded(batch)),
+            false => over_lanes(&self.lanes, inputs, |batch| self.encoded(batch)),
         }
-        let next = AtomicUsize::new(0);
-        let work = || {
-            let mut done = Vec::new();
-            loop {
-                let at = next.fetch_add(1, Ordering::Relaxed);
-                match inputs.get(at) {
-                    Some(input) => done.push((at, self.encode_one(input))),
-                    None => return done,
-                }
-            }
-        };
-        let mut results: Vec<(usize, Result<Encoded, Error>)> = std::thread::scope(|scope| {
-            let lanes = self.lanes.iter().take(inputs.len());
-            let running: Vec<_> = lanes.map(|lane| scope.spawn(|| lane.install(work))).collect();
-            let finished = running.into_iter().flat_map(|lane| lane.join().unwrap_or_default());
-            finished.collect()
-        });
-        results.sort_by_key(|(at, _)| *at);
-        let lost = || Err(Error::Input { received: vec![], why: "encoding it crashed".into() });
-        let mut results = results.into_iter().peekable();
-        let in_order = (0..inputs.len()).map(|at| match results.next_if(|(done, _)| *done == at) {
-            Some((_, result)) => result,
-            None => lost(),
-        });
-        in_order.collect()
+    }
+
+    /// How much each class is favoured in pictures, `[C]` finite numbers each, as [`Encoder::encode`] goes about it.
+    ///
+    /// # Errors
+    /// For each picture: [`Error::Config`] of a model that is no classifier; [`Error::Output`] for numbers that are not finite.
+    pub fn logits(&self, inputs: &[Prepared]) -> Vec<Result<Vec<f32>, Error>> {
+        match self.lanes.is_empty() {
+            true => in_batches(inputs, |batch| self.judged(batch)),
+            false => over_lanes(&self.lanes, inputs, |batch| self.judged(batch)),
+        }
     }
 
     /// Threads that work on inputs at the same time on the CPU; 0 on a card.
@@ -215,8 +141,8 @@ impl Encoder {
     /// As [`Encoder::encode`], one input after another on the calling thread and the pool it belongs to; on a card as there.
     pub fn encode_here(&self, inputs: &[Prepared]) -> Vec<Result<Encoded, Error>> {
         match self.lanes.is_empty() {
-            true => self.encode_on_device(inputs),
-            false => inputs.iter().map(|input| self.encode_one(input)).collect(),
+            true => in_batches(inputs, |batch| self.encoded(batch)),
+            false => inputs.iter().map(|input| alone(input, |batch| self.encoded(batch))).collect(),
         }
     }
 
@@ -235,39 +161,24 @@ impl Encoder {
         known.map_or(1, |modality| self.model.cost(modality)).max(1)
     }
 
-    fn encode_one(&self, input: &Prepared) -> Result<Encoded, Error> {
-        let mut encoded = rows(self.encode_stacked(&[input])?)?;
-        encoded.pop().unwrap_or_else(|| Err(Error::Config("the model returned no row".into())))
-    }
-
-    /// Inputs of one modality and shape.
-    fn encode_stacked(&self, batch: &[&Prepared]) -> Result<imagebind::Encoded, Error> {
+    /// Inputs of one modality and shape, as embeddings.
+    fn encoded(&self, batch: &[&Prepared]) -> Result<Vec<Result<Encoded, Error>>, Error> {
         let modality = batch.first().map_or(Modality::Image, |first| first.modality);
         let starts: Vec<usize> = batch.iter().map(|input| input.start).collect();
-        self.model.encode_from(modality, &Prepared::stack(batch)?, &starts, &mut ignore)
+        let encoded = self.model.encode(modality, &Prepared::stack(batch)?, &starts)?;
+        let outputs = encoded.output.to_vec2::<f32>()?;
+        let prenorms = encoded.prenorm.to_vec2::<f32>()?;
+        let pairs = outputs.into_iter().zip(prenorms);
+        Ok(pairs
+            .map(|(e, p)| Ok(Encoded { embedding: Embedding::new(e)?, prenorm: Embedding::new(p)? }))
+            .collect())
     }
 
-    /// Whole batches, one for each modality and shape.
-    fn encode_on_device(&self, inputs: &[Prepared]) -> Vec<Result<Encoded, Error>> {
-        let mut batches: BTreeMap<(Modality, &[usize]), Vec<usize>> = BTreeMap::new();
-        for (at, input) in inputs.iter().enumerate() {
-            batches.entry((input.modality, &input.shape)).or_default().push(at);
-        }
-        let mut results: Vec<Option<Result<Encoded, Error>>> = inputs.iter().map(|_| None).collect();
-        for positions in batches.into_values() {
-            let batch: Vec<&Prepared> = positions.iter().map(|&at| &inputs[at]).collect();
-            match self.encode_stacked(&batch).and_then(rows) {
-                Ok(rows) => positions.into_iter().zip(rows).for_each(|(at, row)| results[at] = Some(row)),
-                Err(e) => {
-                    let why = e.to_string();
-                    for at in positions {
-                        results[at] = Some(Err(Error::Input { received: vec![], why: why.clone() }));
-                    }
-                }
-            }
-        }
-        let missing = || Err(Error::Config("the model returned too few rows".into()));
-        results.into_iter().map(|result| result.unwrap_or_else(missing)).collect()
+    /// Pictures, as logits.
+    fn judged(&self, batch: &[&Prepared]) -> Result<Vec<Result<Vec<f32>, Error>>, Error> {
+        let logits = self.model.logits(&Prepared::stack(batch)?)?.to_vec2::<f32>()?;
+        // Any numbers that are finite make an embedding.
+        Ok(logits.into_iter().map(|row| Ok(Embedding::new(row)?.into_vec())).collect())
     }
 }
 
@@ -286,36 +197,6 @@ pub fn agreement(ours: &Encoder, exact: &Encoder, inputs: &[Prepared]) -> Option
     Some(Agreement { mean, min, pictures })
 }
 
-fn rows(encoded: imagebind::Encoded) -> Result<Vec<Result<Encoded, Error>>, Error> {
-    let outputs = encoded.output.to_vec2::<f32>()?;
-    let prenorms = encoded.prenorm.to_vec2::<f32>()?;
-    let pairs = outputs.into_iter().zip(prenorms);
-    Ok(pairs
-        .map(|(e, p)| Ok(Encoded { embedding: Embedding::new(e)?, prenorm: Embedding::new(p)? }))
-        .collect())
-}
-
-/// The merge table that fits a vocabulary: CLIP's whole one, or a beginning of the shipped one.
-fn tokenizer(sizes: &imagebind::TextConfig) -> Result<ClipTokenizer, Error> {
-    const CLIP_VOCABULARY: usize = 49408;
-    const IDS_WITHOUT_MERGES: usize = 514;
-    let shipped = nano::MERGES.lines().count() - 1;
-    let merges = sizes.vocab_size.checked_sub(IDS_WITHOUT_MERGES);
-    match merges {
-        _ if sizes.vocab_size == CLIP_VOCABULARY => Ok(ClipTokenizer::clip(sizes.context_length)),
-        Some(merges) if merges <= shipped => {
-            let table: Vec<&str> = nano::MERGES.lines().take(1 + merges).collect();
-            let tokenizer = ClipTokenizer::with_merges(&table.join("\n"), sizes.context_length);
-            tokenizer.map_err(|e| Error::Config(e.to_string()))
-        }
-        _ => Err(Error::Config(format!(
-            "`text.vocab_size` {} has no merge table here: it must be {CLIP_VOCABULARY}, or from {IDS_WITHOUT_MERGES} to {}",
-            sizes.vocab_size,
-            IDS_WITHOUT_MERGES + shipped
-        ))),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -326,6 +207,7 @@ mod tests {
 
     fn nano_of(dtype: Option<WeightDtype>) -> Encoder {
         Encoder::open(&EncoderOptions {
+            network: Default::default(),
             weights: None,
             sizes: None,
             modalities: None,
@@ -380,6 +262,7 @@ mod tests {
     #[test]
     fn only_what_was_asked_for_is_loaded() {
         let options = EncoderOptions {
+            network: Default::default(),
             weights: None,
             sizes: None,
             modalities: Some(vec![Modality::Image]),

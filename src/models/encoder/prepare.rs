@@ -4,7 +4,10 @@ use candle_core::Tensor;
 
 use super::super::Error;
 use super::Encoder;
+use super::network::Model;
+use crate::media::augment::Evaluation;
 use crate::media::{self, DepthOptions, ImuOptions, PointOptions, Rgb, ThermalOptions};
+use crate::models::imagebind::Config;
 use crate::text;
 use crate::types::Modality;
 
@@ -167,8 +170,33 @@ impl Encoder {
     }
 
     fn prepare_unchecked(&self, media: &Media<'_>) -> Result<Prepared, PrepareError> {
-        let (modality, sizes, side) = (media.modality(), self.model.config(), self.images.side);
-        self.expects(modality)?;
+        self.expects(media.modality())?;
+        match &self.model {
+            Model::ImageBind(model) => self.for_imagebind(model.config(), media),
+            Model::Illama(_, evaluation) => self.for_illama(evaluation, media),
+        }
+    }
+
+    /// Pictures, by the rules that a classifier is tested with.
+    fn for_illama(&self, evaluation: &Evaluation, media: &Media<'_>) -> Result<Prepared, PrepareError> {
+        let (modality, shape) = (media.modality(), [3, evaluation.side, evaluation.side]);
+        match media {
+            Media::Image(bytes) => {
+                let values = evaluation.prepare_bytes(bytes, &self.limits.image)?;
+                Ok(Prepared::float(modality, shape, values))
+            }
+            Media::Ready(_, sent, values) => {
+                match *sent == shape && values.len() == sent.iter().product::<usize>() {
+                    true => Ok(Prepared::float(modality, shape, values.to_vec())),
+                    false => Err(PrepareError::Ready { modality, shape: sent.to_vec() }),
+                }
+            }
+            _ => Err(PrepareError::NotLoaded(modality)),
+        }
+    }
+
+    fn for_imagebind(&self, sizes: &Config, media: &Media<'_>) -> Result<Prepared, PrepareError> {
+        let (modality, side) = (media.modality(), self.images.side);
         let missing = || PrepareError::NotLoaded(modality);
         Ok(match media {
             Media::Image(bytes) => {
@@ -214,7 +242,8 @@ impl Encoder {
                 Prepared { start: cloud.start, ..Prepared::float(modality, shape, cloud.values) }
             }
             Media::Ready(_, shape, values) => {
-                let fits = self.takes(modality, shape) && shape.iter().product::<usize>() == values.len();
+                let fits =
+                    self.takes(sizes, modality, shape) && shape.iter().product::<usize>() == values.len();
                 if !fits || values.iter().any(|value| !value.is_finite()) {
                     return Err(PrepareError::Ready { modality, shape: shape.to_vec() });
                 }
@@ -235,9 +264,9 @@ impl Encoder {
         })
     }
 
-    /// Whether an encoder takes a tensor of a shape as one input.
-    fn takes(&self, modality: Modality, shape: &[usize]) -> bool {
-        let (sizes, side) = (self.model.config(), self.images.side);
+    /// Whether an encoder of ImageBind takes a tensor of a shape as one input.
+    fn takes(&self, sizes: &Config, modality: Modality, shape: &[usize]) -> bool {
+        let side = self.images.side;
         let plane = |height: usize, width: usize| match *shape {
             [1, h, w] | [1..=MAX_CLIPS, 1, h, w] => (h, w) == (height, width),
             _ => false,

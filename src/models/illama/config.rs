@@ -147,6 +147,25 @@ impl Config {
         (2 * (4 * self.width) / 3).next_multiple_of(MULTIPLE)
     }
 
+    /// Millions of multiplications for one picture, without norms and the softmax.
+    pub fn cost(&self) -> u64 {
+        let [width, patches, hidden] = [self.width, self.patches(), self.hidden()].map(|size| size as f64);
+        let tokens = patches + 1.0;
+        // Queries, keys, values and their projection; the three layers of the feed-forward; scores and mixing.
+        let token = 4.0 * width * width + 3.0 * width * hidden + 2.0 * tokens * width;
+        let patch = 3.0 * (self.patch * self.patch) as f64 * width;
+        let all = self.depth as f64 * tokens * token + patches * patch + width * self.classes as f64;
+        (all / 1e6).max(1.0) as u64
+    }
+
+    /// What tells the published sizes apart, in words.
+    pub fn in_words(&self) -> String {
+        let Config { patch, width, depth, heads, norm_eps, .. } = self;
+        format!(
+            "width {width}, {depth} blocks of {heads} heads, patches of {patch}×{patch} and an epsilon of {norm_eps}"
+        )
+    }
+
     /// The same model for pictures of another size.
     ///
     /// # Errors
@@ -186,6 +205,17 @@ mod tests {
         assert_eq!(Size::Tiny.config(384, 10).patches(), 576);
         assert_eq!("illama-base".parse::<Size>().unwrap(), Size::Base);
         assert!("illama-huge".parse::<Size>().unwrap_err().to_string().contains("illama-large"));
+    }
+
+    #[test]
+    fn multiplications_are_the_published_ones() {
+        // G, as the paper's table rounds them.
+        let published = [(Size::Tiny, 224, 1.3), (Size::Small, 224, 4.6), (Size::Base, 224, 17.6)];
+        let more = [(Size::Base, 384, 55.5), (Size::Large, 224, 62.8), (Size::Large, 384, 194.7)];
+        for (size, side, expected) in published.into_iter().chain(more) {
+            let cost = size.config(side, 1000).cost() as f64 / 1e3;
+            assert!((cost - expected).abs() < 0.051, "{size:?} {side}: {cost}");
+        }
     }
 
     #[test]

@@ -13,7 +13,7 @@ use std::process::{Command, ExitCode, Stdio};
 use std::time::Instant;
 
 use anyhow::{Context, bail};
-use clap::{Args, Subcommand};
+use clap::Args;
 use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64;
@@ -29,8 +29,8 @@ use viscache::scenes::scene::{Background, Colour, Position, Shape, Size};
 use viscache::scenes::{Attribute, DEFAULT_SEED, Scene, Set, Wording, draw, png};
 use viscache::types::{Embedding, Hit, ItemId, Modality};
 
-use super::flags::{DecoderNumbers, DeviceFlags, Given};
-use super::show::print_line;
+use crate::cli::flags::{DecoderNumbers, DeviceFlags, Given};
+use crate::cli::show::print_line;
 use crate::config::Config;
 
 /// Pictures embedded at a time.
@@ -46,21 +46,8 @@ const SPOKEN: [Attribute; 3] = [Attribute::Colour, Attribute::Shape, Attribute::
 const SPOKEN_BYTES: usize = 2 * 2 * 22_050;
 const WAV_HEADER: usize = 44;
 
-/// Measure what the cache does for answers.
 #[derive(Args)]
-pub(super) struct EvaluateArgs {
-    #[command(subcommand)]
-    what: What,
-}
-
-#[derive(Subcommand)]
-enum What {
-    /// The built-in model, cache off and on, by kind of query.
-    Nano(NanoArgs),
-}
-
-#[derive(Args)]
-struct NanoArgs {
+pub(super) struct NanoArgs {
     /// Training pictures in the cache.
     #[arg(long, value_name = "N", default_value_t = 20_000)]
     pictures: u64,
@@ -85,11 +72,10 @@ struct NanoArgs {
     json: bool,
 }
 
-impl EvaluateArgs {
+impl NanoArgs {
     /// The settings that were given.
     pub(super) fn given(&self) -> Given<'_> {
-        let What::Nano(NanoArgs { device, numbers, .. }) = &self.what;
-        Given { device: Some(device), numbers: Some(numbers), ..Given::default() }
+        Given { device: Some(&self.device), numbers: Some(&self.numbers), ..Given::default() }
     }
 }
 
@@ -104,8 +90,7 @@ struct Kind {
 /// Whether the attributes of each query are right.
 type Judged = Vec<Vec<bool>>;
 
-pub(super) fn run(config: &Config, args: &EvaluateArgs) -> anyhow::Result<ExitCode> {
-    let What::Nano(args) = &args.what;
+pub(super) fn run(config: &Config, args: &NanoArgs) -> anyhow::Result<ExitCode> {
     if args.pictures == 0 || args.queries == 0 {
         bail!("--pictures and --queries must be at least 1");
     }
@@ -114,6 +99,7 @@ pub(super) fn run(config: &Config, args: &EvaluateArgs) -> anyhow::Result<ExitCo
         bail!("--pictures is {}, fewer than the {} neighbours that are blended", args.pictures, params.top_k);
     }
     let options = EncoderOptions {
+        network: Default::default(),
         weights: None,
         sizes: None,
         modalities: None,
