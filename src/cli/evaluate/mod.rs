@@ -1,14 +1,39 @@
 //! `evaluate`: what the cache does for answers.
 //!
+//! ```text
+//! nano   scenes drawn for the purpose, the built-in model                  ─► which attributes are right, off and on
+//! data   a list of the user's inputs, questions and answers, any model     ─► what is right, off and on over a grid of settings
+//! ```
+//!
 //! | file | its one idea |
 //! |---|---|
-//! | `nano.rs` | drawn queries, the built-in model, the table by attribute |
+//! | `nano.rs` | drawn queries, the table by attribute |
+//! | `data.rs` | the command over a list: flags in, exit code out |
+//! | `list.rs` | the list: a row for each question, and why others are none |
+//! | `kind.rs` | what a file is, where the list does not say |
+//! | `grid.rs` | the settings to be compared |
+//! | `measure.rs` | each input embedded and searched once, each question answered under every setting |
+//! | `judge.rs` | whether an answer is right |
 //! | `resample.rs` | means, and intervals by resampling |
+//! | `choose.rs` | the best setting, chosen on one half and told on the other |
+//! | `summary.rs` | all figures |
+//! | `table.rs`, `chart.rs`, `results.rs` | the figures for people, as a picture, row by row |
 //! | `said.rs` | a whole answer out of its events |
 
+mod chart;
+mod choose;
+mod data;
+mod grid;
+mod judge;
+mod kind;
+mod list;
+mod measure;
 mod nano;
 mod resample;
+mod results;
 mod said;
+mod summary;
+mod table;
 
 use std::process::ExitCode;
 
@@ -28,6 +53,8 @@ pub(super) struct EvaluateArgs {
 enum What {
     /// The built-in model, cache off and on, by kind of query.
     Nano(nano::NanoArgs),
+    /// Your own inputs, questions and answers: cache off and on over a grid of settings.
+    Data(Box<data::DataArgs>),
 }
 
 impl EvaluateArgs {
@@ -35,6 +62,7 @@ impl EvaluateArgs {
     pub(super) fn given(&self) -> Given<'_> {
         match &self.what {
             What::Nano(args) => args.given(),
+            What::Data(args) => args.given(),
         }
     }
 }
@@ -42,5 +70,6 @@ impl EvaluateArgs {
 pub(super) fn run(config: &Config, args: &EvaluateArgs) -> anyhow::Result<ExitCode> {
     match &args.what {
         What::Nano(args) => nano::run(config, args),
+        What::Data(args) => data::run(config, args),
     }
 }
