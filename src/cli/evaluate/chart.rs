@@ -215,8 +215,8 @@ fn draw_panel<'a>(table: &Table, layout: &Layout, area: &Area<'a>) -> Drawn<'a> 
         let whole = (x - x.round()).abs() < 1e-6 && *x > -0.25;
         whole.then(|| layout.labels.get(x.round() as usize).cloned()).flatten().unwrap_or_default()
     };
-    // Not "-0.00".
-    let value = |y: &f64| format!("{:.2}", (y * 100.0).round() / 100.0 + 0.0);
+    let places = places(high - low);
+    let value = |y: &f64| rounded(*y, places);
     chart
         .configure_mesh()
         .disable_x_mesh()
@@ -265,6 +265,19 @@ fn draw_panel<'a>(table: &Table, layout: &Layout, area: &Area<'a>) -> Drawn<'a> 
     Ok(())
 }
 
+/// Digits behind the point that tell the labels of an axis apart.
+fn places(reach: f64) -> usize {
+    // Some six labels, so that a step is a tenth of it at the least.
+    (1..=6).find(|&places| 10f64.powi(-places) <= reach / 10.0).unwrap_or(6).max(2) as usize
+}
+
+/// A number of so many digits behind the point, and no zero below zero.
+fn rounded(value: f64, places: usize) -> String {
+    let text = format!("{value:.places$}");
+    let zero = text.trim_start_matches('-').chars().all(|c| matches!(c, '0' | '.'));
+    if zero { text.trim_start_matches('-').to_owned() } else { text }
+}
+
 /// What the axis upwards reaches, with a little room: shares from 0 to 1, log-likelihoods as they are.
 fn range(table: &Table) -> [f64; 2] {
     if table.measure == Measure::Accuracy {
@@ -305,6 +318,13 @@ mod tests {
         );
         let by_k = layout(&[setting(5, 1.0, 1.0), setting(50, 1.0, 1.0), setting(10, 1.0, 1.0)]);
         assert!(by_k.over == Knob::TopK && by_k.labels == ["5", "10", "50"] && by_k.lines.len() == 1);
+    }
+
+    #[test]
+    fn labels_of_an_axis_differ() {
+        assert_eq!([1.06, 0.4, 0.2, 0.03, 0.004].map(places), [2, 2, 2, 3, 4]);
+        assert_eq!(rounded(-0.0001, 2), "0.00");
+        assert_eq!([rounded(-0.055, 3), rounded(0.5, 2)], ["-0.055", "0.50"]);
     }
 
     #[test]
