@@ -47,7 +47,8 @@ fn main() {
 }
 
 fn open(path: &Path, blob_files: bool) -> DB {
-    let mut family: Options = options::family_options(VECTORS);
+    let memory = options::Memory::new();
+    let mut family: Options = options::family_options(VECTORS, &memory);
     if blob_files {
         family.set_enable_blob_files(true);
         family.set_min_blob_size(1024);
@@ -57,7 +58,7 @@ fn open(path: &Path, blob_files: bool) -> DB {
         family.set_blob_gc_force_threshold(0.5);
     }
     let families = [ColumnFamilyDescriptor::new(VECTORS, family)];
-    DB::open_cf_descriptors(&options::db_options(), path, families).expect("a store can be opened")
+    DB::open_cf_descriptors(&options::db_options(&memory), path, families).expect("a store can be opened")
 }
 
 fn measure(path: &Path, items: u64, blob_files: bool) {

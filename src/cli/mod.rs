@@ -45,6 +45,8 @@ pub const FAILED: u8 = 1;
 pub const UNREAD: u8 = 141;
 /// Exit code of a command of which some items were bad.
 pub const SOME_BAD: u8 = 3;
+/// Exit code of a command that the user interrupted: the shell's for the signal that ends other programs then.
+pub const INTERRUPTED: u8 = 130;
 
 /// A training-free visual cache for multimodal models.
 ///

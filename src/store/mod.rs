@@ -541,4 +541,37 @@ mod tests {
         assert_eq!(store.changes(cache, 5).unwrap(), [(6, change(6))]);
         assert_eq!(store.changes(CacheId(4), 0).unwrap().len(), 1);
     }
+
+    /// What is not flushed yet and what was read have one limit, whatever family they are of.
+    #[test]
+    fn a_store_takes_no_more_memory_than_it_may() {
+        let folder = tempfile::tempdir().unwrap();
+        let memory = Memory::new();
+        let names = [VECTORS, BLOBS, "items", "digests", "uris"];
+        let families = names.map(|name| ColumnFamilyDescriptor::new(name, family_options(name, &memory)));
+        let db = DB::open_cf_descriptors(&db_options(&memory), folder.path(), families).unwrap();
+        let mut unlogged = WriteOptions::default();
+        unlogged.disable_wal(true);
+        let value = |i: u32| {
+            let bytes = (0..1 << 20).map(|at: u32| (at.wrapping_mul(i + 7) >> 11) as u8);
+            bytes.collect::<Vec<u8>>()
+        };
+        let mut most = 0;
+        for i in 0..40u32 {
+            for name in names {
+                let family = db.cf_handle(name).unwrap();
+                db.put_cf_opt(&family, i.to_be_bytes(), value(i), &unlogged).unwrap();
+            }
+            most = most.max(memory.buffers.get_usage());
+        }
+        assert!(most < options::BUFFERS / 4 * 5, "{} MiB of changes", most >> 20);
+        for i in 0..40u32 {
+            for name in names {
+                let family = db.cf_handle(name).unwrap();
+                assert_eq!(db.get_cf(&family, i.to_be_bytes()).unwrap(), Some(value(i)));
+            }
+            let read = memory.blocks.get_usage();
+            assert!(read < options::MEMORY / 8 * 9, "{} MiB of blocks", read >> 20);
+        }
+    }
 }

@@ -6,13 +6,13 @@ use super::{BLOBS, VECTORS};
 
 /// Bytes of blocks that were read and of changes that are not yet in table files, together; and of the latter alone. The two buffers
 /// of rows that are written fit in.
-const MEMORY: usize = 192 << 20;
-const BUFFERS: usize = 128 << 20;
+pub(super) const MEMORY: usize = 192 << 20;
+pub(super) const BUFFERS: usize = 128 << 20;
 
 /// The memory of one open store.
 pub(super) struct Memory {
-    blocks: BlockCache,
-    buffers: WriteBufferManager,
+    pub(super) blocks: BlockCache,
+    pub(super) buffers: WriteBufferManager,
 }
 
 impl Memory {
@@ -62,44 +62,4 @@ pub(super) fn family_options(name: &str, memory: &Memory) -> Options {
     table.set_block_cache(&memory.blocks);
     options.set_block_based_table_factory(&table);
     options
-}
-
-#[cfg(test)]
-mod tests {
-    use rocksdb::{ColumnFamilyDescriptor, DB, WriteOptions};
-
-    use super::*;
-
-    /// What is not flushed yet and what was read have one limit, whatever family they are of.
-    #[test]
-    fn a_store_takes_no_more_memory_than_it_may() {
-        let folder = tempfile::tempdir().unwrap();
-        let memory = Memory::new();
-        let names = [VECTORS, BLOBS, "items", "digests", "uris"];
-        let families = names.map(|name| ColumnFamilyDescriptor::new(name, family_options(name, &memory)));
-        let db = DB::open_cf_descriptors(&db_options(&memory), folder.path(), families).unwrap();
-        let mut unlogged = WriteOptions::default();
-        unlogged.disable_wal(true);
-        let value = |i: u32| {
-            let bytes = (0..1 << 20).map(|at: u32| (at.wrapping_mul(i + 7) >> 11) as u8);
-            bytes.collect::<Vec<u8>>()
-        };
-        let mut most = 0;
-        for i in 0..40u32 {
-            for name in names {
-                let family = db.cf_handle(name).unwrap();
-                db.put_cf_opt(&family, i.to_be_bytes(), value(i), &unlogged).unwrap();
-            }
-            most = most.max(memory.buffers.get_usage());
-        }
-        assert!(most < BUFFERS / 4 * 5, "{} MiB of changes", most >> 20);
-        for i in 0..40u32 {
-            for name in names {
-                let family = db.cf_handle(name).unwrap();
-                assert_eq!(db.get_cf(&family, i.to_be_bytes()).unwrap(), Some(value(i)));
-            }
-            let read = memory.blocks.get_usage();
-            assert!(read < MEMORY / 8 * 9, "{} MiB of blocks", read >> 20);
-        }
-    }
 }

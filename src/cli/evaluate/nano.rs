@@ -19,7 +19,7 @@ use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64;
 use rayon::prelude::*;
 use serde_json::json;
-use viscache::batch::{Event, GenerateOptions, Generator, Seen, Task, Wait};
+use viscache::batch::{GenerateOptions, Generator, Seen, Task, Wait};
 use viscache::blend::{self, BlendParams};
 use viscache::index::exact;
 use viscache::models::encoder::{Encoder, EncoderOptions};
@@ -29,14 +29,14 @@ use viscache::scenes::scene::{Background, Colour, Position, Shape, Size};
 use viscache::scenes::{Attribute, DEFAULT_SEED, Scene, Set, Wording, draw, png};
 use viscache::types::{Embedding, Hit, ItemId, Modality};
 
+use super::resample::{interval, mean};
+use super::said;
 use crate::cli::flags::{DecoderNumbers, DeviceFlags, Given};
 use crate::cli::show::print_line;
 use crate::config::Config;
 
 /// Pictures embedded at a time.
 const CHUNK: u64 = 512;
-/// Resamplings of an interval.
-const RESAMPLINGS: usize = 2000;
 /// Tokens of a caption at most; the longest has some 25.
 const MAX_TOKENS: usize = 60;
 const INSTRUCTION: &str = "Generate caption of this image";
@@ -301,21 +301,9 @@ fn judge(
             wait: Wait::default(),
         };
         let answers = generator.submit(shown.iter().map(task).collect())?;
-        for (mut events, (scene, _)) in answers.into_iter().zip(&kind.queries) {
-            let mut caption = String::new();
-            loop {
-                match events.blocking_recv() {
-                    Some(Event::Token { text, .. }) => caption += &text,
-                    Some(Event::Done(finish)) => {
-                        caption += &finish.text;
-                        break;
-                    }
-                    Some(Event::Failed(error)) => return Err(error.into()),
-                    None => bail!("the decoder has stopped"),
-                }
-            }
-            let caption = caption.trim();
-            judged.push(kind.attributes.iter().map(|a| a.is_right(caption, scene)).collect());
+        for (events, (scene, _)) in answers.into_iter().zip(&kind.queries) {
+            let caption = said::whole(events)?;
+            judged.push(kind.attributes.iter().map(|a| a.is_right(&caption, scene)).collect());
         }
     }
     Ok(sides)
@@ -379,38 +367,4 @@ fn report(kind: &Kind, sides: &[Judged; 2], rng: &mut Pcg64, as_json: bool) -> a
         )?;
     }
     Ok(())
-}
-
-fn mean(values: &[f64]) -> f64 {
-    values.iter().sum::<f64>() / values.len().max(1) as f64
-}
-
-/// The middle 95 % of the means of resampled values.
-fn interval(values: &[f64], rng: &mut Pcg64) -> [f64; 2] {
-    let mut means: Vec<f64> = (0..RESAMPLINGS)
-        .map(|_| {
-            (0..values.len()).map(|_| values[rng.random_range(0..values.len())]).sum::<f64>()
-                / values.len() as f64
-        })
-        .collect();
-    means.sort_by(f64::total_cmp);
-    [means[RESAMPLINGS / 40], means[RESAMPLINGS - 1 - RESAMPLINGS / 40]]
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_interval_holds_the_mean_and_narrows() {
-        let mut rng = Pcg64::seed_from_u64(1);
-        let values = |n: usize| (0..n).map(|i| f64::from(i % 4 == 0)).collect::<Vec<_>>();
-        let [few, many] = [interval(&values(40), &mut rng), interval(&values(4000), &mut rng)];
-        for [low, high] in [few, many] {
-            assert!(low <= 0.25 && 0.25 <= high, "{low} {high}");
-        }
-        // Of 40 values: two deviations of √(¼·¾/40) on either side.
-        assert!((few[1] - few[0] - 0.268).abs() < 0.05, "{few:?}");
-        assert!((many[1] - many[0] - 0.0268).abs() < 0.005, "{many:?}");
-    }
 }
