@@ -287,10 +287,9 @@ impl Cache {
         let pools = Pools { now: pool(threads, 0)?, behind: pool(threads, behind)? };
         self.with_upkeep(|upkeep| {
             let watermark = self.state()?.record.sequence;
-            if watermark.saturating_sub(upkeep.renewed) > self.snapshot().live() as u64 / RENEW_SHARE {
-                if self.renew(upkeep, &pools)? {
-                    upkeep.renewed = watermark;
-                }
+            let changed = watermark.saturating_sub(upkeep.renewed);
+            if changed > self.snapshot().live() as u64 / RENEW_SHARE && self.renew(upkeep, &pools)? {
+                upkeep.renewed = watermark;
             }
             while self.state()?.overlay.oldest().is_some_and(|since| since <= watermark)
                 || upkeep.pass.is_some()

@@ -105,7 +105,10 @@ pub(super) fn run_command(args: &TrainArgs) -> anyhow::Result<ExitCode> {
 fn read(path: &Path, set: &[String]) -> anyhow::Result<Recipe> {
     let text = std::fs::read_to_string(path)
         .with_context(|| format!("cannot read the recipe {}", path.display()))?;
-    let table = |text: &str| Figment::from(Toml::string(text)).extract::<Map<String, Value>>();
+    let table = |text: &str| {
+        let read = Figment::from(Toml::string(text)).extract::<Map<String, Value>>();
+        read.map_err(anyhow::Error::new)
+    };
     let mut recipe = table(&text).with_context(|| format!("{} is no TOML", path.display()))?;
     for pair in set {
         let Some((keys, value)) = pair.split_once('=') else { bail!("--set {pair}: it is KEY=VALUE") };

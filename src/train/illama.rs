@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use super::checkpoint::put;
 use super::data::{Order, Sample, Samples, Source, Split, Wanted};
+use super::measure::{place, softmax};
 use super::mixup::{self, Choice};
 use super::schedule::Span;
 use super::staged::{Staged, StagedValues, drop_path_rates};
@@ -399,12 +400,11 @@ impl Task for IllamaTask {
             let logits = model.logits(pictures, rate)?;
             let (mut first, mut five, mut loss) = (0, 0, 0.0);
             for (logits, &label) in logits.iter().zip(&labels) {
-                let above = logits.iter().filter(|&&other| other > logits[label]).count();
-                first += usize::from(above == 0);
-                five += usize::from(above < 5);
-                let most = logits.iter().copied().fold(f32::MIN, f32::max);
-                let sum: f64 = logits.iter().map(|l| f64::from(l - most).exp()).sum();
-                loss += sum.ln() - f64::from(logits[label] - most);
+                let probabilities = softmax(logits);
+                let place = place(&probabilities, label);
+                first += usize::from(place == 0);
+                five += usize::from(place < 5);
+                loss -= probabilities[label].max(f64::MIN_POSITIVE).ln();
             }
             Ok((first, five, loss, labels.len()))
         };

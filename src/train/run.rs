@@ -148,7 +148,7 @@ pub fn run<T: Task>(
         // A thread reads ahead; it ends when nobody asks any more.
         let (sender, batches) = sync_channel(AHEAD);
         let begin = about.order;
-        scope.spawn(move || {
+        let reader = scope.spawn(move || {
             for (order, samples, after) in walk(begin, task.samples(), plan, span) {
                 if sender.send((task.prepare(order, &samples), after)).is_err() {
                     return;
@@ -156,64 +156,76 @@ pub fn run<T: Task>(
             }
         });
 
-        while about.step < span.total() && going {
-            let begun = Instant::now();
-            let (rate, decay) = (rates.at(about.step), decays.at(about.step));
-            let (mut sum, mut loss) = (Sum::default(), 0.0);
-            for part in 0..plan.accumulate {
-                let (batch, after) = batches.recv().map_err(|_| Stop::Loading)?;
-                let batch = batch?;
-                let spoiled = task.spoiled(&batch);
-                if !spoiled.is_empty() {
-                    left_out += spoiled.len();
-                    journal.spoiled(about.step + 1, spoiled)?;
-                    watch(News::LeftOut(spoiled));
+        let mut teach = || {
+            while about.step < span.total() && going {
+                let begun = Instant::now();
+                let (rate, decay) = (rates.at(about.step), decays.at(about.step));
+                let (mut sum, mut loss) = (Sum::default(), 0.0);
+                for part in 0..plan.accumulate {
+                    let (batch, after) = batches.recv().map_err(|_| Stop::Loading)?;
+                    let batch = batch?;
+                    let spoiled = task.spoiled(&batch);
+                    if !spoiled.is_empty() {
+                        left_out += spoiled.len();
+                        journal.spoiled(about.step + 1, spoiled)?;
+                        watch(News::LeftOut(spoiled));
+                    }
+                    let (share, gradients) = task.gradients(&batch, Moment { step: about.step, part })?;
+                    if !share.is_finite() {
+                        let places = task.places(&batch);
+                        return Err(Stop::NotFinite { step: about.step + 1, loss: share, places });
+                    }
+                    loss += share / plan.accumulate as f32;
+                    sum.add(gradients)?;
+                    about.order = after;
                 }
-                let (share, gradients) = task.gradients(&batch, Moment { step: about.step, part })?;
-                if !share.is_finite() {
-                    let places = task.places(&batch);
-                    return Err(Stop::NotFinite { step: about.step + 1, loss: share, places });
+                let norm = optimiser.apply(&sum.times(1.0 / plan.accumulate as f64)?, rate, decay)?;
+                if let Some(average) = &mut average {
+                    average.follow(task.variables())?;
                 }
-                loss += share / plan.accumulate as f32;
-                sum.add(gradients)?;
-                about.order = after;
-            }
-            let norm = optimiser.apply(&sum.times(1.0 / plan.accumulate as f64)?, rate, decay)?;
-            if let Some(average) = &mut average {
-                average.follow(task.variables())?;
-            }
-            about.step += 1;
-            let pace = (plan.batch * plan.accumulate) as f64 / begun.elapsed().as_secs_f64();
-            let numbers = [("loss", f64::from(loss)), ("rate", rate), ("norm", norm), ("pace", pace)];
-            journal.step(about.step, &numbers)?;
-            going = watch(News::Step { step: about.step, loss, rate, pace });
+                about.step += 1;
+                let pace = (plan.batch * plan.accumulate) as f64 / begun.elapsed().as_secs_f64();
+                let numbers = [("loss", f64::from(loss)), ("rate", rate), ("norm", norm), ("pace", pace)];
+                journal.step(about.step, &numbers)?;
+                going = watch(News::Step { step: about.step, loss, rate, pace });
 
-            let (done, epoch) = (about.step == span.total(), span.iterations());
-            if done || about.step.is_multiple_of(epoch * plan.evaluate_every.max(1)) {
-                let now = state(task.variables())?;
-                let mut tested = vec![(false, &now)];
-                tested.extend(average.as_ref().map(|average| (true, average.values())));
-                for (average, values) in tested {
-                    let measures = task.evaluate(values, about.step, average)?;
-                    let Some(main) = measures.first().map(|measure| measure.value) else { continue };
-                    journal.measures(about.step, &measures, average)?;
-                    watch(News::Tested { step: about.step, measures: &measures, average });
-                    if about.best.is_none_or(|(best, _)| main > best) {
-                        about.best = Some((main, about.step));
-                        let told =
-                            serde_json::json!({"step": about.step, "average": average, "measures": measures});
-                        folder.save_best(values, &told, |folder| task.describe(folder))?;
+                let (done, epoch) = (about.step == span.total(), span.iterations());
+                if done || about.step.is_multiple_of(epoch * plan.evaluate_every.max(1)) {
+                    let now = state(task.variables())?;
+                    let mut tested = vec![(false, &now)];
+                    tested.extend(average.as_ref().map(|average| (true, average.values())));
+                    for (average, values) in tested {
+                        let measures = task.evaluate(values, about.step, average)?;
+                        let Some(main) = measures.first().map(|measure| measure.value) else { continue };
+                        journal.measures(about.step, &measures, average)?;
+                        watch(News::Tested { step: about.step, measures: &measures, average });
+                        if about.best.is_none_or(|(best, _)| main > best) {
+                            about.best = Some((main, about.step));
+                            let told = serde_json::json!({"step": about.step, "average": average, "measures": measures});
+                            folder.save_best(values, &told, |folder| task.describe(folder))?;
+                        }
                     }
                 }
+                if done || !going || about.step.is_multiple_of(plan.checkpoint_every.unwrap_or(epoch).max(1))
+                {
+                    let (weights, moments) = (state(task.variables())?, optimiser.state().clone());
+                    let average = average.as_ref().map(|average| average.values().clone());
+                    let saved = Saved { weights, moments, average, about: about.clone() };
+                    folder.save(&saved, plan.keep, |folder| task.describe(folder))?;
+                }
             }
-            if done || !going || about.step.is_multiple_of(plan.checkpoint_every.unwrap_or(epoch).max(1)) {
-                let (weights, moments) = (state(task.variables())?, optimiser.state().clone());
-                let average = average.as_ref().map(|average| average.values().clone());
-                let saved = Saved { weights, moments, average, about: about.clone() };
-                folder.save(&saved, plan.keep, |folder| task.describe(folder))?;
-            }
-        }
-        Ok(Outcome { step: about.step, interrupted: about.step < span.total(), best: about.best, left_out })
+            Ok(Outcome {
+                step: about.step,
+                interrupted: about.step < span.total(),
+                best: about.best,
+                left_out,
+            })
+        };
+        let outcome = teach();
+        drop(batches);
+        // What it crashed by was printed where it happened.
+        reader.join().map_err(|_| Stop::Loading)?;
+        outcome
     })
 }
 

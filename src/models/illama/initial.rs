@@ -149,3 +149,88 @@ fn normal(random: &mut Pcg64) -> f64 {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::Size;
+    use super::*;
+    use crate::models::learning::{state, write};
+
+    fn small(classes: usize, side: usize) -> Config {
+        Config { patch: 4, depth: 2, ..Size::Tiny.config(side, classes) }
+    }
+
+    #[test]
+    fn first_values_are_as_the_program_draws_them() {
+        let config = small(10, 32);
+        let values = state(&initial(&config, 5, BTreeMap::new()).unwrap()).unwrap();
+        assert_eq!(values.len(), shapes(&config).len());
+        let of = |name: &str| &values[name].1;
+        let spread = |name: &str| {
+            let squares: f64 = of(name).iter().map(|&v| f64::from(v).powi(2)).sum();
+            (squares / of(name).len() as f64).sqrt()
+        };
+        for name in ["pos_embed", "blocks.1.attn.qkv.weight", "blocks.0.mlp.fc2.weight", "head.weight"] {
+            assert!((spread(name) - SIGMA).abs() < 0.002, "{name}: {}", spread(name));
+        }
+        let bound = 1.0 / 48f32.sqrt();
+        let patches = of("patch_embed.proj.weight");
+        assert!(patches.iter().all(|v| v.abs() <= bound) && patches.iter().any(|v| v.abs() > 0.9 * bound));
+        assert!(of("patch_embed.proj.bias").iter().any(|&v| v != 0.0));
+        assert!(of("blocks.0.norm1.weight").iter().all(|&v| v == 1.0));
+        assert!(of("blocks.0.attn.qkv.bias").iter().chain(of("head.bias")).all(|&v| v == 0.0));
+        let again = state(&initial(&config, 5, BTreeMap::new()).unwrap()).unwrap();
+        let other = state(&initial(&config, 6, BTreeMap::new()).unwrap()).unwrap();
+        assert!(values == again && values != other);
+    }
+
+    #[test]
+    fn published_sizes_have_their_parameters() {
+        let count = |config: &Config| -> usize {
+            shapes(config).iter().map(|(_, shape)| shape.iter().product::<usize>()).sum()
+        };
+        let counts = Size::ALL.map(|size| [224, 384].map(|side| count(&size.config(side, 1000))));
+        assert_eq!(
+            counts,
+            [
+                [5_701_096, 5_774_056],
+                [22_018_024, 22_163_944],
+                [86_502_376, 86_794_216],
+                [310_445_032, 310_834_152]
+            ]
+        );
+    }
+
+    #[test]
+    fn another_model_is_gone_on_with() {
+        let (from, to) = (small(10, 32), small(7, 48));
+        let before = state(&initial(&from, 1, BTreeMap::new()).unwrap()).unwrap();
+        let file = Weights::from_memory("before", write(&before, Default::default()).unwrap()).unwrap();
+        let after = state(&continued(&to, 2, &file).unwrap()).unwrap();
+        assert_eq!(after["head.weight"].0, [7, to.width], "the head begins anew");
+        assert_eq!(after["pos_embed"].0, [1, 145, to.width]);
+        let class = |values: &[f32]| values[values.len() - to.width..].to_vec();
+        assert_eq!(class(&after["pos_embed"].1), class(&before["pos_embed"].1), "the class token's stays");
+        assert_eq!(after["blocks.1.mlp.fc1.weight"], before["blocks.1.mlp.fc1.weight"]);
+        let same = state(&continued(&from, 2, &file).unwrap()).unwrap();
+        assert!(same == before);
+        let deeper = Config { depth: 3, ..small(10, 32) };
+        assert!(matches!(continued(&deeper, 0, &file), Err(Error::MissingTensor { .. })));
+        let flatter = Config { depth: 1, ..small(10, 32) };
+        assert!(matches!(continued(&flatter, 0, &file), Err(Error::SurplusTensor { .. })));
+    }
+
+    #[test]
+    fn values_that_fit_no_tensor_are_refused() {
+        let config = small(10, 32);
+        let chosen = |name: &str, shape: Vec<usize>| {
+            let values = vec![0.5; shape.iter().product()];
+            BTreeMap::from([(name.to_owned(), Thinned { shape, values })])
+        };
+        let norm = chosen("blocks.0.norm1.weight", vec![config.width]);
+        let values = state(&initial(&config, 0, norm).unwrap()).unwrap();
+        assert!(values["blocks.0.norm1.weight"].1.iter().all(|&v| v == 0.5));
+        assert!(initial(&config, 0, chosen("blocks.0.norm1.weight", vec![3])).is_err());
+        assert!(initial(&config, 0, chosen("blocks.9.norm1.weight", vec![config.width])).is_err());
+    }
+}
