@@ -104,6 +104,9 @@ impl Checkpoint {
         let Files { backbone, adapter, clip } = files;
         let fail = |path: &Path, why: String| Error::Weights { path: path.display().to_string(), why };
         let read = |path: PathBuf| std::fs::read_to_string(&path).map_err(|e| fail(&path, e.to_string()));
+        if !backbone.exists() {
+            return Err(fail(backbone, "there is no such file or folder".into()));
+        }
         type Read = fn(&str, Family) -> Result<Config, Error>;
         let (paths, sizes, parse): (_, _, Read) = if backbone.is_dir() {
             let mut names: Vec<PathBuf> = std::fs::read_dir(backbone)
