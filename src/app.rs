@@ -239,14 +239,18 @@ fn encoder_options(config: &Config, source: &ModelSource) -> anyhow::Result<Enco
 fn decoder(config: &Config, encoder: Option<&Encoder>) -> anyhow::Result<Option<Llm>> {
     let backbone = match config.decoder.as_str() {
         "none" => return Ok(None),
+        "auto" if config.adapter.is_some() || config.clip.is_some() || config.tokenizer.is_some() => {
+            bail!(
+                "an adapter, CLIP or a tokenizer is named and no decoder that it is for; name it by --decoder"
+            );
+        }
         "auto" if encoder.is_some_and(|encoder| encoder.origin().model == nano::NAME) => None,
         "auto" => return Ok(None),
         "nano" => None,
         path => Some(PathBuf::from(path)),
     };
-    if backbone.is_none() && (config.adapter.is_some() || config.clip.is_some() || config.tokenizer.is_some())
-    {
-        bail!("an adapter, CLIP or a tokenizer is named and no decoder that it is for; name it by --decoder");
+    if backbone.is_none() && (config.clip.is_some() || config.tokenizer.is_some()) {
+        bail!("CLIP or a tokenizer is named, and the built-in decoder has its own");
     }
     let llm = Llm::open(&llm_options(config, backbone)).context("the decoder cannot be loaded")?;
     info!(decoder = llm.name(), weights = llm.fingerprint().short(), "decoder loaded");

@@ -58,7 +58,7 @@ pub struct Config {
     /// Decoder for answers: `auto` (the built-in one, where the built-in model is served), `nano`, `none`, or where a LLaMA's weights
     /// are: a folder of `consolidated.*.pth` and `params.json`, a folder of safetensors and `config.json`, or one file.
     pub decoder: String,
-    /// The adapter made for that decoder, as ImageBind-LLM's `7B.pth`.
+    /// The adapter made for that decoder, as ImageBind-LLM's `7B.pth`, or a folder that training wrote, as `RUN/best`.
     pub adapter: Option<PathBuf>,
     /// CLIP ViT-L/14, for an adapter that looks at pictures through it: OpenAI's `ViT-L-14.pt`, or the same as safetensors.
     pub clip: Option<PathBuf>,

@@ -77,7 +77,7 @@ pub(super) struct DecoderFlags {
     #[arg(long, value_name = "DECODER")]
     #[serde(skip_serializing_if = "Option::is_none")]
     decoder: Option<String>,
-    /// Adapter made for that decoder, as ImageBind-LLM's `7B.pth`.
+    /// Adapter made for that decoder, as ImageBind-LLM's `7B.pth`, or a folder that training wrote.
     #[arg(long, value_name = "FILE")]
     #[serde(skip_serializing_if = "Option::is_none")]
     adapter: Option<PathBuf>,

@@ -11,12 +11,15 @@ use figment::Figment;
 use figment::providers::{Format, Serialized, Toml};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Map, Value, json};
+use viscache::train::adapter::AdapterTask;
 use viscache::train::illama::IllamaTask;
-use viscache::train::task::Measure;
-use viscache::train::{News, Recipe, run};
+use viscache::train::task::{Measure, Task};
+use viscache::train::{Lesson, News, Plan, Recipe, run};
 
 /// Exit code of a run that was interrupted.
 const INTERRUPTED: u8 = 130;
+
+const NO_TEST: &str = "nothing to test by, so no weights are called the best";
 
 /// Train a model by a recipe. A run that was stopped goes on from its last checkpoint, to the same weights.
 #[derive(Args)]
@@ -49,8 +52,34 @@ pub(super) fn run_command(args: &TrainArgs) -> anyhow::Result<ExitCode> {
         Some(threads) => threads,
         None => std::thread::available_parallelism().map_or(1, usize::from),
     };
-    let plan = recipe.plan(json!({"threads": threads}))?;
-    let task = IllamaTask::open(recipe.lesson()?, base, plan.seed, |samples| plan.span(samples), threads)?;
+    let mut plan = recipe.plan(json!({"threads": threads}))?;
+    match recipe.lesson()? {
+        Lesson::Illama(lesson) => {
+            let task = IllamaTask::open(lesson, base, plan.seed, |samples| plan.span(samples), threads)?;
+            tell_pictures(&task);
+            follow(&task, &recipe, &plan, args)
+        }
+        Lesson::Adapter(lesson) => {
+            let mut told = 0;
+            let mut watch = |done: usize, all: usize| {
+                // Ten lines of a long wait, none of a short one.
+                let tenth = done * 10 / all.max(1);
+                if all > 1000 && tenth > told {
+                    told = tenth;
+                    eprintln!("{done} of {all} pictures are embedded");
+                }
+            };
+            let task = AdapterTask::open(lesson, base, &plan, threads, &mut watch)?;
+            plan.span(task.samples())?;
+            plan.machine["files"] = json!(task.files());
+            tell_texts(&task);
+            follow(&task, &recipe, &plan, args)
+        }
+    }
+}
+
+/// Says what an iLLaMA learns from.
+fn tell_pictures(task: &IllamaTask) {
     let (train, test) = (task.train(), task.test());
     eprintln!("{} pictures of {} classes to learn from", train.samples.len(), train.classes.len());
     if !train.skipped.is_empty() {
@@ -58,13 +87,38 @@ pub(super) fn run_command(args: &TrainArgs) -> anyhow::Result<ExitCode> {
     }
     match test {
         Some(test) => eprintln!("{} pictures to test by", test.samples.len()),
-        None => eprintln!("nothing to test by, so no weights are called the best"),
+        None => eprintln!("{NO_TEST}"),
     }
     if let Some(skipped) = test.map(|test| &test.skipped).filter(|skipped| !skipped.is_empty()) {
         eprintln!("left out: {skipped}");
     }
+}
+
+/// Says what an adapter learns from.
+fn tell_texts(task: &AdapterTask) {
+    for (what, kinds) in [("to learn from", task.train()), ("to test by", task.test())] {
+        for (name, texts) in AdapterTask::KINDS.iter().zip(kinds) {
+            if !texts.is_empty() {
+                eprintln!("{} {name} {what}", texts.len());
+            }
+            if texts.cut > 0 {
+                eprintln!("{} of these {name} are too long and were cut", texts.cut);
+            }
+            if !texts.skipped.is_empty() {
+                eprintln!("left out: {}", texts.skipped);
+            }
+        }
+    }
+    if task.test().iter().all(viscache::train::adapter::Texts::is_empty) {
+        eprintln!("{NO_TEST}");
+    }
+    eprintln!("{} embeddings of {} components are kept", task.seen().len(), task.seen().width());
+}
+
+/// Teaches, and says how it ended.
+fn follow<T: Task>(task: &T, recipe: &Recipe, plan: &Plan, args: &TrainArgs) -> anyhow::Result<ExitCode> {
     let Some(out) = args.out.as_ref().filter(|_| !args.dry_run) else {
-        writeln!(std::io::stdout(), "{}", serde_json::to_string_pretty(&recipe)?)?;
+        writeln!(std::io::stdout(), "{}", serde_json::to_string_pretty(recipe)?)?;
         return Ok(ExitCode::SUCCESS);
     };
     static INTERRUPT: AtomicBool = AtomicBool::new(false);
@@ -76,7 +130,7 @@ pub(super) fn run_command(args: &TrainArgs) -> anyhow::Result<ExitCode> {
     })
     .context("interrupts cannot be heard")?;
     let mut screen = Screen::new(args.json);
-    let outcome = run(&task, &plan, out, &mut |news| {
+    let outcome = run(task, plan, out, &mut |news| {
         screen.show(&news);
         !INTERRUPT.load(Ordering::Relaxed)
     })?;

@@ -5,7 +5,9 @@ use std::sync::OnceLock;
 
 use candle_core::Tensor;
 
-use super::llama::{ChannelOrder, Checkpoint, Config, Decoder, Family, Files, Picture, SampleParams, Saved};
+use super::llama::{
+    ChannelOrder, Checkpoint, Config, Decoder, Family, Files, Picture, SampleParams, Saved, adapter_file,
+};
 use super::weights::Weights;
 use super::{DeviceKind, Error, Placement, nano};
 use crate::media::{self, ImageOptions, Orientation};
@@ -17,7 +19,7 @@ use crate::types::{Fingerprint, WeightDtype};
 pub struct LlmOptions {
     /// The backbone: a folder or a file ([`Files::backbone`]); `None` is the built-in nano decoder.
     pub backbone: Option<PathBuf>,
-    /// The adapter made for it.
+    /// The adapter made for it: a file, or a folder that training wrote. Without a backbone, one for the built-in decoder's.
     pub adapter: Option<PathBuf>,
     /// CLIP, for an adapter that looks at pictures through it.
     pub clip: Option<PathBuf>,
@@ -87,7 +89,7 @@ impl Llm {
         let placement = Placement::open(options.device, options.dtype)?;
         let (name, checkpoint, config, tokenizer) = match &options.backbone {
             None => {
-                let (checkpoint, config) = nano::decoder()?;
+                let (checkpoint, config) = nano_with(options.adapter.as_deref())?;
                 (nano::NAME.to_owned(), checkpoint, config, nano::TOKENIZER.to_vec())
             }
             Some(path) if path.is_file() && saved(path)?.is_some() => {
@@ -132,7 +134,11 @@ impl Llm {
     /// # Errors
     /// As [`Llm::open`].
     pub fn check(options: &LlmOptions) -> Result<Config, Error> {
-        let Some(backbone) = &options.backbone else { return Ok(nano::decoder()?.1) };
+        let Some(backbone) = &options.backbone else {
+            let (checkpoint, config) = nano_with(options.adapter.as_deref())?;
+            Decoder::check(checkpoint, &config, read_tokenizer(nano::TOKENIZER)?.len())?;
+            return Ok(config);
+        };
         if backbone.is_file()
             && let Some((_, saved)) = saved(backbone)?
         {
@@ -252,6 +258,25 @@ impl Llm {
             return Err(PromptError::TooLong { received: ids.len(), limit });
         }
         Ok((ids, dropped))
+    }
+}
+
+/// The built-in backbone with its own adapter, or with one that was trained on it.
+fn nano_with(adapter: Option<&Path>) -> Result<(Checkpoint, Config), Error> {
+    match adapter {
+        None => nano::decoder(),
+        Some(path) => nano::backbone(Some(Weights::open(&adapter_file(path))?)),
+    }
+}
+
+/// The tokenizer of a decoder: the built-in one's without a backbone, else as [`LlmOptions::tokenizer`] says.
+///
+/// # Errors
+/// [`Error::Weights`].
+pub fn tokenizer(backbone: Option<&Path>, named: Option<&Path>) -> Result<SentencePiece, Error> {
+    match backbone {
+        None if named.is_none() => read_tokenizer(nano::TOKENIZER),
+        backbone => read_tokenizer(&tokenizer_file(backbone.unwrap_or(Path::new("")), named)?),
     }
 }
 

@@ -46,8 +46,23 @@ pub fn config() -> Result<Config, Error> {
 /// # Errors
 /// [`Error::Weights`] and [`Error::Config`] if the program file is damaged.
 pub fn decoder() -> Result<(Checkpoint, llama::Config), Error> {
+    backbone(Some(adapter()?))
+}
+
+/// The decoder's adapter.
+///
+/// # Errors
+/// [`Error::Weights`] if the program file is damaged.
+pub fn adapter() -> Result<Weights, Error> {
+    Weights::from_static("the built-in nano adapter", ADAPTER)
+}
+
+/// The decoder's backbone, a LLaMA that has read texts and seen nothing, with another adapter or none.
+///
+/// # Errors
+/// [`Error::Weights`] and [`Error::Config`] if the program file is damaged.
+pub fn backbone(adapter: Option<Weights>) -> Result<(Checkpoint, llama::Config), Error> {
     let config = llama::Config::from_params(PARAMS, llama::Family::ImageBindLlm)?;
     let backbone = Weights::from_static("the built-in nano decoder", BACKBONE)?;
-    let adapter = Weights::from_static("the built-in nano adapter", ADAPTER)?;
-    Ok((Checkpoint::new(vec![backbone], Some(adapter), config.n_heads), config))
+    Ok((Checkpoint::new(vec![backbone], adapter, config.n_heads), config))
 }

@@ -429,7 +429,7 @@ impl Task for IllamaTask {
         ])
     }
 
-    fn describe(&self, folder: &Path) -> Result<(), Stop> {
+    fn describe(&self, folder: &Path, _: &Values) -> Result<(), Stop> {
         let json = serde_json::to_vec_pretty(self.config()).unwrap_or_default();
         put(&folder.join("config.json"), &json)?;
         put(&folder.join("classes.txt"), (self.train.classes.join("\n") + "\n").as_bytes())

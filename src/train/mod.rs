@@ -11,6 +11,9 @@
 //! | `run.rs` | the loop: read it first |
 //! | `task.rs` | what the loop asks of whatever it teaches |
 //! | `illama.rs` | an iLLaMA that learns to name pictures |
+//! | `adapter.rs` | an adapter that learns to answer about pictures |
+//! | `texts.rs`, `seen.rs` | what it learns from: token ids with labels, embeddings of pictures |
+//! | `alternate.rs` | two kinds of batches in turn |
 //! | `recipe.rs` | what a TOML file says of a run |
 //! | `checkpoint.rs` | a run on disk |
 //! | `journal.rs`, `events.rs` | what it writes down of itself, as JSON and for TensorBoard |
@@ -23,6 +26,8 @@
 //!
 //! Iterations are those of the optimiser: with gradients summed over several small batches, one iteration is all of them.
 
+pub mod adapter;
+mod alternate;
 mod checkpoint;
 pub mod data;
 mod events;
@@ -33,11 +38,13 @@ pub mod mixup;
 mod recipe;
 mod run;
 pub mod schedule;
+mod seen;
 pub mod staged;
 mod stop;
 pub mod task;
+pub mod texts;
 
-pub use recipe::{Recipe, RunOptions};
+pub use recipe::{Lesson, Recipe, RunOptions};
 pub use run::{News, Outcome, Plan, run};
 pub use stop::Stop;
 

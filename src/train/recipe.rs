@@ -18,6 +18,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::adapter::AdapterRecipe;
 use super::illama::IllamaRecipe;
 use super::run::Plan;
 use super::schedule::Cosine;
@@ -37,6 +38,18 @@ pub struct Recipe {
     /// An iLLaMA that names pictures.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub illama: Option<IllamaRecipe>,
+    /// An adapter that answers about pictures.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adapter: Option<AdapterRecipe>,
+}
+
+/// What a recipe teaches.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Lesson<'a> {
+    /// An iLLaMA that names pictures.
+    Illama(&'a IllamaRecipe),
+    /// An adapter that answers about pictures.
+    Adapter(&'a AdapterRecipe),
 }
 
 fn no_decay() -> Cosine {
@@ -133,10 +146,15 @@ impl Recipe {
     /// What it teaches.
     ///
     /// # Errors
-    /// [`Error::Contradiction`] for a recipe that teaches nothing.
-    pub fn lesson(&self) -> Result<&IllamaRecipe, Error> {
-        self.illama
-            .as_ref()
-            .ok_or(Error::Contradiction("a recipe teaches one thing: it needs the table [illama]"))
+    /// [`Error::Contradiction`] for a recipe that teaches nothing, or two things.
+    pub fn lesson(&self) -> Result<Lesson<'_>, Error> {
+        match (&self.illama, &self.adapter) {
+            (Some(illama), None) => Ok(Lesson::Illama(illama)),
+            (None, Some(adapter)) => Ok(Lesson::Adapter(adapter)),
+            _ => {
+                let why = "a recipe teaches one thing: it needs one of the tables [illama] and [adapter]";
+                Err(Error::Contradiction(why))
+            }
+        }
     }
 }

@@ -202,7 +202,7 @@ pub fn run<T: Task>(
                         if about.best.is_none_or(|(best, _)| main > best) {
                             about.best = Some((main, about.step));
                             let told = serde_json::json!({"step": about.step, "average": average, "measures": measures});
-                            folder.save_best(values, &told, |folder| task.describe(folder))?;
+                            folder.save_best(values, &told, |folder| task.describe(folder, values))?;
                         }
                     }
                 }
@@ -211,7 +211,7 @@ pub fn run<T: Task>(
                     let (weights, moments) = (state(task.variables())?, optimiser.state().clone());
                     let average = average.as_ref().map(|average| average.values().clone());
                     let saved = Saved { weights, moments, average, about: about.clone() };
-                    folder.save(&saved, plan.keep, |folder| task.describe(folder))?;
+                    folder.save(&saved, plan.keep, |folder| task.describe(folder, &saved.weights))?;
                 }
             }
             Ok(Outcome {

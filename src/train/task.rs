@@ -68,7 +68,9 @@ pub trait Task: Sync {
 
     /// Writes what makes weights a model that the other programs open, beside `weights.safetensors`.
     ///
+    /// * `values`: these weights.
+    ///
     /// # Errors
     /// [`Stop::File`].
-    fn describe(&self, folder: &Path) -> Result<(), Stop>;
+    fn describe(&self, folder: &Path, values: &Values) -> Result<(), Stop>;
 }

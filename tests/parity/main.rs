@@ -9,6 +9,7 @@ mod common;
 #[path = "../common/decoder.rs"]
 mod decoder;
 
+mod adapter_texts;
 mod adapter_v2;
 mod blend;
 mod checkpoint;

@@ -21,4 +21,5 @@ mod current;
 mod evaluate;
 mod measured;
 mod train;
+mod train_adapter;
 mod world;

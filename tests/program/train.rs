@@ -101,16 +101,16 @@ impl Run {
     }
 }
 
-fn last(out: &Path) -> PathBuf {
+pub(crate) fn last(out: &Path) -> PathBuf {
     let names = fs::read_dir(out).unwrap().map(|entry| entry.unwrap().path());
     names.filter(|path| path.file_name().unwrap().to_str().unwrap().starts_with("step-")).max().unwrap()
 }
 
-fn stderr(output: &Output) -> String {
+pub(crate) fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-fn log(out: &Path) -> Vec<Value> {
+pub(crate) fn log(out: &Path) -> Vec<Value> {
     let text = fs::read_to_string(out.join("log.jsonl")).unwrap();
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }

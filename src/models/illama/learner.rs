@@ -1,11 +1,10 @@
 //! iLLaMA as something that learns: the loss of a batch, and a gradient for every tensor.
 //!
 //! ```text
-//! a batch ─► a share for each lane, one thread of its own ─► [`PART`] pictures at a time ─► gradients, summed in their order
+//! a batch ─► a share for each lane ─► [`PART`] pictures at a time ─► loss and gradients, summed in their order
 //! ```
-//! Lanes, because candle works on all but its matrix products with one thread. Parts, because what a few pictures leave on the way for
-//! the derivatives stays in memory that is used again: of fifty it is two gigabytes that the system clears anew for every step. The
-//! same lanes give the same bits.
+//! Parts, because what a few pictures leave on the way for the derivatives stays in memory that is used again: of fifty it is two gigabytes
+//! that the system clears anew for every step.
 //!
 //! Loss: `−1/B · Σ targets · log softmax(logits)`. With targets `1 − s + s/C` and `s/C` that is label smoothing.
 
@@ -16,7 +15,7 @@ use candle_core::{D, Device, Tensor};
 
 use super::network::Keep;
 use super::{Config, Illama};
-use crate::models::learning::{Gradients, Sum, Variables, through_blocks};
+use crate::models::learning::{Gradients, Lanes, Sum, Variables, through_blocks};
 use crate::models::weights::Weights;
 use crate::models::{Error, Placement};
 
@@ -40,7 +39,7 @@ pub struct Lesson<'a> {
 pub struct Learner {
     model: Illama,
     variables: Arc<Variables>,
-    lanes: Vec<rayon::ThreadPool>,
+    lanes: Lanes,
     /// Whether blocks are computed twice, for the activations of one of them at a time.
     blockwise: bool,
 }
@@ -59,12 +58,7 @@ impl Learner {
     ) -> Result<Self, Error> {
         let placement = Placement::learning(variables);
         let model = Illama::load(&Weights::none(), config, &placement)?;
-        let lanes = (0..threads.max(1)).map(|i| {
-            let pool =
-                rayon::ThreadPoolBuilder::new().num_threads(1).thread_name(move |_| format!("learn-{i}"));
-            pool.build().map_err(|e| Error::Device { asked: "cpu".into(), why: e.to_string() })
-        });
-        let lanes = lanes.collect::<Result<_, _>>()?;
+        let lanes = Lanes::start(threads)?;
         Ok(Learner { model, variables: placement.variables.unwrap_or_default(), lanes, blockwise })
     }
 
@@ -96,8 +90,6 @@ impl Learner {
                 format!("pictures [B, 3, {side}, {side}], targets [B, {classes}], kept [{branches}, B]");
             return Err(Error::Input { received, why });
         }
-        let size = count.div_ceil(self.lanes.len());
-        let shares: Vec<_> = (0..count).step_by(size).map(|first| first..count.min(first + size)).collect();
         let of_part = |part: Range<usize>| {
             let pictures = &lesson.pictures[part.start * picture..part.end * picture];
             let targets = &lesson.targets[part.start * classes..part.end * classes];
@@ -105,7 +97,7 @@ impl Learner {
                 (0..branches).flat_map(|b| &lesson.kept[b * count..][part.clone()]).copied().collect();
             self.part(pictures, targets, &kept, lesson.rate, 1.0 / count as f64)
         };
-        let of_lane = |share: Range<usize>| {
+        self.lanes.sum(count, &|share| {
             let (mut loss, mut sum) = (0.0, Sum::default());
             for first in share.clone().step_by(PART) {
                 let (part, gradients) = of_part(first..share.end.min(first + PART))?;
@@ -113,24 +105,7 @@ impl Learner {
                 sum.add(gradients)?;
             }
             Ok((loss, sum.times(1.0)?))
-        };
-        let of_lane = &of_lane;
-        let done: Vec<Result<(f32, Gradients), Error>> = std::thread::scope(|scope| {
-            let lanes = shares.into_iter().zip(&self.lanes);
-            let running: Vec<_> =
-                lanes.map(|(share, lane)| scope.spawn(move || lane.install(|| of_lane(share)))).collect();
-            let join = |lane: std::thread::ScopedJoinHandle<'_, _>| {
-                lane.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-            };
-            running.into_iter().map(join).collect()
-        });
-        let (mut loss, mut sum) = (0.0, Sum::default());
-        for lane in done {
-            let (share, gradients) = lane?;
-            loss += share;
-            sum.add(gradients)?;
-        }
-        Ok((loss, sum.times(1.0)?))
+        })
     }
 
     /// One part of a batch; `share`: what a picture counts.
@@ -155,7 +130,7 @@ impl Learner {
             Ok(added.broadcast_mul(&Tensor::from_slice(factors, (count, 1, 1), &Device::Cpu)?)?)
         };
         let keep: &Keep<'_> = &keep;
-        let block = |i: usize, x: &Tensor| self.model.block(i, x, mask.as_ref(), keep);
+        let block = |i: usize, x: &Tensor, _: Option<&Tensor>| self.model.block(i, x, mask.as_ref(), keep);
         let end = |x: &Tensor| {
             let logs = candle_nn::ops::log_softmax(&self.model.spoken(x)?.logits, D::Minus1)?;
             Ok(((logs * &targets)?.sum_all()? * -share)?)
@@ -164,10 +139,10 @@ impl Learner {
         let x = self.model.embedded(&pictures)?;
         if self.blockwise {
             let mut collect = |found: &_| sum.add_found(&self.variables, found);
-            let loss = through_blocks(&x, depth, &block, &end, &mut collect)?;
+            let loss = through_blocks(&x, None, depth, &block, &end, &mut collect)?;
             return Ok((loss, sum.times(1.0)?));
         }
-        let x = (0..depth).try_fold(x, |x, i| block(i, &x))?;
+        let x = (0..depth).try_fold(x, |x, i| block(i, &x, None))?;
         let loss = end(&x)?;
         sum.add_found(&self.variables, &loss.backward()?)?;
         Ok((loss.to_scalar()?, sum.times(1.0)?))

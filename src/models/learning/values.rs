@@ -57,10 +57,19 @@ pub fn restore(variables: &Variables, values: &Values, path: &str) -> Result<(),
 /// # Errors
 /// [`Error::Config`] where there are too many.
 pub fn write(values: &Values, about: HashMap<String, String>) -> Result<Vec<u8>, Error> {
+    write_all(&[values], about)
+}
+
+/// As [`write`], of several with names of their own each.
+///
+/// # Errors
+/// As [`write`].
+pub fn write_all(parts: &[&Values], about: HashMap<String, String>) -> Result<Vec<u8>, Error> {
     let fail = |e: safetensors::SafeTensorError| Error::Config(format!("tensors cannot be written: {e}"));
+    let values = || parts.iter().flat_map(|part| part.iter());
     let bytes: Vec<Vec<u8>> =
-        values.values().map(|(_, numbers)| numbers.iter().flat_map(|n| n.to_le_bytes()).collect()).collect();
-    let views = values.iter().zip(&bytes).map(|((name, (shape, _)), bytes)| {
+        values().map(|(_, (_, numbers))| numbers.iter().flat_map(|n| n.to_le_bytes()).collect()).collect();
+    let views = values().zip(&bytes).map(|((name, (shape, _)), bytes)| {
         Ok((name.as_str(), TensorView::new(Dtype::F32, shape.clone(), bytes).map_err(fail)?))
     });
     let views = views.collect::<Result<Vec<_>, Error>>()?;

@@ -21,6 +21,7 @@ use super::digest::check_adapter;
 use super::saved::{Saved, matrix_name};
 use crate::kernels::q8::{Lent, Tiles};
 use crate::models::layers::{LayerNorm, Linear, Tuning};
+use crate::models::learning::Values;
 use crate::models::weights::Weights;
 use crate::models::{Error, Placement};
 use crate::types::{Fingerprint, WeightDtype};
@@ -28,6 +29,8 @@ use crate::types::{Fingerprint, WeightDtype};
 const PREFIX: &str = "llama.";
 const OLD_PREFIX: &str = "llma.";
 const CLIP_PREFIX: &str = "clip.";
+/// In the folder of a run, an adapter with the parts that did not learn.
+pub const WHOLE_ADAPTER: &str = "adapter.safetensors";
 
 /// The files of a decoder.
 #[derive(Debug, Clone, Copy)]
@@ -35,7 +38,7 @@ pub struct Files<'a> {
     /// A folder of `consolidated.*.pth` and `params.json`, a folder of safetensors and `config.json`, or one file beside
     /// its `params.json`.
     pub backbone: &'a Path,
-    /// The adapter made for it.
+    /// The adapter made for it: a file, or a folder that training wrote.
     pub adapter: Option<&'a Path>,
     /// CLIP ViT-L/14, for the multimodal LLaMA-Adapter V2.
     pub clip: Option<&'a Path>,
@@ -83,6 +86,15 @@ impl Ready {
     }
 }
 
+/// The file of an adapter: of a folder that training wrote, the whole adapter, or what learned where that is all of it.
+pub fn adapter_file(path: &Path) -> PathBuf {
+    if !path.is_dir() {
+        return path.to_owned();
+    }
+    let whole = path.join(WHOLE_ADAPTER);
+    if whole.is_file() { whole } else { path.join("weights.safetensors") }
+}
+
 impl Checkpoint {
     /// Opens the files of a decoder.
     ///
@@ -92,6 +104,9 @@ impl Checkpoint {
         let Files { backbone, adapter, clip } = files;
         let fail = |path: &Path, why: String| Error::Weights { path: path.display().to_string(), why };
         let read = |path: PathBuf| std::fs::read_to_string(&path).map_err(|e| fail(&path, e.to_string()));
+        if !backbone.exists() {
+            return Err(fail(backbone, "there is no such file or folder".into()));
+        }
         type Read = fn(&str, Family) -> Result<Config, Error>;
         let (paths, sizes, parse): (_, _, Read) = if backbone.is_dir() {
             let mut names: Vec<PathBuf> = std::fs::read_dir(backbone)
@@ -118,8 +133,9 @@ impl Checkpoint {
             (vec![backbone.to_owned()], read(folder.join("params.json"))?, Config::from_params)
         };
         let backbone = paths.iter().map(|path| Weights::open(path)).collect::<Result<_, _>>()?;
-        adapter.map_or(Ok(()), check_adapter)?;
-        let adapter = adapter.map(Weights::open).transpose()?;
+        let adapter = adapter.map(adapter_file);
+        adapter.as_deref().map_or(Ok(()), check_adapter)?;
+        let adapter = adapter.as_deref().map(Weights::open).transpose()?;
         let clip = clip.map(Weights::open).transpose()?;
         let mut checkpoint = Checkpoint { clip, ..Self::new(backbone, adapter, 1) };
         let family = checkpoint.family();
@@ -163,6 +179,35 @@ impl Checkpoint {
     /// training is of a model that has no biases (`.bias`) or low-rank matrices (`.lora_`) yet.
     pub fn without(self, parts: &'static [&'static str]) -> Self {
         Checkpoint { left_out: parts, ..self }
+    }
+
+    /// The same backbone with another adapter, whose tensors have their whole names.
+    pub fn adapted_by(self, adapter: Weights) -> Self {
+        Checkpoint { adapter: Some(adapter), ..self }
+    }
+
+    /// Everything in the adapter file that is an adapter's, by its whole name: not the encoders and the backbone's matrices that a
+    /// checkpoint of training has beside it.
+    ///
+    /// # Errors
+    /// [`Error::Weights`].
+    pub fn adapter_values(&self) -> Result<Values, Error> {
+        let Some(adapter) = &self.adapter else { return Ok(Values::new()) };
+        let kept = |name: &str| match name.strip_prefix(PREFIX) {
+            Some(plain) => ["bias", "gate", "lora", "norm"].iter().any(|part| plain.contains(part)),
+            None => !["image_bind.", CLIP_PREFIX, "prefix_projector_norm."]
+                .iter()
+                .any(|part| name.starts_with(part)),
+        };
+        let mut values = Values::new();
+        for own in adapter.names() {
+            let name = named(own);
+            if let Some(shape) = adapter.shape(own).filter(|_| kept(&name)) {
+                let numbers = adapter.values(own, shape)?;
+                values.insert(name, (shape.to_vec(), numbers));
+            }
+        }
+        Ok(values)
     }
 
     /// Whose adapter the files hold.
@@ -357,17 +402,6 @@ impl Checkpoint {
 
     /// Names of everything in the files, as the adapter's program spells them. Files of Hugging Face's are not listed.
     pub fn names(&self) -> BTreeSet<String> {
-        let named = |name: &str| match name.strip_prefix(OLD_PREFIX) {
-            Some(plain) => format!("{PREFIX}{plain}"),
-            // The backbone's own files, and the chat program's, leave the prefix out.
-            None if ["layers.", "norm.", "output.", "tok_embeddings."]
-                .iter()
-                .any(|part| name.starts_with(part)) =>
-            {
-                format!("{PREFIX}{name}")
-            }
-            None => name.to_owned(),
-        };
         let files = self.adapter.iter().chain(&self.backbone);
         files.flat_map(Weights::names).map(named).collect()
     }
@@ -502,6 +536,21 @@ impl Checkpoint {
             part if INPUTS.contains(&part) => Some(1),
             _ => None,
         }
+    }
+}
+
+/// A name as the adapter's program spells it.
+fn named(name: &str) -> String {
+    match name.strip_prefix(OLD_PREFIX) {
+        Some(plain) => format!("{PREFIX}{plain}"),
+        // The backbone's own files, and the chat program's, leave the prefix out.
+        None if ["layers.", "norm.", "output.", "tok_embeddings."]
+            .iter()
+            .any(|part| name.starts_with(part)) =>
+        {
+            format!("{PREFIX}{name}")
+        }
+        None => name.to_owned(),
     }
 }
 

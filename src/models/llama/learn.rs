@@ -2,8 +2,11 @@
 //!
 //! ```text
 //! group of tensors (data) ─► variables; everything else is read and stays as it is
-//! batch ─► what was seen ─► logits ─► mean cross entropy of what is to be learned ─► a gradient for each variable
+//! batch ─► a part for each lane ─► what was seen ─► logits ─► cross entropy ─► gradients ─► summed in the order of the parts
 //! ```
+//! The loss is the mean over everything that is to be learned in the whole batch, however it is cut into parts. With [`Learner::spread`]
+//! the parts run side by side, and if asked for, with the activations of one block at a time.
+//!
 //! The decoder is the one that answers ([`super::Decoder`]), loaded with variables: its layers then fold nothing and fuse nothing, so
 //! that every operation has a derivative. CLIP is never trained.
 //!
@@ -14,15 +17,16 @@
 //! Source: the training programs of ImageBind-LLM and LLaMA-Adapter V2.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 
-use candle_core::backprop::GradStore;
 use candle_core::{D, Device, Tensor, Var};
 
 use super::Decoder;
 use super::checkpoint::Checkpoint;
 use super::config::Config;
 use crate::models::device::Variables;
+use crate::models::learning::{Gradients, Lanes, Sum, through_blocks};
 use crate::models::{Error, Placement};
 
 /// Tensors that learn together, by what their names contain.
@@ -81,6 +85,18 @@ pub enum Shown<'a> {
     Pictures(&'a Tensor),
 }
 
+/// Embeddings for [`Shown::Embeddings`], `[B, d]`, from numbers row by row.
+///
+/// # Errors
+/// [`Error::Input`] for numbers that are no whole rows.
+pub fn embeddings(values: &[f32], width: usize) -> Result<Tensor, Error> {
+    if width == 0 || !values.len().is_multiple_of(width) {
+        let why = format!("embeddings are rows of {width} numbers");
+        return Err(Error::Input { received: vec![values.len()], why });
+    }
+    Ok(Tensor::from_slice(values, (values.len() / width, width), &Device::Cpu)?)
+}
+
 /// Texts of one length with what is to be learned of them.
 #[derive(Debug, Clone, Copy)]
 pub struct Batch<'a> {
@@ -94,10 +110,48 @@ pub struct Batch<'a> {
     pub shown: Shown<'a>,
 }
 
+impl Batch<'_> {
+    /// Texts.
+    fn texts(&self) -> usize {
+        self.ids.len() / self.length.max(1)
+    }
+
+    /// The label of every position: the token behind it, 0 where that is not to be learned.
+    fn learned(&self, texts: Range<usize>) -> Vec<u32> {
+        let next = |i: usize| {
+            let last = (i + 1).is_multiple_of(self.length);
+            if last { 0 } else { self.labels[i + 1] }
+        };
+        (texts.start * self.length..texts.end * self.length).map(next).collect()
+    }
+
+    /// Refuses parts that do not fit each other.
+    fn check(&self) -> Result<(), Error> {
+        if self.labels.len() != self.ids.len()
+            || self.length == 0
+            || self.ids.is_empty()
+            || !self.ids.len().is_multiple_of(self.length)
+        {
+            let received = vec![self.ids.len(), self.labels.len(), self.length];
+            return Err(Error::Input { received, why: "ids and labels are [B, T] alike".into() });
+        }
+        match self.shown {
+            Shown::Embeddings(x) | Shown::Pictures(x) if x.dims().first() != Some(&self.texts()) => {
+                let why = format!("there are {} texts, and what is shown is for others", self.texts());
+                Err(Error::Input { received: x.dims().to_vec(), why })
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
 /// A decoder of which some tensors are variables.
 pub struct Learner {
     decoder: Decoder,
     variables: Arc<Variables>,
+    lanes: Lanes,
+    /// Whether blocks are computed twice, for the activations of one of them at a time.
+    blockwise: bool,
 }
 
 impl Learner {
@@ -111,19 +165,43 @@ impl Learner {
         vocab_size: usize,
         group: &Group,
     ) -> Result<Self, Error> {
+        Self::of_groups(checkpoint, config, vocab_size, &[*group])
+    }
+
+    /// Makes variables of the tensors of several groups, which may learn in turn.
+    ///
+    /// # Errors
+    /// As [`Learner::new`].
+    pub fn of_groups(
+        checkpoint: &Checkpoint,
+        config: &Config,
+        vocab_size: usize,
+        groups: &[Group],
+    ) -> Result<Self, Error> {
         let mut variables = Variables::new();
-        for name in checkpoint.names().into_iter().filter(|name| group.holds(name)) {
+        let learns = |name: &String| groups.iter().any(|group| group.holds(name));
+        for name in checkpoint.names().into_iter().filter(learns) {
             let Some(shape) = checkpoint.shape(&name) else { continue };
             let values = checkpoint.values(&name, &shape)?;
             variables.insert(name, Var::from_vec(values, shape, &Device::Cpu)?);
         }
         if variables.is_empty() {
-            return Err(Error::Config(format!("no tensor of these files is in the group {group:?}")));
+            return Err(Error::Config(format!("no tensor of these files is in the groups {groups:?}")));
         }
         let placement = Placement::learning(variables);
         let decoder = Decoder::load(checkpoint, config, vocab_size, &placement)?;
         let variables = placement.variables.unwrap_or_default();
-        Ok(Learner { decoder, variables })
+        Ok(Learner { decoder, variables, lanes: Lanes::default(), blockwise: false })
+    }
+
+    /// The same, with a batch in parts.
+    ///
+    /// * `threads`: parts that are worked on at a time. `blockwise`: hold the activations of one block at a time, for a third more time.
+    ///
+    /// # Errors
+    /// [`Error::Device`] where no thread can be started.
+    pub fn spread(self, threads: usize, blockwise: bool) -> Result<Self, Error> {
+        Ok(Learner { lanes: Lanes::start(threads)?, blockwise, ..self })
     }
 
     /// What learns, by name.
@@ -131,21 +209,41 @@ impl Learner {
         &self.variables
     }
 
+    /// Components of the embeddings it takes; `None` for a decoder without a bind network.
+    pub fn embedding_width(&self) -> Option<usize> {
+        self.decoder.embedding_width()
+    }
+
     /// The loss of a batch and the gradient of every variable; a variable that had no part in it has none, and an optimiser must
     /// leave it alone, decay included.
     ///
     /// # Errors
     /// [`Error::Input`] for a batch that the model cannot be given.
-    pub fn gradients(&self, batch: &Batch<'_>) -> Result<(f32, BTreeMap<String, Tensor>), Error> {
-        let (loss, store) = self.backward(batch)?;
-        let of = |(name, var): (&String, &Var)| Some((name.clone(), store.get(var.as_tensor())?.clone()));
-        Ok((loss, self.variables.iter().filter_map(of).collect()))
+    pub fn gradients(&self, batch: &Batch<'_>) -> Result<(f32, Gradients), Error> {
+        batch.check()?;
+        let learned = batch.learned(0..batch.texts()).iter().filter(|&&label| label != 0).count();
+        let share = 1.0 / learned.max(1) as f64;
+        self.lanes.sum(batch.texts(), &|texts| self.part(batch, texts, share))
     }
 
-    /// The same as candle keeps it.
-    pub(super) fn backward(&self, batch: &Batch<'_>) -> Result<(f32, GradStore), Error> {
-        let loss = self.loss(&self.logits(batch)?, batch)?;
-        Ok((loss.to_scalar::<f32>()?, loss.backward()?))
+    /// What a batch costs without learning: the sum of `−log p` over what is to be learned, and of how many tokens that is.
+    ///
+    /// # Errors
+    /// As [`Learner::gradients`].
+    pub fn loss(&self, batch: &Batch<'_>) -> Result<(f64, usize), Error> {
+        batch.check()?;
+        let of_part = |texts: Range<usize>| {
+            let learned = batch.learned(texts.clone());
+            let (x, shown) = self.begun(batch, &texts)?;
+            let shown = shown.map(|shown| shown.detach());
+            // No graph is kept: activations go block by block.
+            let x = (0..self.decoder.config().n_layers)
+                .try_fold(x, |x, i| Ok::<_, Error>(self.decoder.through(i, &x, shown.as_ref())?.detach()))?;
+            let lost = lost(&self.decoder.spoken(&x)?, &learned, 1.0)?.to_scalar::<f32>()?;
+            Ok((f64::from(lost), learned.iter().filter(|&&label| label != 0).count()))
+        };
+        let parts = self.lanes.over(batch.texts(), &of_part)?;
+        Ok(parts.into_iter().fold((0.0, 0), |(loss, count), (l, c)| (loss + l, count + c)))
     }
 
     /// `[B, T, V]`
@@ -153,34 +251,54 @@ impl Learner {
     /// # Errors
     /// As [`Learner::gradients`].
     pub fn logits(&self, batch: &Batch<'_>) -> Result<Tensor, Error> {
-        if batch.labels.len() != batch.ids.len() {
-            let (received, why) =
-                (vec![batch.ids.len(), batch.labels.len()], "ids and labels are [B, T] alike".into());
-            return Err(Error::Input { received, why });
-        }
-        let mut x = self.decoder.embedded(batch.ids, batch.length)?;
-        let shown = self.decoder.shown(batch.shown)?;
-        for i in 0..self.decoder.config().n_layers {
-            x = self.decoder.through(i, &x, shown.as_ref())?;
-        }
+        batch.check()?;
+        let (x, shown) = self.begun(batch, &(0..batch.texts()))?;
+        let x = (0..self.decoder.config().n_layers)
+            .try_fold(x, |x, i| self.decoder.through(i, &x, shown.as_ref()))?;
         self.decoder.spoken(&x)
     }
 
-    /// The mean over what is to be learned; 0 where that is nothing.
-    fn loss(&self, logits: &Tensor, batch: &Batch<'_>) -> Result<Tensor, Error> {
-        let (texts, length, words) = logits.dims3()?;
-        let logs = candle_nn::ops::log_softmax(&logits.reshape((texts * length, words))?, D::Minus1)?;
-        let next = |i: usize| {
-            let last = (i + 1).is_multiple_of(length);
-            if last { 0 } else { batch.labels[i + 1] }
+    /// Some texts as the first block is given them, `[b, T, D]`, and what the adapter is given, `[b, P, D]`.
+    fn begun(&self, batch: &Batch<'_>, texts: &Range<usize>) -> Result<(Tensor, Option<Tensor>), Error> {
+        let ids = &batch.ids[texts.start * batch.length..texts.end * batch.length];
+        let some = |x: &Tensor| x.narrow(0, texts.start, texts.len());
+        let shown = match batch.shown {
+            Shown::Nothing => self.decoder.shown(Shown::Nothing)?,
+            Shown::Embeddings(x) => self.decoder.shown(Shown::Embeddings(&some(x)?))?,
+            Shown::Pictures(x) => self.decoder.shown(Shown::Pictures(&some(x)?))?,
         };
-        let labels: Vec<u32> = (0..texts * length).map(next).collect();
-        let learned: Vec<f32> = labels.iter().map(|&label| f32::from(u8::from(label != 0))).collect();
-        let count = learned.iter().sum::<f32>().max(1.0);
-        let place = |n| (n, 1);
-        let labels = Tensor::from_vec(labels, place(texts * length), &Device::Cpu)?;
-        let learned = Tensor::from_vec(learned, place(texts * length), &Device::Cpu)?;
-        let chosen = (logs.gather(&labels, 1)? * learned)?;
-        Ok((chosen.sum_all()? * (-1.0 / f64::from(count)))?)
+        Ok((self.decoder.embedded(ids, batch.length)?, shown))
     }
+
+    /// Some texts of a batch; `share`: what a token counts.
+    fn part(&self, batch: &Batch<'_>, texts: Range<usize>, share: f64) -> Result<(f32, Gradients), Error> {
+        let learned = batch.learned(texts.clone());
+        let (x, shown) = self.begun(batch, &texts)?;
+        let layers = self.decoder.config().n_layers;
+        let block = |i: usize, x: &Tensor, shown: Option<&Tensor>| self.decoder.through(i, x, shown);
+        let end = |x: &Tensor| lost(&self.decoder.spoken(x)?, &learned, share);
+        let mut sum = Sum::default();
+        if self.blockwise {
+            let mut collect = |found: &_| sum.add_found(&self.variables, found);
+            let loss = through_blocks(&x, shown.as_ref(), layers, &block, &end, &mut collect)?;
+            return Ok((loss, sum.times(1.0)?));
+        }
+        let x = (0..layers).try_fold(x, |x, i| block(i, &x, shown.as_ref()))?;
+        let loss = end(&x)?;
+        sum.add_found(&self.variables, &loss.backward()?)?;
+        Ok((loss.to_scalar()?, sum.times(1.0)?))
+    }
+}
+
+/// The sum of `−log p` over the labels that are not 0, each times a share.
+///
+/// * `logits`: `[b, T, V]`. `labels`: of every position, `[b · T]`.
+fn lost(logits: &Tensor, labels: &[u32], share: f64) -> Result<Tensor, Error> {
+    let (texts, length, words) = logits.dims3()?;
+    let logs = candle_nn::ops::log_softmax(&logits.reshape((texts * length, words))?, D::Minus1)?;
+    let learned: Vec<f32> = labels.iter().map(|&label| f32::from(u8::from(label != 0))).collect();
+    let place = (texts * length, 1);
+    let learned = Tensor::from_vec(learned, place, &Device::Cpu)?;
+    let chosen = (logs.gather(&Tensor::from_slice(labels, place, &Device::Cpu)?, 1)? * learned)?;
+    Ok((chosen.sum_all()? * -share)?)
 }

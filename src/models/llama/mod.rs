@@ -19,8 +19,8 @@
 //! | `sample.rs` | logits → the next token |
 //! | `saved.rs` | a decoder in 8 bits as one file that is mapped |
 //! | `texts.rs` | whole texts of one length, as learning needs them |
+//! | `initial.rs` | first values of an adapter |
 //! | `learn.rs` | the loss of a batch as a differentiable function of chosen tensors |
-//! | `optimizer.rs` | steps against its gradient |
 //!
 //! **One pass takes any tokens of any sequences** ([`Decoder::forward`]): the beginning of one beside the next token of
 //! others. Weights are read once for all rows, and each sequence attends to its own keys only.
@@ -34,8 +34,8 @@ mod bind;
 mod checkpoint;
 mod config;
 mod digest;
+mod initial;
 mod learn;
-mod optimizer;
 mod picture;
 mod sample;
 mod saved;
@@ -48,11 +48,11 @@ use rayon::prelude::*;
 use adapter::{Adapter, Addition, Projections, Queries};
 pub use attention::KvCache;
 pub use bind::Bind;
-pub use checkpoint::{Checkpoint, Files};
+pub use checkpoint::{Checkpoint, Files, WHOLE_ADAPTER, adapter_file};
 pub use config::{ChannelOrder, Config, Family, PictureConfig};
 pub use digest::check_backbone;
-pub use learn::{Batch, Group, Learner, Shown};
-pub use optimizer::{Optimizer, Schedule};
+pub use initial::{AdapterSizes, Stages, begin};
+pub use learn::{Batch, Group, Learner, Shown, embeddings};
 pub use picture::Picture;
 pub use sample::{Choice, SampleParams, Sampler, filtered, logprob, softmax};
 pub use saved::Saved;

@@ -1,4 +1,4 @@
-//! What is learned from: pictures with a class or a caption, found without being decoded.
+//! What is learned from: pictures with a class or a caption, found without being decoded, and instructions with their answers.
 //!
 //! ```text
 //! folder of folders ────┐
@@ -15,6 +15,8 @@
 //! | `cifar.rs` | `data_batch_1.bin` … |
 //! | `archive.rs` | tars of pictures; `tar.rs` knows their headers |
 //! | `table.rs` | CSV and TSV |
+//! | `exchange.rs` | an instruction, its answer, and maybe a picture |
+//! | `instructions.rs` | these as JSON |
 //! | `gather.rs` | from words to classes; what all sources share |
 //! | `source.rs` | any of these, as a recipe says it |
 //! | `skipped.rs` | what gives no sample |
@@ -31,17 +33,23 @@
 //! | no label, or an empty caption | a tar that is cut short, damaged or compressed |
 //! | a label beyond the classes | a batch of CIFAR-10 that is cut short or not there |
 //! | a description that cannot be read | a table without its columns, or with a row of another length |
+//! | an item of instructions without a question, without an answer, or of other types | JSON that is cut short, damaged or no array |
+//! | a text whose prompt alone takes all its tokens | pictures with classes where captions are asked for |
+//! | a picture that cannot be decoded, where embeddings are learned from | more embeddings than the memory that is allowed |
 //! | a link inside a tar; a folder behind a link, or too deep | a folder of `train` and `val` in place of one of them |
 //!
-//! Pictures are only looked at by name and length here; one that cannot be decoded is found out by whoever decodes it.
+//! Pictures are only looked at by name and length here; one that cannot be decoded is found out by whoever decodes it. Texts are cut to
+//! the length that a recipe says and count as whole; how many were is told.
 //!
 //! Left out: compressed tars, whose members cannot be read where they lie (`gunzip` first); several captions of one picture in one
 //! sample (each row of a table is a sample).
 
 mod archive;
 mod cifar;
+mod exchange;
 mod folder;
 mod gather;
+mod instructions;
 mod order;
 mod sample;
 mod skipped;
@@ -53,6 +61,7 @@ use std::path::PathBuf;
 
 pub use archive::{ArchiveOptions, LabelFrom};
 pub use cifar::Split;
+pub use exchange::{CAPTION_INSTRUCTION, Exchange, Exchanges, Instructions};
 pub use gather::{Samples, Wanted};
 pub use order::{Order, Walk};
 pub use sample::{Place, Sample, Target};

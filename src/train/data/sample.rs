@@ -37,7 +37,7 @@ impl Target {
 }
 
 /// Where the bytes of a picture lie.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Place {
     /// A file of its own. Many share a folder.
     File {

@@ -16,6 +16,14 @@ pub enum Reason {
     NoLabel,
     /// A picture has no caption, or one without a word.
     NoCaption,
+    /// An item of instructions asks nothing.
+    NoInstruction,
+    /// An item of instructions has no answer.
+    NoAnswer,
+    /// A picture cannot be decoded or embedded.
+    Damaged,
+    /// A text whose prompt alone takes all its tokens.
+    TooLong,
     /// The class of a picture is none of those there are.
     BeyondClasses,
     /// What is said of a picture cannot be read.
@@ -39,6 +47,10 @@ impl Reason {
             Reason::NotAPicture => "files that are no pictures",
             Reason::NoLabel => "pictures without a label",
             Reason::NoCaption => "pictures without a caption",
+            Reason::NoInstruction => "answers without an instruction",
+            Reason::NoAnswer => "instructions without an answer",
+            Reason::Damaged => "pictures that cannot be decoded",
+            Reason::TooLong => "texts with no room for an answer",
             Reason::BeyondClasses => "pictures of a class that there is not",
             Reason::Unreadable => "descriptions that cannot be read",
             Reason::NoPicture => "descriptions without a picture",
@@ -62,11 +74,21 @@ impl Skipped {
     /// Counts one more.
     ///
     /// * `name`: a path, a member, or a line of a table.
-    pub(super) fn add(&mut self, reason: Reason, name: impl fmt::Display) {
+    pub(in crate::train) fn add(&mut self, reason: Reason, name: impl fmt::Display) {
         let (count, names) = self.reasons.entry(reason).or_default();
         *count += 1;
         if names.len() < Self::NAMED {
             names.push(name.to_string());
+        }
+    }
+
+    /// Adds what another source gave no sample for.
+    pub fn join(&mut self, other: &Skipped) {
+        for (reason, count, names) in other.iter() {
+            let (sum, named) = self.reasons.entry(reason).or_default();
+            *sum += count;
+            let room = Self::NAMED.saturating_sub(named.len());
+            named.extend(names.iter().take(room).cloned());
         }
     }
 

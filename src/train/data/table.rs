@@ -1,4 +1,4 @@
-//! A table of pictures: CSV, or TSV by its ending.
+//! A table of pictures: CSV, or TSV by its ending or where its first line has a tab and no comma, as the adapters' captions are published.
 //!
 //! ```text
 //! path,label                    image<TAB>n<TAB>caption
@@ -40,8 +40,10 @@ impl Samples {
     /// [`Error::Io`], [`Error::Column`], [`Error::Row`], [`Error::OneClass`], [`Error::TooManyClasses`], [`Error::Nothing`].
     pub fn of_table(path: &Path, options: &TableOptions, known: Option<&[String]>) -> Result<Samples, Error> {
         let ending = path.extension().unwrap_or_default().to_string_lossy().to_ascii_lowercase();
-        let tabs = ["tsv", "tab"].contains(&ending.as_str());
         let bytes = fs::read(path).map_err(Error::io(path))?;
+        let first = bytes.split(|&byte| byte == b'\n').next().unwrap_or_default();
+        let tabs =
+            ["tsv", "tab"].contains(&ending.as_str()) || (first.contains(&b'\t') && !first.contains(&b','));
         let delimiter = if tabs { b'\t' } else { b',' };
         let mut table = ReaderBuilder::new().delimiter(delimiter).quoting(!tabs).from_reader(&bytes[..]);
         let wrong = |e: csv::Error| wrong(path, &bytes, &e);
@@ -71,7 +73,7 @@ impl Samples {
 }
 
 /// Where a picture lies, if it is there.
-fn look(folder: &Arc<Path>, name: &str) -> Result<Place, Reason> {
+pub(super) fn look(folder: &Arc<Path>, name: &str) -> Result<Place, Reason> {
     let about = fs::metadata(folder.join(name)).ok().filter(fs::Metadata::is_file);
     match about.ok_or(Reason::Missing)?.len() {
         _ if !is_picture(Path::new(name)) => Err(Reason::NotAPicture),
@@ -148,6 +150,9 @@ mod tests {
         let captions: Vec<_> = samples.samples.iter().map(|sample| sample.target.clone()).collect();
         let expected = ["\"Hello\", he said", "another"].map(|caption| Target::Caption(caption.into()));
         assert_eq!((captions, samples.skipped.count(Reason::NoCaption)), (expected.to_vec(), 1));
+        // Tabs in a `.csv`, as published.
+        let published = of(folder.path(), "b.csv", table.as_bytes(), Wanted::Captions).unwrap();
+        assert_eq!(published.samples, samples.samples);
     }
 
     #[test]
