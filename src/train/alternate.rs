@@ -11,13 +11,16 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::data::Order;
 
+/// Which time round the samples of a kind it is, and their order then.
+type Round = (u64, Arc<Vec<u32>>);
+
 /// Samples of two kinds.
 pub struct Alternate {
     counts: [u32; 2],
     /// Batches of an epoch.
     batches: u64,
     /// The last order of each kind that was asked for, and which time round it is of.
-    shuffled: Mutex<[Option<(u64, Arc<Vec<u32>>)>; 2]>,
+    shuffled: Mutex<[Option<Round>; 2]>,
 }
 
 impl Alternate {
