@@ -24,16 +24,22 @@ use crate::types::WeightDtype;
 
 /// Tells candle how many threads there are, in the one way it remembers: without `RAYON_NUM_THREADS` it asks before every
 /// product on the CPU, by reading `/proc/cpuinfo` (0.11.1). For small models that is half of the time, and it grows with the
-/// machine. A value that is there already stays.
+/// machine.
+///
+/// And has it do everything but products where it is called, by `CANDLE_NUM_THREADS`: the threads that it shares out other operations
+/// to serve one caller at a time, for whom all others wait and spin. We work on as many inputs at a time as there are cores.
+///
+/// Values that are there already stay.
 ///
 /// # Safety
 /// The first thing that a process does: no other thread may exist, since it changes the environment.
 pub unsafe fn settle_threads() {
-    const NAME: &str = "RAYON_NUM_THREADS";
-    if std::env::var_os(NAME).is_none() {
-        let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        // SAFETY: the caller's promise.
-        unsafe { std::env::set_var(NAME, threads.to_string()) };
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    for (name, value) in [("RAYON_NUM_THREADS", threads), ("CANDLE_NUM_THREADS", 1)] {
+        if std::env::var_os(name).is_none() {
+            // SAFETY: the caller's promise.
+            unsafe { std::env::set_var(name, value.to_string()) };
+        }
     }
 }
 
