@@ -121,7 +121,7 @@ pub struct AdapterRecipe {
 }
 
 impl AdapterRecipe {
-    /// Default of [`AdapterRecipe::memory_mib`].
+    /// Default of [`memory_mib`](field@AdapterRecipe::memory_mib).
     pub const DEFAULT_MEMORY_MIB: usize = 8192;
 
     fn memory_mib() -> usize {

@@ -74,7 +74,7 @@ pub struct IllamaRecipe {
 }
 
 impl IllamaRecipe {
-    /// Default of [`IllamaRecipe::smoothing`].
+    /// Default of [`smoothing`](field@IllamaRecipe::smoothing).
     pub const DEFAULT_SMOOTHING: f64 = 0.1;
 
     fn smoothing() -> f64 {
@@ -106,7 +106,7 @@ pub struct ModelOptions {
 }
 
 impl ModelOptions {
-    /// Default of [`ModelOptions::patch`].
+    /// Default of [`patch`](field@ModelOptions::patch).
     pub const DEFAULT_PATCH: usize = 16;
 
     fn patch() -> usize {

@@ -85,7 +85,7 @@ pub struct RunOptions {
 }
 
 impl RunOptions {
-    /// Default of [`RunOptions::keep`].
+    /// Default of [`keep`](field@RunOptions::keep).
     pub const DEFAULT_KEEP: usize = 3;
 
     fn keep() -> usize {

@@ -60,10 +60,10 @@ pub fn write(values: &Values, about: HashMap<String, String>) -> Result<Vec<u8>,
     write_all(&[values], about)
 }
 
-/// As [`write`], of several with names of their own each.
+/// As [`write()`], of several with names of their own each.
 ///
 /// # Errors
-/// As [`write`].
+/// As [`write()`].
 pub fn write_all(parts: &[&Values], about: HashMap<String, String>) -> Result<Vec<u8>, Error> {
     let fail = |e: safetensors::SafeTensorError| Error::Config(format!("tensors cannot be written: {e}"));
     let values = || parts.iter().flat_map(|part| part.iter());
