@@ -23,8 +23,9 @@ use crate::types::norm;
 
 const MAGIC: &[u8; 8] = b"VQRY\x01\0\0\0";
 const PREFIX: usize = 16;
-/// What the whole sample of queries takes, in lengths of its blob: floats are twice as long as halves.
-pub(super) const QUERY_COPIES: u64 = 2;
+/// What the whole sample of queries takes where everything is built anew, in lengths of its blob: as floats, which are twice as long as
+/// halves, and as the next generation's blob beside.
+pub(super) const QUERY_COPIES: u64 = 3;
 
 /// Bytes that are copied at a time.
 const COPIED: usize = 1 << 16;
