@@ -115,7 +115,7 @@ pub struct AdapterRecipe {
     /// How the optimiser moves weights.
     #[serde(default = "adamw::Settings::adapters")]
     pub optimiser: adamw::Settings,
-    /// Hold the activations of one block at a time, for a third more time.
+    /// Hold the activations of one block at a time; each is computed twice for that.
     #[serde(default)]
     pub blockwise: bool,
 }

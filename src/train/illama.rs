@@ -23,6 +23,7 @@ use super::measure::{place, softmax};
 use super::mixup::{self, Choice};
 use super::schedule::Span;
 use super::staged::{Staged, StagedValues, drop_path_rates};
+use super::stop::told;
 use super::task::{Measure, Moment, Task};
 use super::{Error, Stop};
 use crate::media::augment::{Crop, Erase, Evaluation, Operations, Training};
@@ -68,7 +69,7 @@ pub struct IllamaRecipe {
     /// How the optimiser moves weights.
     #[serde(default = "adamw::Settings::illama")]
     pub optimiser: adamw::Settings,
-    /// Hold the activations of one block at a time, for a third more time.
+    /// Hold the activations of one block at a time; each is computed twice for that.
     #[serde(default)]
     pub blockwise: bool,
 }
@@ -302,13 +303,6 @@ impl IllamaTask {
                 .collect::<Vec<_>>()
         };
         Ok(branches.map(of_branch).collect::<Vec<_>>().concat())
-    }
-}
-
-fn told(error: &dyn std::error::Error) -> String {
-    match error.source() {
-        Some(source) => format!("{error}: {source}"),
-        None => error.to_string(),
     }
 }
 

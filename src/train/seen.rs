@@ -13,6 +13,7 @@ use std::collections::HashMap;
 use rayon::prelude::*;
 
 use super::data::Place;
+use super::stop::told;
 use super::{Error, Stop};
 use crate::blend;
 use crate::media::Limits;
@@ -135,12 +136,5 @@ impl Seen {
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.rows.is_empty()
-    }
-}
-
-fn told(error: &dyn std::error::Error) -> String {
-    match error.source() {
-        Some(source) => format!("{error}: {source}"),
-        None => error.to_string(),
     }
 }

@@ -85,3 +85,11 @@ impl Stop {
         |source| Stop::File { path: path.to_owned(), source }
     }
 }
+
+/// An error with what it comes from, for a list of what was left out.
+pub(super) fn told(error: &dyn std::error::Error) -> String {
+    match error.source() {
+        Some(source) => format!("{error}: {source}"),
+        None => error.to_string(),
+    }
+}

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use viscache::models::illama::Config;
+use viscache::models::illama::{self, Config};
 
 /// A model of two blocks for pictures of 32 pixels.
 pub fn small(classes: usize) -> Config {
@@ -15,31 +15,7 @@ pub fn small(classes: usize) -> Config {
 
 /// Every tensor of a model, with its shape.
 pub fn shapes_of(config: &Config) -> BTreeMap<String, Vec<usize>> {
-    let (width, hidden) = (config.width, config.hidden());
-    let mut shapes = BTreeMap::from([
-        ("cls_token".to_owned(), vec![1, 1, width]),
-        ("pos_embed".into(), vec![1, config.patches() + 1, width]),
-        ("patch_embed.proj.weight".into(), vec![width, 3, config.patch, config.patch]),
-        ("patch_embed.proj.bias".into(), vec![width]),
-        ("norm.weight".into(), vec![width]),
-        ("head.weight".into(), vec![config.classes, width]),
-        ("head.bias".into(), vec![config.classes]),
-    ]);
-    for i in 0..config.depth {
-        let inside: [(&str, Vec<usize>); 9] = [
-            ("norm1.weight", vec![width]),
-            ("attn.qkv.weight", vec![3 * width, width]),
-            ("attn.qkv.bias", vec![3 * width]),
-            ("attn.proj.weight", vec![width, width]),
-            ("attn.proj.bias", vec![width]),
-            ("norm2.weight", vec![width]),
-            ("mlp.fc1.weight", vec![hidden, width]),
-            ("mlp.fc2.weight", vec![width, hidden]),
-            ("mlp.fc3.weight", vec![hidden, width]),
-        ];
-        shapes.extend(inside.map(|(name, shape)| (format!("blocks.{i}.{name}"), shape)));
-    }
-    shapes
+    illama::shapes(config).into_iter().collect()
 }
 
 /// Numbers that follow from a name: FNV-1a of it seeds SplitMix64, whose upper bits become −1 to 1.

@@ -46,7 +46,7 @@ pub struct Learner {
 
 impl Learner {
     /// * `variables`: of [`super::initial`] or [`super::continued`]. `threads`: parts of a batch that are worked on at a time.
-    ///   `blockwise`: hold the activations of one block at a time, for a third more time.
+    ///   `blockwise`: hold the activations of one block at a time; each is computed twice for that.
     ///
     /// # Errors
     /// As [`Illama::load`]; [`Error::Device`] where no thread can be started.

@@ -196,7 +196,7 @@ impl Learner {
 
     /// The same, with a batch in parts.
     ///
-    /// * `threads`: parts that are worked on at a time. `blockwise`: hold the activations of one block at a time, for a third more time.
+    /// * `threads`: parts that are worked on at a time. `blockwise`: hold the activations of one block at a time; each is computed twice for that.
     ///
     /// # Errors
     /// [`Error::Device`] where no thread can be started.
