@@ -85,7 +85,12 @@ impl ImageOptions {
 /// # Errors
 /// Every variant of [`Error`].
 pub fn prepare(bytes: &[u8], options: &ImageOptions) -> Result<Vec<f32>, Error> {
-    Ok(normalise(&resize_and_crop(&decode(bytes, options)?, options.side), MEAN, STD))
+    Ok(prepare_rgb(&decode(bytes, options)?, options.side))
+}
+
+/// As [`prepare`], of a picture that is decoded already.
+pub fn prepare_rgb(picture: &Rgb, side: usize) -> Vec<f32> {
+    normalise(&resize_and_crop(picture, side), MEAN, STD)
 }
 
 /// As [`prepare`], blue first: for a model that was trained on pictures as OpenCV reads them. Each place keeps its own mean
