@@ -13,6 +13,8 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Map, Value, json};
 use viscache::train::adapter::AdapterTask;
 use viscache::train::illama::IllamaTask;
+use viscache::train::language::LanguageTask;
+use viscache::train::pairs::PairsTask;
 use viscache::train::task::{Measure, Task};
 use viscache::train::{Lesson, News, Plan, Recipe, run};
 
@@ -73,6 +75,27 @@ pub(super) fn run_command(args: &TrainArgs) -> anyhow::Result<ExitCode> {
             plan.span(task.samples())?;
             plan.machine["files"] = json!(task.files());
             tell_texts(&task);
+            follow(&task, &recipe, &plan, args)
+        }
+        Lesson::Pairs(lesson) => {
+            let mut watch = |doing: &str| eprintln!("{doing}");
+            let task = PairsTask::open(lesson, base, (plan.seed, plan.batch), threads, &mut watch)?;
+            plan.span(task.samples())?;
+            eprintln!("{}", task.told());
+            follow(&task, &recipe, &plan, args)
+        }
+        Lesson::Language(lesson) => {
+            let task = LanguageTask::open(lesson, base, &plan, threads)?;
+            plan.span(task.samples())?;
+            eprintln!("{} texts to learn from, {} to test by", task.train().len(), task.test().len());
+            for texts in [task.train(), task.test()] {
+                if texts.cut > 0 {
+                    eprintln!("{} of these texts are too long and were cut", texts.cut);
+                }
+                if !texts.skipped.is_empty() {
+                    eprintln!("left out: {}", texts.skipped);
+                }
+            }
             follow(&task, &recipe, &plan, args)
         }
     }

@@ -12,6 +12,8 @@
 //! | `task.rs` | what the loop asks of whatever it teaches |
 //! | `illama.rs` | an iLLaMA that learns to name pictures |
 //! | `adapter.rs` | an adapter that learns to answer about pictures |
+//! | `language.rs` | a decoder that learns to read |
+//! | `pairs/` | encoders that learn to agree |
 //! | `texts.rs`, `seen.rs` | what it learns from: token ids with labels, embeddings of pictures |
 //! | `alternate.rs` | two kinds of batches in turn |
 //! | `recipe.rs` | what a TOML file says of a run |
@@ -33,8 +35,10 @@ pub mod data;
 mod events;
 pub mod illama;
 mod journal;
+pub mod language;
 pub mod measure;
 pub mod mixup;
+pub mod pairs;
 mod recipe;
 mod run;
 pub mod schedule;

@@ -20,6 +20,8 @@ use serde::{Deserialize, Serialize};
 
 use super::adapter::AdapterRecipe;
 use super::illama::IllamaRecipe;
+use super::language::LanguageRecipe;
+use super::pairs::PairsRecipe;
 use super::run::Plan;
 use super::schedule::Cosine;
 use super::{Error, within};
@@ -41,6 +43,12 @@ pub struct Recipe {
     /// An adapter that answers about pictures.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub adapter: Option<AdapterRecipe>,
+    /// Encoders that agree.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pairs: Option<PairsRecipe>,
+    /// A decoder that reads.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub language: Option<LanguageRecipe>,
 }
 
 /// What a recipe teaches.
@@ -50,6 +58,10 @@ pub enum Lesson<'a> {
     Illama(&'a IllamaRecipe),
     /// An adapter that answers about pictures.
     Adapter(&'a AdapterRecipe),
+    /// Encoders that agree.
+    Pairs(&'a PairsRecipe),
+    /// A decoder that reads.
+    Language(&'a LanguageRecipe),
 }
 
 fn no_decay() -> Cosine {
@@ -148,11 +160,17 @@ impl Recipe {
     /// # Errors
     /// [`Error::Contradiction`] for a recipe that teaches nothing, or two things.
     pub fn lesson(&self) -> Result<Lesson<'_>, Error> {
-        match (&self.illama, &self.adapter) {
-            (Some(illama), None) => Ok(Lesson::Illama(illama)),
-            (None, Some(adapter)) => Ok(Lesson::Adapter(adapter)),
+        let lessons = [
+            self.illama.as_ref().map(Lesson::Illama),
+            self.adapter.as_ref().map(Lesson::Adapter),
+            self.pairs.as_ref().map(Lesson::Pairs),
+            self.language.as_ref().map(Lesson::Language),
+        ];
+        let mut lessons = lessons.into_iter().flatten();
+        match (lessons.next(), lessons.next()) {
+            (Some(lesson), None) => Ok(lesson),
             _ => {
-                let why = "a recipe teaches one thing: it needs one of the tables [illama] and [adapter]";
+                let why = "a recipe teaches one thing: it needs one of the tables [illama], [adapter], [pairs] and [language]";
                 Err(Error::Contradiction(why))
             }
         }

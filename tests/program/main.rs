@@ -22,4 +22,5 @@ mod evaluate;
 mod measured;
 mod train;
 mod train_adapter;
+mod train_nano;
 mod world;

@@ -4,7 +4,7 @@
 //! folder of folders ────┐
 //! CIFAR-10's batches ───┤                  ┌─ samples: a place, and a class or a caption
 //! tars of pictures ─────┼─► Samples::of_… ─┼─ classes, by name
-//! table of paths ───────┘                  └─ skipped: how many, why, and the first of them by name
+//! table of paths, scenes ┘                 └─ skipped: how many, why, and the first of them by name
 //!                                            samples ─► Order: which comes when ─► Place::read: the bytes of one
 //! ```
 //!
@@ -15,6 +15,7 @@
 //! | `cifar.rs` | `data_batch_1.bin` … |
 //! | `archive.rs` | tars of pictures; `tar.rs` knows their headers |
 //! | `table.rs` | CSV and TSV |
+//! | `drawn.rs` | scenes that are drawn, and what is said about them |
 //! | `exchange.rs` | an instruction, its answer, and maybe a picture |
 //! | `instructions.rs` | these as JSON |
 //! | `gather.rs` | from words to classes; what all sources share |
@@ -46,6 +47,7 @@
 
 mod archive;
 mod cifar;
+mod drawn;
 mod exchange;
 mod folder;
 mod gather;
@@ -61,6 +63,7 @@ use std::path::PathBuf;
 
 pub use archive::{ArchiveOptions, LabelFrom};
 pub use cifar::Split;
+pub use drawn::{About, Sayings, Scenes};
 pub use exchange::{CAPTION_INSTRUCTION, Exchange, Exchanges, Instructions};
 pub use gather::{Samples, Wanted};
 pub use order::{Order, Walk};
