@@ -25,6 +25,7 @@ use rayon::prelude::*;
 use super::checkpoint::put;
 use super::data::Order;
 use super::task::{Measure, Moment, Task};
+use super::stop::told;
 use super::{Error, Stop, within};
 use crate::index::exact;
 use crate::media::audio::{AudioFront, AudioLimits, Sound, decode};
@@ -117,7 +118,7 @@ impl PairsTask {
     /// * `base`: the recipe's folder. `seed`, `batch`: of the run. `threads`: that learn, and that prepare. `watch`: hears what is being done.
     ///
     /// # Errors
-    /// [`Stop::Recipe`], [`Stop::Model`], [`Stop::Media`], [`Stop::Threads`].
+    /// [`Stop::Recipe`], [`Stop::Model`], [`Stop::Made`], [`Stop::Threads`].
     pub fn open(
         recipe: &PairsRecipe,
         base: &Path,
@@ -262,7 +263,7 @@ impl PairsTask {
             Ok(spectrogram)
         };
         let heard = self.loaders.install(|| chosen.par_iter().map(one).collect::<Result<Vec<_>, _>>());
-        let heard = heard.map_err(|e: crate::media::Error| Stop::Media(e.to_string()))?;
+        let heard = heard.map_err(|e: crate::media::Error| Stop::Made(e.to_string()))?;
         let pictures: Vec<u32> = chosen.iter().map(|(_, picture, _)| *picture).collect();
         let places = phrases.iter().map(|phrase| format!("phrase {phrase}")).collect();
         Ok(Batch { sides: [Ready::Embeddings(self.rows(&pictures)), Ready::Sounds(heard.concat())], places })
@@ -379,17 +380,17 @@ fn embedded(
 }
 
 fn texts(tokenizer: &ClipTokenizer, texts: impl Iterator<Item = String>) -> Result<Vec<u32>, Stop> {
-    let ids = texts.map(|text| tokenizer.encode(&text).map_err(|e| Stop::Media(e.to_string())));
+    let ids = texts.map(|text| tokenizer.encode(&text).map_err(|e| Stop::Made(e.to_string())));
     Ok(ids.collect::<Result<Vec<_>, _>>()?.concat())
 }
 
 /// Speaks every phrase that is not held out.
 fn spoken(options: &SpeechOptions, config: &Config, seen: &[Scene], seed: u64) -> Result<Spoken, Stop> {
     let audio = config.audio.as_ref().ok_or(crate::models::Error::NotLoaded(Modality::Audio))?;
-    let media = |e: &dyn std::error::Error| Stop::Media(super::stop::told(e));
+    let made = |e: &dyn std::error::Error| Stop::Made(told(e));
     let say = |(scene, voice): &(Scene, Voice)| -> Result<Sound, Stop> {
-        let file = speech::speak(scene, voice).map_err(|e| media(&e))?;
-        decode(&file, &AudioLimits::default()).map_err(|e| media(&e))
+        let file = speech::speak(scene, voice).map_err(|e| made(&e))?;
+        decode(&file, &AudioLimits::default()).map_err(|e| made(&e))
     };
     let scenes = speech::phrases(false);
     let voices = |times: usize, seed: u64| -> Vec<(Scene, Voice)> {
@@ -412,7 +413,7 @@ fn spoken(options: &SpeechOptions, config: &Config, seen: &[Scene], seed: u64) -
     let front = AudioFront::new(audio.num_mel_bins, audio.target_len, AudioLimits::default());
     // Other voices, speeds and pitches than those that are learned with.
     let tested = voices(TESTED, !seed);
-    let test = tested.par_iter().map(|one| front.spectrogram(&say(one)?).map_err(|e| media(&e)));
+    let test = tested.par_iter().map(|one| front.spectrogram(&say(one)?).map_err(|e| made(&e)));
     let test = (test.collect::<Result<Vec<_>, _>>()?.concat(), tested.iter().map(|(scene, _)| *scene).collect());
     Ok(Spoken { front, frames: audio.target_len, bands: audio.num_mel_bins, phrases, test })
 }
