@@ -10,7 +10,7 @@
 //! |---|---|
 //! | `run.rs` | the loop: read it first |
 //! | `task.rs` | what the loop asks of whatever it teaches |
-//! | `illama.rs` | an iLLaMA that learns to name pictures |
+//! | `illama/` | an iLLaMA, or its head alone, that learns to name pictures |
 //! | `adapter.rs` | an adapter that learns to answer about pictures |
 //! | `texts.rs`, `seen.rs` | what it learns from: token ids with labels, embeddings of pictures |
 //! | `alternate.rs` | two kinds of batches in turn |

@@ -20,7 +20,7 @@ use super::journal::Journal;
 use super::schedule::{Cosine, Span};
 use super::task::{Measure, Moment, Task};
 use crate::models::learning::adamw::AdamW;
-use crate::models::learning::{Average, Sum, restore, state};
+use crate::models::learning::{Average, Sum, Values, restore, state};
 
 /// Batches that are made ready before they are asked for.
 const AHEAD: usize = 2;
@@ -202,7 +202,8 @@ pub fn run<T: Task>(
                         if about.best.is_none_or(|(best, _)| main > best) {
                             about.best = Some((main, about.step));
                             let told = serde_json::json!({"step": about.step, "average": average, "measures": measures});
-                            folder.save_best(values, &told, |folder| task.describe(folder, values))?;
+                            let whole: Vec<&Values> = task.others().into_iter().chain([values]).collect();
+                            folder.save_best(&whole, &told, |folder| task.describe(folder, values))?;
                         }
                     }
                 }

@@ -117,10 +117,22 @@ impl Illama {
     /// # Errors
     /// As [`Illama::forward`].
     pub fn logits(&self, pictures: Vec<f32>, rate: f32) -> Result<Vec<Vec<f32>>, Error> {
+        Ok(self.forward(&self.shown(pictures)?, rate)?.logits.to_vec2()?)
+    }
+
+    /// The class tokens of pictures behind the last norm, row by row: `[B, 3, S, S]` → `[B, E]`.
+    ///
+    /// # Errors
+    /// As [`Illama::forward`].
+    pub fn features(&self, pictures: Vec<f32>, rate: f32) -> Result<Vec<f32>, Error> {
+        Ok(self.forward(&self.shown(pictures)?, rate)?.features.flatten_all()?.to_vec1()?)
+    }
+
+    /// Prepared pictures as a tensor `[B, 3, S, S]`.
+    fn shown(&self, pictures: Vec<f32>) -> Result<Tensor, Error> {
         let side = self.config.side;
         let count = pictures.len() / (3 * side * side);
-        let pictures = self.placement.tensor(pictures, &[count, 3, side, side])?;
-        Ok(self.forward(&pictures, rate)?.logits.to_vec2()?)
+        Ok(self.placement.tensor(pictures, &[count, 3, side, side])?)
     }
 
     /// As [`Illama::forward`], with the tensors on the way.
