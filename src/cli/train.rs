@@ -12,8 +12,9 @@ use figment::providers::{Format, Serialized, Toml};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Map, Value, json};
 use viscache::train::adapter::AdapterTask;
-use viscache::train::data::Samples;
+use viscache::train::data::{Annotated, Samples};
 use viscache::train::illama::{IllamaTask, Learn, ProbeTask};
+use viscache::train::segmentation::SegmentationTask;
 use viscache::train::task::{Measure, Task};
 use viscache::train::{Lesson, News, Plan, Recipe, run};
 
@@ -67,6 +68,12 @@ pub(super) fn run_command(args: &TrainArgs) -> anyhow::Result<ExitCode> {
             tell_pictures(task.train(), task.test());
             follow(&task, &recipe, &plan, args)
         }
+        Lesson::Segmentation(lesson) => {
+            let span = |samples| plan.span(samples);
+            let task = SegmentationTask::open(lesson, base, plan.seed, span, threads)?;
+            tell_annotated(&task);
+            follow(&task, &recipe, &plan, args)
+        }
         Lesson::Adapter(lesson) => {
             let mut watch = long_wait("pictures are embedded");
             let task = AdapterTask::open(lesson, base, &plan, threads, &mut watch)?;
@@ -87,6 +94,23 @@ fn long_wait(what: &'static str) -> impl FnMut(usize, usize) {
             told = tenth;
             eprintln!("{done} of {all} {what}");
         }
+    }
+}
+
+/// Says what a segmenter learns from.
+fn tell_annotated(task: &SegmentationTask) {
+    let told = |found: &Annotated, what: &str| {
+        let there = found.pixels.iter().filter(|&&pixels| pixels > 0).count();
+        let of = format!("with pixels of {there} classes out of {}", found.pixels.len());
+        eprintln!("{} annotated pictures to {what}, {of}", found.pairs.len());
+        if !found.skipped.is_empty() {
+            eprintln!("left out: {}", found.skipped);
+        }
+    };
+    told(task.train(), "learn from");
+    match task.test() {
+        Some(test) => told(test, "test by"),
+        None => eprintln!("{NO_TEST}"),
     }
 }
 

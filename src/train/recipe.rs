@@ -22,6 +22,7 @@ use super::adapter::AdapterRecipe;
 use super::illama::IllamaRecipe;
 use super::run::Plan;
 use super::schedule::Cosine;
+use super::segmentation::SegmentationRecipe;
 use super::{Error, within};
 
 /// A recipe. Its parts check themselves where they are used.
@@ -41,6 +42,9 @@ pub struct Recipe {
     /// An adapter that answers about pictures.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub adapter: Option<AdapterRecipe>,
+    /// An iLLaMA that names pixels.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub segmentation: Option<SegmentationRecipe>,
 }
 
 /// What a recipe teaches.
@@ -50,6 +54,8 @@ pub enum Lesson<'a> {
     Illama(&'a IllamaRecipe),
     /// An adapter that answers about pictures.
     Adapter(&'a AdapterRecipe),
+    /// An iLLaMA that names pixels.
+    Segmentation(&'a SegmentationRecipe),
 }
 
 fn no_decay() -> Cosine {
@@ -148,13 +154,18 @@ impl Recipe {
     /// # Errors
     /// [`Error::Contradiction`] for a recipe that teaches nothing, or two things.
     pub fn lesson(&self) -> Result<Lesson<'_>, Error> {
-        match (&self.illama, &self.adapter) {
-            (Some(illama), None) => Ok(Lesson::Illama(illama)),
-            (None, Some(adapter)) => Ok(Lesson::Adapter(adapter)),
-            _ => {
-                let why = "a recipe teaches one thing: it needs one of the tables [illama] and [adapter]";
-                Err(Error::Contradiction(why))
-            }
+        let Recipe { illama, adapter, segmentation, .. } = self;
+        let lessons = [
+            illama.as_ref().map(Lesson::Illama),
+            adapter.as_ref().map(Lesson::Adapter),
+            segmentation.as_ref().map(Lesson::Segmentation),
+        ];
+        let mut lessons = lessons.into_iter().flatten();
+        match (lessons.next(), lessons.next()) {
+            (Some(lesson), None) => Ok(lesson),
+            _ => Err(Error::Contradiction(
+                "a recipe teaches one thing: it needs one of the tables [illama], [adapter] and [segmentation]",
+            )),
         }
     }
 }

@@ -32,8 +32,10 @@ mod probe;
 mod selection;
 
 pub use config::{Config, Size};
+pub(super) use initial::values as first_values;
 pub use initial::{continued, initial, shapes};
 pub use learner::{Learner, Lesson};
 pub use network::{Illama, Looked};
+pub(super) use network::{Keep, known};
 pub use probe::{Probe, is_head};
 pub use selection::{Thinned, select, thinned};

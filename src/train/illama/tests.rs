@@ -115,6 +115,21 @@ fn the_head_learns_and_all_else_is_the_same_bit_for_bit() {
     }
 }
 
+/// What does not learn is in no checkpoint: a run goes on with the same alone.
+#[test]
+fn a_run_is_not_gone_on_with_over_another_backbone() {
+    let desk = desk();
+    let out = desk.path().join("out");
+    let first = open(&recipe(serde_json::json!({})), desk.path()).unwrap();
+    run(&first, &plan(), &out, &mut |news| !matches!(news, News::Step { step: 3, .. })).unwrap();
+    let other = open(&recipe(serde_json::json!({"start": null})), desk.path()).unwrap();
+    let refused = run(&other, &plan(), &out, &mut |_| true).unwrap_err();
+    assert!(
+        matches!(&refused, Stop::OtherRun { differs, .. } if differs.contains("machine.others")),
+        "{refused}"
+    );
+}
+
 #[test]
 fn features_do_not_hang_on_threads_and_bad_pictures_are_left_out() {
     let desk = desk();
