@@ -157,6 +157,21 @@ pub fn decode_within(bytes: &[u8], orientation: Orientation, limits: &Limits) ->
     Ok(Rgb { width: rgb.width() as usize, height: rgb.height() as usize, data: rgb.into_raw() })
 }
 
+/// Width and height of a picture as it lies in its file, by its header alone.
+///
+/// # Errors
+/// [`Error::Empty`], [`Error::NotAnImage`], [`Error::TooManyPixels`].
+pub fn dimensions(bytes: &[u8], limits: &Limits) -> Result<[usize; 2], Error> {
+    if bytes.is_empty() {
+        return Err(Error::Empty);
+    }
+    let fail = |e: &dyn std::fmt::Display| Error::NotAnImage(e.to_string());
+    let reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format().map_err(|e| fail(&e))?;
+    let (width, height) = reader.into_dimensions().map_err(|e| fail(&e))?;
+    limits.check_size(width, height)?;
+    Ok([width as usize, height as usize])
+}
+
 /// As 8-bit RGB. Of 16 bits the upper 8 are kept; `image` would round.
 fn eight_bits(picture: DynamicImage) -> RgbImage {
     let high = |value: u16| (value >> 8) as u8;

@@ -9,8 +9,8 @@ use std::process::{Command, Stdio};
 
 use rand::{Rng, RngExt};
 
-use super::scene::{Background, Colour, Position, Shape, Size};
 use super::Scene;
+use super::scene::{Background, Colour, Position, Shape, Size};
 
 /// Samples of two seconds at espeak-ng's rate, and bytes of its header.
 const SPOKEN_BYTES: usize = 2 * 2 * 22_050;

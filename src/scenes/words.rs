@@ -127,9 +127,8 @@ fn free(scene: &Scene, rng: &mut impl Rng) -> String {
 }
 
 fn partial(scene: &Scene, rng: &mut impl Rng) -> String {
-    let mut said = |probability: f64, words: &[&'static str]| {
-        rng.random_bool(probability).then(|| any(rng, words))
-    };
+    let mut said =
+        |probability: f64, words: &[&'static str]| rng.random_bool(probability).then(|| any(rng, words));
     let size = said(0.5, sizes(scene.size));
     let colour = said(0.75, &[scene.colour.word()]);
     let shape = said(0.75, &[scene.shape.word()]).unwrap_or("object");
@@ -221,9 +220,15 @@ mod tests {
             let (scene, ..) = Set::Train.scene(1, index);
             let free = Wording::Free.of(&scene, &mut rng);
             let canonical = free
-                .replace("little", "small").replace("tiny", "small").replace("big", "large")
-                .replace("huge", "large").replace("gray", "grey").replace("upper", "top")
-                .replace("lower", "bottom").replace("middle", "centre").replace("centred", "centre");
+                .replace("little", "small")
+                .replace("tiny", "small")
+                .replace("big", "large")
+                .replace("huge", "large")
+                .replace("gray", "grey")
+                .replace("upper", "top")
+                .replace("lower", "bottom")
+                .replace("middle", "centre")
+                .replace("centred", "centre");
             assert!(Attribute::ALL.iter().all(|attribute| attribute.is_right(&canonical, &scene)), "{free}");
             begins.insert(free.split(' ').take(3).last().map(str::to_owned));
             let partial = Wording::Partial.of(&scene, &mut rng);
@@ -234,7 +239,9 @@ mod tests {
                 places(scene.position),
                 backgrounds(scene.background),
             ]) {
-                *count += usize::from(words.iter().any(|word| format!(" {partial} ").contains(&format!(" {word} "))));
+                *count += usize::from(
+                    words.iter().any(|word| format!(" {partial} ").contains(&format!(" {word} "))),
+                );
             }
         }
         assert!(begins.len() > 6, "all templates come");

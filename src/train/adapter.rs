@@ -224,7 +224,9 @@ impl AdapterTask {
         }
         let classes = |source: &Option<Source>| matches!(source, Some(Source::Folder(_) | Source::Cifar(_)));
         if classes(&recipe.captions) || classes(&recipe.test.captions) {
-            return wrong("`captions` come from a `table`, from `tars` or from `scenes`: folders have classes");
+            return wrong(
+                "`captions` come from a `table`, from `tars` or from `scenes`: folders have classes",
+            );
         }
         if recipe.phase == Phase::Finetune && recipe.start.is_none() {
             return wrong("a finetune goes on with an adapter that has learned to look: name it by `start`");

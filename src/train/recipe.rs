@@ -24,6 +24,7 @@ use super::language::LanguageRecipe;
 use super::pairs::PairsRecipe;
 use super::run::Plan;
 use super::schedule::Cosine;
+use super::segmentation::SegmentationRecipe;
 use super::{Error, within};
 
 /// A recipe. Its parts check themselves where they are used.
@@ -43,6 +44,9 @@ pub struct Recipe {
     /// An adapter that answers about pictures.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub adapter: Option<AdapterRecipe>,
+    /// An iLLaMA that names pixels.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub segmentation: Option<SegmentationRecipe>,
     /// Encoders that agree.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pairs: Option<PairsRecipe>,
@@ -58,6 +62,8 @@ pub enum Lesson<'a> {
     Illama(&'a IllamaRecipe),
     /// An adapter that answers about pictures.
     Adapter(&'a AdapterRecipe),
+    /// An iLLaMA that names pixels.
+    Segmentation(&'a SegmentationRecipe),
     /// Encoders that agree.
     Pairs(&'a PairsRecipe),
     /// A decoder that reads.
@@ -163,16 +169,16 @@ impl Recipe {
         let lessons = [
             self.illama.as_ref().map(Lesson::Illama),
             self.adapter.as_ref().map(Lesson::Adapter),
+            self.segmentation.as_ref().map(Lesson::Segmentation),
             self.pairs.as_ref().map(Lesson::Pairs),
             self.language.as_ref().map(Lesson::Language),
         ];
         let mut lessons = lessons.into_iter().flatten();
         match (lessons.next(), lessons.next()) {
             (Some(lesson), None) => Ok(lesson),
-            _ => {
-                let why = "a recipe teaches one thing: it needs one of the tables [illama], [adapter], [pairs] and [language]";
-                Err(Error::Contradiction(why))
-            }
+            _ => Err(Error::Contradiction(
+                "a recipe teaches one thing: it needs one of the tables [illama], [adapter], [segmentation], [pairs] and [language]",
+            )),
         }
     }
 }

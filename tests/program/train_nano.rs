@@ -95,7 +95,15 @@ fn a_small_world_becomes_a_model() {
         let speech = values(at("speech/best/imagebind.safetensors"));
         assert!(kept(&text, &speech, ".vision.") && kept(&text, &speech, ".text."));
         assert_eq!(speech["modality_postprocessors.audio.1.log_logit_scale"].1, [20f32.ln()]);
-        assert_eq!(speech.len(), Weights::open(&Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/nano/imagebind.safetensors")).unwrap().names().count() - 1, "all but the mask, which is no weight");
+        assert_eq!(
+            speech.len(),
+            Weights::open(&Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/nano/imagebind.safetensors"))
+                .unwrap()
+                .names()
+                .count()
+                - 1,
+            "all but the mask, which is no weight"
+        );
     }
 
     trained(
@@ -123,7 +131,8 @@ fn a_small_world_becomes_a_model() {
     let pretrain = ["adapter.captions.scenes.count=128", "adapter.test.captions.scenes.count=16"];
     trained(folder.path(), "pretrain", &[&adapter[..], &few, &pretrain].concat());
     let begin = of("start", "pretrain/best".into());
-    let finetune = ["adapter.instructions.scenes.count=128", "adapter.test.instructions.scenes.count=16", &begin];
+    let finetune =
+        ["adapter.instructions.scenes.count=128", "adapter.test.instructions.scenes.count=16", &begin];
     trained(folder.path(), "finetune", &[&adapter[..], &few, &finetune].concat());
 
     fs::create_dir(at("model")).unwrap();
@@ -137,7 +146,18 @@ fn a_small_world_becomes_a_model() {
     ] {
         fs::copy(at(&from), at("model").join(to)).unwrap();
     }
-    let few = ["evaluate", "nano", "--pictures", "64", "--queries", "4", "--no-speech", "--json", "--model", "model"];
+    let few = [
+        "evaluate",
+        "nano",
+        "--pictures",
+        "64",
+        "--queries",
+        "4",
+        "--no-speech",
+        "--json",
+        "--model",
+        "model",
+    ];
     let told = viscache(folder.path()).args(few).output().unwrap();
     assert!(told.status.success(), "{}", stderr(&told));
     assert_eq!(String::from_utf8(told.stdout).unwrap().lines().count(), 7);
@@ -170,8 +190,11 @@ fn encoders_that_are_killed_become_the_same() {
     fs::rename(folder.path().join("vision"), folder.path().join("undisturbed")).unwrap();
     let mut random = Pcg64::seed_from_u64(seed());
     for _ in 0..4 {
-        let mut child =
-            command(folder.path(), "vision", &set).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let mut child = command(folder.path(), "vision", &set)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
         std::thread::sleep(whole.mul_f64(random.random_range(0.1..0.8)).min(Duration::from_secs(20)));
         child.kill().unwrap();
         child.wait().unwrap();
@@ -187,7 +210,11 @@ fn recipes_of_scenes_that_cannot_be_followed_say_why() {
     for (name, set, says) in [
         ("vision", &["pairs.learns=[\"audio\"]"][..], "`image`, and `text` or `audio`"),
         ("vision", &["pairs.learns=[]"], "`image`, and `text` or `audio`"),
-        ("vision", &["pairs.learns=[\"text\"]"], "`worlds` and `noise` are for pictures whose encoder learns"),
+        (
+            "vision",
+            &["pairs.learns=[\"text\"]"],
+            "`worlds` and `noise` are for pictures whose encoder learns",
+        ),
         ("vision", &["pairs.scale=0"], "above 0, and 100 at most"),
         ("vision", &["pairs.pictures.worlds=[{ colours = 9, shapes = 1 }]"], "from 1 to 8"),
         ("vision", &["pairs.speech={ utterances = 1 }"], "name one of them"),

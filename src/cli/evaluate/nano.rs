@@ -14,8 +14,8 @@ use std::time::Instant;
 
 use anyhow::bail;
 use clap::Args;
-use rand::seq::SliceRandom;
 use rand::SeedableRng;
+use rand::seq::SliceRandom;
 use rand_pcg::Pcg64;
 use rayon::prelude::*;
 use serde_json::json;

@@ -116,7 +116,11 @@ fn tensors(config: &Config, tower: Tower) -> Result<Vec<(String, Vec<usize>, Beg
             let audio = config.audio.as_ref().ok_or_else(untaught)?;
             let (patches, kernel) = (config.size(tower).ok_or_else(untaught)?.0, audio.kernel);
             cls(&mut all);
-            all.add(format!("{stem}.rgbt_stem.proj.weight"), &[width, 1, kernel, kernel], even(kernel * kernel));
+            all.add(
+                format!("{stem}.rgbt_stem.proj.weight"),
+                &[width, 1, kernel, kernel],
+                even(kernel * kernel),
+            );
             all.norm(&format!("{stem}.rgbt_stem.norm_layer"), width);
             let positions = format!("{stem}.pos_embedding_helper.pos_embed");
             all.add(positions, &[1, patches, width], Begin::Normal(0.2));
@@ -174,7 +178,10 @@ mod tests {
             there.names().filter(|name| !scale(name) && !values.contains_key(*name)).collect();
         assert!(left.is_empty(), "{left:?}");
         let pictures = initial(&config, &SENSES[..1], 3).unwrap();
-        assert!(pictures.iter().all(|(name, value)| values.get(name) == Some(value)), "each has its own stream");
+        assert!(
+            pictures.iter().all(|(name, value)| values.get(name) == Some(value)),
+            "each has its own stream"
+        );
         assert!(initial(&config, &SENSES[..1], 4).unwrap() != pictures);
         let file = Weights::from_memory("first", write(&pictures, Default::default()).unwrap()).unwrap();
         ImageBind::load(&file, &config, &SENSES[..1], &Placement::cpu()).unwrap();

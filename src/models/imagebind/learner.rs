@@ -294,7 +294,8 @@ mod tests {
                     // Keys have biases that change nothing: what is there is rounding.
                     continue;
                 }
-                let step = 2e-2 * before.sqr().unwrap().mean_all().unwrap().to_scalar::<f32>().unwrap().sqrt();
+                let step =
+                    2e-2 * before.sqr().unwrap().mean_all().unwrap().to_scalar::<f32>().unwrap().sqrt();
                 let step = f64::from(step.clamp(2e-3, 2e-2)) / f64::from(length);
                 let loss = |along: f64| {
                     let moved = (&before + (gradient * (step * along)).unwrap()).unwrap();
@@ -329,7 +330,10 @@ mod tests {
         let numbers = |gradients: &Gradients| -> Vec<Vec<f32>> {
             gradients.values().map(|g| g.flatten_all().unwrap().to_vec1().unwrap()).collect()
         };
-        assert!(again.0 == other && numbers(&again.1) == numbers(&others), "the same lanes give the same bits");
+        assert!(
+            again.0 == other && numbers(&again.1) == numbers(&others),
+            "the same lanes give the same bits"
+        );
     }
 
     #[test]

@@ -102,9 +102,7 @@ mod tests {
         let learner = Learner::new(&checkpoint, &config, 512, &Group::BACKBONE).unwrap();
         let ids = [1, 40, 50, 60, 1, 90, 80, 2];
         let loss = |labels: &[u32], weights: &[f32]| {
-            learner
-                .loss(&Batch { ids: &ids, labels, weights, length: 4, shown: Shown::Nothing })
-                .unwrap()
+            learner.loss(&Batch { ids: &ids, labels, weights, length: 4, shown: Shown::Nothing }).unwrap()
         };
         let (prompt, first) = loss(&[0, 40, 0, 0, 0, 90, 0, 0], &[]);
         let (answer, second) = loss(&[0, 0, 50, 60, 0, 0, 80, 2], &[]);

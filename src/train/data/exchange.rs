@@ -83,7 +83,8 @@ impl Instructions {
     /// As [`Exchanges::of_json`]; [`Error::Nothing`] where nothing is left.
     pub fn list(&self, base: &Path, split: Split) -> Result<Exchanges, Error> {
         let folder = self.folder.as_ref().map(|folder| base.join(folder));
-        let mut all = self.scenes.as_ref().map(|scenes| Exchanges::of_scenes(scenes, split)).unwrap_or_default();
+        let mut all =
+            self.scenes.as_ref().map(|scenes| Exchanges::of_scenes(scenes, split)).unwrap_or_default();
         for path in &self.paths {
             all.of_json(&base.join(path), folder.as_deref())?;
         }

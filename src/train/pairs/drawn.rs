@@ -31,8 +31,10 @@ impl Place {
                 colours: some(&Colour::ALL, world.colours, random),
                 shapes: some(&Shape::ALL, world.shapes, random),
             };
-            let mut pairs =
-                place.colours.iter().flat_map(|&colour| place.shapes.iter().map(move |&shape| (colour, shape)));
+            let mut pairs = place
+                .colours
+                .iter()
+                .flat_map(|&colour| place.shapes.iter().map(move |&shape| (colour, shape)));
             if pairs.any(|(colour, shape)| !Scene::pair_is_held_out(colour, shape)) {
                 return place;
             }
@@ -127,9 +129,8 @@ mod tests {
         let mut random = Pcg64::seed_from_u64(2);
         for (colours, shapes) in [(4, 4), (2, 8), (1, 1), (8, 8)] {
             let place = Place::any(&World { until: None, colours, shapes }, &mut random);
-            let scenes: Vec<Scene> = (0..200)
-                .map(|_| Set::Train.scene(1, Place::index(Some(&place), 1, &mut random)).0)
-                .collect();
+            let scenes: Vec<Scene> =
+                (0..200).map(|_| Set::Train.scene(1, Place::index(Some(&place), 1, &mut random)).0).collect();
             let count = |of: &dyn Fn(&Scene) -> usize| {
                 scenes.iter().map(of).collect::<std::collections::BTreeSet<_>>().len()
             };
@@ -150,9 +151,14 @@ mod tests {
 
     #[test]
     fn sounds_are_heard_louder_later_and_through_noise() {
-        let sound = Sound { rate: 16_000, left: (0..8000).map(|i| (i as f32 * 0.2).sin() * 0.3).collect(), mean: None };
+        let sound = Sound {
+            rate: 16_000,
+            left: (0..8000).map(|i| (i as f32 * 0.2).sin() * 0.3).collect(),
+            mean: None,
+        };
         let front = AudioFront::new(64, 204, Default::default());
-        let plain = SpeechOptions { utterances: 1, silence: 0.0, gain: [0.0; 2], noise: None, roll: 0, bands: 0 };
+        let plain =
+            SpeechOptions { utterances: 1, silence: 0.0, gain: [0.0; 2], noise: None, roll: 0, bands: 0 };
         let mut random = Pcg64::seed_from_u64(1);
         let same = heard(&sound, &front, &plain, 32_000, &mut random).unwrap();
         assert_eq!(same, front.spectrogram(&sound).unwrap());

@@ -24,8 +24,8 @@ use rayon::prelude::*;
 
 use super::checkpoint::put;
 use super::data::Order;
-use super::task::{Measure, Moment, Task};
 use super::stop::told;
+use super::task::{Measure, Moment, Task};
 use super::{Error, Stop, within};
 use crate::index::exact;
 use crate::media::audio::{AudioFront, AudioLimits, Sound, decode};
@@ -212,10 +212,8 @@ impl PairsTask {
         }
         let world = worlds.iter().find(|world| world.until.is_none_or(|until| order.epoch < until));
         let place = world.map(|world| Place::any(world, random));
-        let indices: Vec<(u64, u64)> = samples
-            .iter()
-            .map(|_| (Place::index(place.as_ref(), *seed, random), random.random()))
-            .collect();
+        let indices: Vec<(u64, u64)> =
+            samples.iter().map(|_| (Place::index(place.as_ref(), *seed, random), random.random())).collect();
         let drawn: Vec<(Scene, Vec<f32>)> = self.loaders.install(|| {
             let one = |&(index, own): &(u64, u64)| {
                 let (scene, mut values) = picture(Set::Train, *seed, index, self.side);
@@ -305,7 +303,8 @@ impl PairsTask {
     }
 }
 
-const TWO_SIDES: &str = "pictures belong together with `pairs.texts` or with `pairs.speech`: name one of them";
+const TWO_SIDES: &str =
+    "pictures belong together with `pairs.texts` or with `pairs.speech`: name one of them";
 
 fn check(recipe: &PairsRecipe, batch: usize) -> Result<(), Error> {
     let PairsRecipe { learns, scale, pictures, texts, speech, .. } = recipe;
@@ -319,7 +318,9 @@ fn check(recipe: &PairsRecipe, batch: usize) -> Result<(), Error> {
     }
     let taught = learns.contains(&Modality::Image);
     if speech.is_some() && taught {
-        return Err(Error::Contradiction("with speech, pictures do not learn: name their encoder by `start`"));
+        return Err(Error::Contradiction(
+            "with speech, pictures do not learn: name their encoder by `start`",
+        ));
     }
     if !taught && (!pictures.worlds.is_empty() || pictures.noise != 0.0) {
         return Err(Error::Contradiction("`worlds` and `noise` are for pictures whose encoder learns"));
@@ -405,7 +406,9 @@ fn spoken(options: &SpeechOptions, config: &Config, seen: &[Scene], seed: u64) -
         let shows = |(_, other): &(u32, &Scene)| other.spoken() == scene.spoken();
         let pictures: Vec<u32> = (0..).zip(seen).filter(shows).map(|(i, _)| i).collect();
         match pictures.is_empty() {
-            true => Err(Error::Contradiction("no picture shows some phrase: take more `pairs.pictures.count`")),
+            true => {
+                Err(Error::Contradiction("no picture shows some phrase: take more `pairs.pictures.count`"))
+            }
             false => Ok((sounds.to_vec(), pictures)),
         }
     });
@@ -414,7 +417,8 @@ fn spoken(options: &SpeechOptions, config: &Config, seen: &[Scene], seed: u64) -
     // Other voices, speeds and pitches than those that are learned with.
     let tested = voices(TESTED, !seed);
     let test = tested.par_iter().map(|one| front.spectrogram(&say(one)?).map_err(|e| made(&e)));
-    let test = (test.collect::<Result<Vec<_>, _>>()?.concat(), tested.iter().map(|(scene, _)| *scene).collect());
+    let test =
+        (test.collect::<Result<Vec<_>, _>>()?.concat(), tested.iter().map(|(scene, _)| *scene).collect());
     Ok(Spoken { front, frames: audio.target_len, bands: audio.num_mel_bins, phrases, test })
 }
 
