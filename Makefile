@@ -1,11 +1,12 @@
-# `make demo` and `make test` install what is missing, build and run. The rest is for people who work on viscache.
+# `make demo` and `make test` install what is missing, build and run; `make nano` trains the demo's model from nothing. The rest is for
+# people who work on viscache.
 # Every cargo call goes through scripts/cargo.sh, which supplies the RocksDB library that is built once per machine.
 
 CARGO := scripts/cargo.sh
 # Tests end these programs at named steps, when told so through the environment. With the same features nothing is compiled twice.
 STEPS := --features index-builder/failpoints
 
-.PHONY: demo test lint doc release setup
+.PHONY: demo test nano lint doc release setup
 
 demo: setup
 	@echo '== 2 of 4: RocksDB (once for this machine; 4 minutes on two cores)'
@@ -18,6 +19,11 @@ demo: setup
 test: setup
 	@scripts/setup.sh ffmpeg tesseract=tesseract-ocr
 	$(CARGO) test --locked --workspace $(STEPS)
+
+nano: setup
+	@scripts/setup.sh espeak-ng
+	$(CARGO) build --locked --workspace $(STEPS) --bins --examples
+	@scripts/nano.sh
 
 lint: setup
 	$(CARGO) fmt --check

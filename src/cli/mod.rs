@@ -21,6 +21,7 @@ mod items;
 mod labels;
 mod media;
 mod pictures;
+mod segment;
 mod serve;
 mod show;
 mod target;
@@ -159,6 +160,8 @@ enum Command {
     Bench(bench::Bench),
     /// What a classifier takes pictures for.
     Classify(classify::ClassifyArgs),
+    /// What the pixels of pictures show.
+    Segment(segment::SegmentArgs),
     /// Measure what the cache does for answers, or how good a classifier is.
     Evaluate(evaluate::EvaluateArgs),
     /// Train a model by a recipe.
@@ -443,6 +446,7 @@ pub fn run() -> anyhow::Result<ExitCode> {
     match command {
         Command::Convert(args) => convert::run(&config, &args),
         Command::Classify(args) => classify::run(&config, &args),
+        Command::Segment(args) => segment::run(&config, &args),
         Command::Evaluate(args) => evaluate::run(&config, &args),
         Command::Train(args) => train::run_command(&args),
         Command::Config => {
@@ -489,6 +493,7 @@ fn given(command: &Command) -> Given<'_> {
         Command::Bench(bench) => bench.given(),
         Command::Convert(args) => Given { decoder: Some(args.decoder()), ..Given::default() },
         Command::Classify(args) => args.given(),
+        Command::Segment(args) => args.given(),
         Command::Evaluate(args) => args.given(),
         Command::Train(_) | Command::Config | Command::Completions { .. } => Given::default(),
     }
@@ -517,6 +522,7 @@ async fn dispatch(command: Command, config: Config) -> anyhow::Result<ExitCode> 
         | Command::Completions { .. }
         | Command::Convert(_)
         | Command::Classify(_)
+        | Command::Segment(_)
         | Command::Evaluate(_)
         | Command::Train(_) => Ok(ExitCode::SUCCESS),
     }

@@ -12,7 +12,11 @@ use figment::providers::{Format, Serialized, Toml};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Map, Value, json};
 use viscache::train::adapter::AdapterTask;
-use viscache::train::illama::IllamaTask;
+use viscache::train::data::{Annotated, Samples};
+use viscache::train::illama::{IllamaTask, Learn, ProbeTask};
+use viscache::train::language::LanguageTask;
+use viscache::train::pairs::PairsTask;
+use viscache::train::segmentation::SegmentationTask;
 use viscache::train::task::{Measure, Task};
 use viscache::train::{Lesson, News, Plan, Recipe, run};
 
@@ -55,33 +59,87 @@ pub(super) fn run_command(args: &TrainArgs) -> anyhow::Result<ExitCode> {
     };
     let mut plan = recipe.plan(json!({"threads": threads}))?;
     match recipe.lesson()? {
+        Lesson::Illama(lesson) if lesson.learn == Learn::Head => {
+            let mut watch = long_wait("pictures were looked at");
+            let span = |samples| plan.span(samples);
+            let task = ProbeTask::open(lesson, base, plan.seed, span, threads, &mut watch)?;
+            tell_pictures(task.train(), Some(task.test()));
+            follow(&task, &recipe, &plan, args)
+        }
         Lesson::Illama(lesson) => {
             let task = IllamaTask::open(lesson, base, plan.seed, |samples| plan.span(samples), threads)?;
-            tell_pictures(&task);
+            tell_pictures(task.train(), task.test());
+            follow(&task, &recipe, &plan, args)
+        }
+        Lesson::Segmentation(lesson) => {
+            let span = |samples| plan.span(samples);
+            let task = SegmentationTask::open(lesson, base, plan.seed, span, threads)?;
+            tell_annotated(&task);
             follow(&task, &recipe, &plan, args)
         }
         Lesson::Adapter(lesson) => {
-            let mut told = 0;
-            let mut watch = |done: usize, all: usize| {
-                // Ten lines of a long wait, none of a short one.
-                let tenth = done * 10 / all.max(1);
-                if all > 1000 && tenth > told {
-                    told = tenth;
-                    eprintln!("{done} of {all} pictures are embedded");
-                }
-            };
+            let mut watch = long_wait("pictures are embedded");
             let task = AdapterTask::open(lesson, base, &plan, threads, &mut watch)?;
             plan.span(task.samples())?;
             plan.machine["files"] = json!(task.files());
             tell_texts(&task);
             follow(&task, &recipe, &plan, args)
         }
+        Lesson::Pairs(lesson) => {
+            let mut watch = |doing: &str| eprintln!("{doing}");
+            let task = PairsTask::open(lesson, base, (plan.seed, plan.batch), threads, &mut watch)?;
+            plan.span(task.samples())?;
+            eprintln!("{}", task.told());
+            follow(&task, &recipe, &plan, args)
+        }
+        Lesson::Language(lesson) => {
+            let task = LanguageTask::open(lesson, base, &plan, threads)?;
+            plan.span(task.samples())?;
+            eprintln!("{} texts to learn from, {} to test by", task.train().len(), task.test().len());
+            for texts in [task.train(), task.test()] {
+                if texts.cut > 0 {
+                    eprintln!("{} of these texts are too long and were cut", texts.cut);
+                }
+                if !texts.skipped.is_empty() {
+                    eprintln!("left out: {}", texts.skipped);
+                }
+            }
+            follow(&task, &recipe, &plan, args)
+        }
+    }
+}
+
+/// Says how far something is: ten lines of a long wait, none of a short one.
+fn long_wait(what: &'static str) -> impl FnMut(usize, usize) {
+    let mut told = 0;
+    move |done, all| {
+        let tenth = done * 10 / all.max(1);
+        if all > 1000 && tenth > told {
+            told = tenth;
+            eprintln!("{done} of {all} {what}");
+        }
+    }
+}
+
+/// Says what a segmenter learns from.
+fn tell_annotated(task: &SegmentationTask) {
+    let told = |found: &Annotated, what: &str| {
+        let there = found.pixels.iter().filter(|&&pixels| pixels > 0).count();
+        let of = format!("with pixels of {there} classes out of {}", found.pixels.len());
+        eprintln!("{} annotated pictures to {what}, {of}", found.pairs.len());
+        if !found.skipped.is_empty() {
+            eprintln!("left out: {}", found.skipped);
+        }
+    };
+    told(task.train(), "learn from");
+    match task.test() {
+        Some(test) => told(test, "test by"),
+        None => eprintln!("{NO_TEST}"),
     }
 }
 
 /// Says what an iLLaMA learns from.
-fn tell_pictures(task: &IllamaTask) {
-    let (train, test) = (task.train(), task.test());
+fn tell_pictures(train: &Samples, test: Option<&Samples>) {
     eprintln!("{} pictures of {} classes to learn from", train.samples.len(), train.classes.len());
     if !train.skipped.is_empty() {
         eprintln!("left out: {}", train.skipped);

@@ -85,7 +85,12 @@ impl ImageOptions {
 /// # Errors
 /// Every variant of [`Error`].
 pub fn prepare(bytes: &[u8], options: &ImageOptions) -> Result<Vec<f32>, Error> {
-    Ok(normalise(&resize_and_crop(&decode(bytes, options)?, options.side), MEAN, STD))
+    Ok(prepare_rgb(&decode(bytes, options)?, options.side))
+}
+
+/// As [`prepare`], of a picture that is decoded already.
+pub fn prepare_rgb(picture: &Rgb, side: usize) -> Vec<f32> {
+    normalise(&resize_and_crop(picture, side), MEAN, STD)
 }
 
 /// As [`prepare`], blue first: for a model that was trained on pictures as OpenCV reads them. Each place keeps its own mean
@@ -150,6 +155,21 @@ pub fn decode_within(bytes: &[u8], orientation: Orientation, limits: &Limits) ->
     picture.apply_orientation(orientation);
     let rgb = picture.into_rgb8();
     Ok(Rgb { width: rgb.width() as usize, height: rgb.height() as usize, data: rgb.into_raw() })
+}
+
+/// Width and height of a picture as it lies in its file, by its header alone.
+///
+/// # Errors
+/// [`Error::Empty`], [`Error::NotAnImage`], [`Error::TooManyPixels`].
+pub fn dimensions(bytes: &[u8], limits: &Limits) -> Result<[usize; 2], Error> {
+    if bytes.is_empty() {
+        return Err(Error::Empty);
+    }
+    let fail = |e: &dyn std::fmt::Display| Error::NotAnImage(e.to_string());
+    let reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format().map_err(|e| fail(&e))?;
+    let (width, height) = reader.into_dimensions().map_err(|e| fail(&e))?;
+    limits.check_size(width, height)?;
+    Ok([width as usize, height as usize])
 }
 
 /// As 8-bit RGB. Of 16 bits the upper 8 are kept; `image` would round.

@@ -6,6 +6,7 @@
 //! | `gif.rs` | GIF | its first frame |
 //! | `rgb.rs` | | a decoded picture, a part of it |
 //! | `resample.rs` | | resizing as Pillow does it |
+//! | `labels.rs` | PNG of one channel | a label for each pixel |
 //! | `augment/` | decoded pictures | `[3, S, S]`, for a classifier that learns or is tested |
 //! | `video.rs` | frames | `[15, 3, 2, S, S]` |
 //! | `audio/` | WAV, FLAC, MP3, Ogg | `[3, bands, columns]` |
@@ -25,6 +26,7 @@ mod bilinear;
 mod gif;
 pub mod image;
 pub mod imu;
+mod labels;
 mod limits;
 pub mod npy;
 pub mod plane;
@@ -38,6 +40,7 @@ use serde::{Deserialize, Serialize};
 pub use audio::AudioLimits;
 pub use image::{ImageOptions, Orientation};
 pub use imu::ImuOptions;
+pub use labels::LabelMap;
 pub use limits::Limits;
 pub use plane::{DepthOptions, ThermalOptions};
 pub use points::{PointLimits, PointOptions};
@@ -121,6 +124,9 @@ pub enum Error {
     /// Not a picture of one channel that can be read.
     #[error("not a readable picture of one channel (PNG of 8 or 16 bits, EXR and .npy [H, W] are read): {0}")]
     NotAPlane(String),
+    /// Not a map of labels that can be read or written.
+    #[error("not a map of labels (a grey PNG of 8 bits is read): {0}")]
+    NotALabelMap(String),
     /// Not measurements that can be read.
     #[error("not readable IMU measurements (CSV and .npy [6, T] are read): {0}")]
     NotMeasurements(String),

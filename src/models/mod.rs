@@ -5,6 +5,7 @@
 //! | [`imagebind`], `huge` | facebookresearch/ImageBind, arXiv 2305.05665 | `imagebind_huge.pth`, or the same as safetensors | CC BY-NC-SA 4.0 |
 //! | [`imagebind`], any size | – | a JSON file of sizes and a file of weights | the user's |
 //! | [`illama`] | techmonsterwang/iLLaMA, arXiv 2404.06773 | `illama-*.pth` | as its repository states |
+//! | [`segmenter`] | ours, over [`illama`] | what `viscache train` writes | the user's |
 //! | [`llama`] with ImageBind-LLM's adapter | OpenGVLab/LLaMA-Adapter, arXiv 2309.03905 | LLaMA-7B (`consolidated.00.pth`, or converted) and the adapter's `7B.pth` | LLaMA's, non-commercial; the adapter's as its repository states |
 //! | [`llama`] with LLaMA-Adapter V2, multimodal | OpenGVLab/LLaMA-Adapter, arXiv 2304.15010 | LLaMA-7B, the adapter's `BIAS-7B.pth` or `LORA-BIAS-7B.pth`, CLIP's `ViT-L-14.pt` | likewise; CLIP MIT |
 //! | [`llama`] with LLaMA-Adapter V2, chat | the same, `llama_adapter_v2_chat65b` | LLaMA-65B in eight files and the tuned `.pth` | likewise |
@@ -26,6 +27,7 @@ pub mod llama;
 pub mod llm;
 pub mod nano;
 mod positions;
+pub mod segmenter;
 pub mod weights;
 
 /// What networks are given and give.

@@ -12,15 +12,17 @@ use super::weights::Weights;
 /// Weights under the checkpoint's names.
 const WEIGHTS: &[u8] = include_bytes!("../../assets/nano/imagebind.safetensors");
 /// Sizes.
-const CONFIG: &str = include_str!("../../assets/nano/imagebind.json");
+pub const CONFIG: &str = include_str!("../../assets/nano/imagebind.json");
 /// A header line and the first 1000 of CLIP's merges.
 pub(super) const MERGES: &str = include_str!("../../assets/nano/bpe_merges.txt");
 
-/// The decoder's backbone, its adapter, its sizes, its tokenizer.
+/// The decoder's backbone and its adapter.
 const BACKBONE: &[u8] = include_bytes!("../../assets/nano/llama.safetensors");
 const ADAPTER: &[u8] = include_bytes!("../../assets/nano/adapter.safetensors");
-const PARAMS: &str = include_str!("../../assets/nano/params.json");
-pub(super) const TOKENIZER: &[u8] = include_bytes!("../../assets/nano/tokenizer.model");
+/// The decoder's sizes, a `params.json`.
+pub const PARAMS: &str = include_str!("../../assets/nano/params.json");
+/// The decoder's tokenizer, a `tokenizer.model`.
+pub const TOKENIZER: &[u8] = include_bytes!("../../assets/nano/tokenizer.model");
 
 /// The name that stands in a cache's origin.
 pub const NAME: &str = "nano";

@@ -15,10 +15,14 @@
 //! | `shape.rs` | what is inside each shape |
 //! | `picture.rs` | from a scene to pixels |
 //! | `words.rs` | captions in other words, and what a caption gets right |
+//! | `questions.rs` | questions about a scene, with their answers |
+//! | `speech.rs` | scenes that are spoken of |
 
 pub mod picture;
+pub mod questions;
 pub mod scene;
 mod shape;
+pub mod speech;
 pub mod words;
 
 use image::{ImageEncoder, ImageResult, codecs::png::PngEncoder};
@@ -33,7 +37,7 @@ pub use words::{Attribute, Wording};
 pub const DEFAULT_SEED: u64 = 1;
 
 /// Sets of pictures, each with a random stream of its own.
-#[derive(Clone, Copy, Debug, Eq, PartialEq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq, clap::ValueEnum)]
 pub enum Set {
     /// Ordinary pictures, to train on and to fill caches with.
     Train,

@@ -58,6 +58,19 @@ attribute! {
     Background { White = "white", Grey = "grey", Black = "black", Striped = "striped" }
 }
 
+impl Position {
+    /// Where that is, in canonical words.
+    pub fn place(self) -> &'static str {
+        match self {
+            Position::Left => "at the left",
+            Position::Right => "at the right",
+            Position::Top => "at the top",
+            Position::Bottom => "at the bottom",
+            Position::Centre => "in the centre",
+        }
+    }
+}
+
 /// One object on a background.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq, Serialize, Deserialize)]
 pub struct Scene {
@@ -89,17 +102,22 @@ impl Scene {
     /// one for each colour and each shape. A model that names them right has learnt colours and shapes, not
     /// their pairs.
     pub fn is_held_out(&self) -> bool {
-        self.shape as usize == (3 * self.colour as usize + 1) % Shape::ALL.len()
+        Scene::pair_is_held_out(self.colour, self.shape)
+    }
+
+    /// Whether no scene with this colour and shape is learned with.
+    pub fn pair_is_held_out(colour: Colour, shape: Shape) -> bool {
+        shape as usize == (3 * colour as usize + 1) % Shape::ALL.len()
+    }
+
+    /// What is spoken of it: size, colour and shape.
+    pub fn spoken(&self) -> String {
+        format!("{} {} {}", self.size.word(), self.colour.word(), self.shape.word())
     }
 
     /// The canonical caption.
     pub fn caption(&self) -> String {
-        let place = match self.position {
-            Position::Centre => "in the centre".to_owned(),
-            edge => format!("at the {}", edge.word()),
-        };
-        let (size, colour, shape) = (self.size.word(), self.colour.word(), self.shape.word());
-        format!("a {size} {colour} {shape} {place} on a {} background", self.background.word())
+        format!("a {} {} on a {} background", self.spoken(), self.position.place(), self.background.word())
     }
 }
 

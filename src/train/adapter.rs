@@ -224,7 +224,9 @@ impl AdapterTask {
         }
         let classes = |source: &Option<Source>| matches!(source, Some(Source::Folder(_) | Source::Cifar(_)));
         if classes(&recipe.captions) || classes(&recipe.test.captions) {
-            return wrong("`captions` come from a `table` or from `tars`: folders have classes");
+            return wrong(
+                "`captions` come from a `table`, from `tars` or from `scenes`: folders have classes",
+            );
         }
         if recipe.phase == Phase::Finetune && recipe.start.is_none() {
             return wrong("a finetune goes on with an adapter that has learned to look: name it by `start`");
@@ -269,7 +271,7 @@ impl AdapterTask {
             let captions = captions
                 .as_ref()
                 .map(|source| Exchanges::of_captions(source.list(base, Wanted::Captions, split, None)?));
-            let instructions = instructions.as_ref().map(|instructions| instructions.list(base));
+            let instructions = instructions.as_ref().map(|instructions| instructions.list(base, split));
             Ok::<_, Stop>([captions.transpose()?, instructions.transpose()?].map(Option::unwrap_or_default))
         };
         let train = list(&recipe.captions, &recipe.instructions, Split::Train)?;
@@ -380,7 +382,7 @@ impl AdapterTask {
 
 /// What the learner is given.
 fn lesson<'a>(batch: &'a Batch, shown: Shown<'a>) -> llama::Batch<'a> {
-    llama::Batch { ids: &batch.ids, labels: &batch.labels, length: batch.length, shown }
+    llama::Batch { ids: &batch.ids, labels: &batch.labels, weights: &[], length: batch.length, shown }
 }
 
 /// Texts as ids, with the rows of their pictures.

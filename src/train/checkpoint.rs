@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 use super::Stop;
 use super::data::Order;
 use crate::models::learning::adamw::Moments;
-use crate::models::learning::{Values, read, write};
+use crate::models::learning::{Values, read, write, write_all};
 use crate::models::weights::Weights;
 
 const WEIGHTS: &str = "weights.safetensors";
@@ -189,16 +189,18 @@ impl Folder {
 
     /// Writes the best weights so far as a model.
     ///
+    /// * `parts`: its tensors, of names of their own each.
+    ///
     /// # Errors
     /// [`Stop::File`]; then the best before is as it was.
     pub fn save_best(
         &self,
-        values: &Values,
+        parts: &[&Values],
         about: &serde_json::Value,
         describe: impl Fn(&Path) -> Result<(), Stop>,
     ) -> Result<(), Stop> {
         whole(&self.0.join(BEST), |folder| {
-            put(&folder.join(WEIGHTS), &write(values, HashMap::new())?)?;
+            put(&folder.join(WEIGHTS), &write_all(parts, HashMap::new())?)?;
             put(&folder.join("measures.json"), about.to_string().as_bytes())?;
             describe(folder)
         })

@@ -10,8 +10,11 @@
 //! |---|---|
 //! | `run.rs` | the loop: read it first |
 //! | `task.rs` | what the loop asks of whatever it teaches |
-//! | `illama.rs` | an iLLaMA that learns to name pictures |
+//! | `illama/` | an iLLaMA, or its head alone, that learns to name pictures |
+//! | `segmentation/` | an iLLaMA that learns to name pixels |
 //! | `adapter.rs` | an adapter that learns to answer about pictures |
+//! | `language.rs` | a decoder that learns to read |
+//! | `pairs/` | encoders that learn to agree |
 //! | `texts.rs`, `seen.rs` | what it learns from: token ids with labels, embeddings of pictures |
 //! | `alternate.rs` | two kinds of batches in turn |
 //! | `recipe.rs` | what a TOML file says of a run |
@@ -19,7 +22,7 @@
 //! | `journal.rs`, `events.rs` | what it writes down of itself, as JSON and for TensorBoard |
 //! | `stop.rs` | why it ends before its time |
 //! | `data/` | what is learned from |
-//! | `measure/` | what a classifier is worth: accuracy, calibration, shape or texture |
+//! | `measure/` | what a classifier is worth: accuracy, calibration, shape or texture; how well pixels are named |
 //! | `schedule.rs` | values over a run: a straight rise, then half a cosine |
 //! | `staged.rs` | rates that end, or begin, at an epoch; how the blocks of a network share one |
 //! | `mixup.rs` | two pictures become one, and so do their labels |
@@ -33,12 +36,15 @@ pub mod data;
 mod events;
 pub mod illama;
 mod journal;
+pub mod language;
 pub mod measure;
 pub mod mixup;
+pub mod pairs;
 mod recipe;
 mod run;
 pub mod schedule;
 mod seen;
+pub mod segmentation;
 pub mod staged;
 mod stop;
 pub mod task;

@@ -20,8 +20,11 @@ use serde::{Deserialize, Serialize};
 
 use super::adapter::AdapterRecipe;
 use super::illama::IllamaRecipe;
+use super::language::LanguageRecipe;
+use super::pairs::PairsRecipe;
 use super::run::Plan;
 use super::schedule::Cosine;
+use super::segmentation::SegmentationRecipe;
 use super::{Error, within};
 
 /// A recipe. Its parts check themselves where they are used.
@@ -41,6 +44,15 @@ pub struct Recipe {
     /// An adapter that answers about pictures.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub adapter: Option<AdapterRecipe>,
+    /// An iLLaMA that names pixels.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub segmentation: Option<SegmentationRecipe>,
+    /// Encoders that agree.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pairs: Option<PairsRecipe>,
+    /// A decoder that reads.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub language: Option<LanguageRecipe>,
 }
 
 /// What a recipe teaches.
@@ -50,6 +62,12 @@ pub enum Lesson<'a> {
     Illama(&'a IllamaRecipe),
     /// An adapter that answers about pictures.
     Adapter(&'a AdapterRecipe),
+    /// An iLLaMA that names pixels.
+    Segmentation(&'a SegmentationRecipe),
+    /// Encoders that agree.
+    Pairs(&'a PairsRecipe),
+    /// A decoder that reads.
+    Language(&'a LanguageRecipe),
 }
 
 fn no_decay() -> Cosine {
@@ -148,13 +166,19 @@ impl Recipe {
     /// # Errors
     /// [`Error::Contradiction`] for a recipe that teaches nothing, or two things.
     pub fn lesson(&self) -> Result<Lesson<'_>, Error> {
-        match (&self.illama, &self.adapter) {
-            (Some(illama), None) => Ok(Lesson::Illama(illama)),
-            (None, Some(adapter)) => Ok(Lesson::Adapter(adapter)),
-            _ => {
-                let why = "a recipe teaches one thing: it needs one of the tables [illama] and [adapter]";
-                Err(Error::Contradiction(why))
-            }
+        let lessons = [
+            self.illama.as_ref().map(Lesson::Illama),
+            self.adapter.as_ref().map(Lesson::Adapter),
+            self.segmentation.as_ref().map(Lesson::Segmentation),
+            self.pairs.as_ref().map(Lesson::Pairs),
+            self.language.as_ref().map(Lesson::Language),
+        ];
+        let mut lessons = lessons.into_iter().flatten();
+        match (lessons.next(), lessons.next()) {
+            (Some(lesson), None) => Ok(lesson),
+            _ => Err(Error::Contradiction(
+                "a recipe teaches one thing: it needs one of the tables [illama], [adapter], [segmentation], [pairs] and [language]",
+            )),
         }
     }
 }

@@ -20,7 +20,7 @@ use super::journal::Journal;
 use super::schedule::{Cosine, Span};
 use super::task::{Measure, Moment, Task};
 use crate::models::learning::adamw::AdamW;
-use crate::models::learning::{Average, Sum, restore, state};
+use crate::models::learning::{Average, Sum, Values, restore, state, write};
 
 /// Batches that are made ready before they are asked for.
 const AHEAD: usize = 2;
@@ -125,6 +125,13 @@ pub fn run<T: Task>(
     out: &Path,
     watch: &mut dyn FnMut(News<'_>) -> bool,
 ) -> Result<Outcome, Stop> {
+    let mut plan = plan.clone();
+    if let Some(others) = task.others() {
+        // In no checkpoint, and yet the numbers hang on them.
+        let digest = blake3::hash(&write(others, Default::default())?);
+        plan.machine["others"] = digest.to_hex().to_string().into();
+    }
+    let plan = &plan;
     let span = plan.span(task.samples())?;
     let (rates, decays) = (plan.rate.over(span)?, plan.decay.over(span)?);
     let folder = Folder::open(out)?;
@@ -202,7 +209,8 @@ pub fn run<T: Task>(
                         if about.best.is_none_or(|(best, _)| main > best) {
                             about.best = Some((main, about.step));
                             let told = serde_json::json!({"step": about.step, "average": average, "measures": measures});
-                            folder.save_best(values, &told, |folder| task.describe(folder, values))?;
+                            let whole: Vec<&Values> = task.others().into_iter().chain([values]).collect();
+                            folder.save_best(&whole, &told, |folder| task.describe(folder, values))?;
                         }
                     }
                 }

@@ -15,8 +15,11 @@
 //!
 //! Source: the training program of iLLaMA (`drop_scheduler.py` and its sibling for the mask).
 
+use rand::RngExt;
+use rand_pcg::Pcg64;
 use serde::{Deserialize, Serialize};
 
+use super::data::Order;
 use super::schedule::{Span, spaced};
 use super::{Error, within};
 
@@ -149,6 +152,28 @@ pub fn drop_path_rates(rate: f64, depth: usize) -> Result<Vec<f32>, Error> {
         false => (-step).mul_add((last - i) as f32, rate),
     };
     Ok((0..depth).map(of_block).collect())
+}
+
+/// What of each branch is added, with drop path: its share of survivors, and 0 for those that do not; `[2·depth, B]`, two branches in
+/// each block. Empty where all are added as they are.
+///
+/// * `rate`: of the last block. `seeds`: of each sample's chance, `[B]`.
+///
+/// # Errors
+/// As [`drop_path_rates`].
+pub(super) fn survivors(rate: f64, depth: usize, seeds: &[u64]) -> Result<Vec<f32>, Error> {
+    if rate == 0.0 {
+        return Ok(Vec::new());
+    }
+    let rates = drop_path_rates(rate, depth)?;
+    let mut random: Vec<_> = seeds.iter().map(|&seed| Order::new(seed).random(0)).collect();
+    let branches = rates.iter().flat_map(|&rate| [rate; 2]);
+    let of_branch = |rate: f32| {
+        let keep = 1.0 - rate;
+        let survives = |random: &mut Pcg64| random.random::<f32>() < keep;
+        random.iter_mut().map(|random| if survives(random) { 1.0 / keep } else { 0.0 }).collect::<Vec<_>>()
+    };
+    Ok(branches.map(of_branch).collect::<Vec<_>>().concat())
 }
 
 fn check_drop(rate: f64) -> Result<f64, Error> {

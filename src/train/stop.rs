@@ -15,6 +15,9 @@ pub enum Stop {
     /// What is done to pictures is out of range.
     #[error("the recipe's augment cannot be followed: {0}")]
     Media(String),
+    /// Samples cannot be drawn, written or spoken.
+    #[error("the samples cannot be made: {0}")]
+    Made(String),
     /// The data cannot be read.
     #[error("the data cannot be used")]
     Data(#[from] data::Error),

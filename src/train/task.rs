@@ -66,6 +66,12 @@ pub trait Task: Sync {
     /// [`Stop::Model`], [`Stop::Data`].
     fn evaluate(&self, values: &Values, at: usize, average: bool) -> Result<Vec<Measure>, Stop>;
 
+    /// Tensors that do not learn and without which those that do are no model: `best/` has both in one file. A checkpoint has those alone
+    /// that learn.
+    fn others(&self) -> Option<&Values> {
+        None
+    }
+
     /// Writes what makes weights a model that the other programs open, beside `weights.safetensors`.
     ///
     /// * `values`: these weights.

@@ -81,7 +81,7 @@ fn compare_in(
     let length = width(get("tokens").unwrap());
     let seen: Option<Tensor> = get("images").map(tensor).or_else(|| get("image_embed_raw").map(normalised));
     let shown = shown(seen.as_ref(), checkpoint.family());
-    let batch = Batch { ids: &tokens, labels: &labels, length, shown };
+    let batch = Batch { ids: &tokens, labels: &labels, weights: &[], length, shown };
     let mut tally = Tally::new(format!("{}/{prefix}{named} {way:?}", short(folder)));
     let (loss, gradients) = learner.gradients(&batch).unwrap();
     // The same, bit for bit, when it is asked again; and what it costs is the same without gradients.
@@ -151,7 +151,8 @@ fn walk(folder: &Path, phase: &str, group: &Group) {
     let (tokens, labels) = (ids(case.get("tokens")), ids(case.get("labels")));
     let seen = case.find("images").map(tensor).or_else(|| case.find("image_embed_raw").map(normalised));
     let shown = shown(seen.as_ref(), checkpoint.family());
-    let batch = Batch { ids: &tokens, labels: &labels, length: width(case.get("tokens")), shown };
+    let batch =
+        Batch { ids: &tokens, labels: &labels, weights: &[], length: width(case.get("tokens")), shown };
     let before: BTreeMap<String, Vec<f32>> =
         learner.variables().iter().map(|(name, var)| (name.clone(), floats(var.as_tensor()))).collect();
     let mut adamw = AdamW::new(learner.variables(), Settings::adapters()).unwrap();
@@ -275,7 +276,8 @@ fn batches_that_do_not_fit_are_refused() {
         let checkpoint = Checkpoint::new(vec![weights], None, config.n_heads);
         let words = config.vocab_size.unwrap();
         let learner = Learner::new(&checkpoint, &config, words, &Group::CHAT).unwrap();
-        let batch = Batch { ids: &[1, 2, 3], labels: &[0, 2, 3], length: 3, shown: Shown::Nothing };
+        let batch =
+            Batch { ids: &[1, 2, 3], labels: &[0, 2, 3], weights: &[], length: 3, shown: Shown::Nothing };
         assert!(learner.gradients(&batch).unwrap().0 > 0.0);
         let nothing = Batch { labels: &[0; 3], ..batch };
         assert_eq!(learner.gradients(&nothing).unwrap().0, 0.0, "nothing is to be learned");

@@ -20,6 +20,8 @@ mod commands;
 mod current;
 mod evaluate;
 mod measured;
+mod segmentation;
 mod train;
 mod train_adapter;
+mod train_nano;
 mod world;

@@ -154,6 +154,33 @@ fn colours_are_learned_and_the_weights_are_a_model() {
     );
 }
 
+/// A probe of what another run left: its head learns, and `best` is a whole model.
+#[test]
+fn a_head_alone_is_taught_by_a_recipe() {
+    let run = Run::new();
+    let done = run.run("first", &["--set", "run.epochs=2"]);
+    assert!(done.status.success(), "{}", stderr(&done));
+    let recipe = RECIPE.lines().filter(|line| {
+        !["mask =", "drop_path =", "mixup =", "augment ="].iter().any(|key| line.starts_with(key))
+    });
+    let recipe = recipe.collect::<Vec<_>>().join("\n") + "\nlearn = \"head\"\n";
+    fs::write(run.path("recipe.toml"), recipe + "start = { weights = \"first/best/weights.safetensors\" }\n")
+        .unwrap();
+    let more = ["--set", "run.epochs=20", "--set", "rate.from=2e-2"];
+    let done = run.run("probe", &more);
+    assert!(done.status.success(), "{}", stderr(&done));
+    let best = run.path("probe/best");
+    let mut classify = Command::new(programs().join("viscache"));
+    classify.args(["evaluate", "accuracy", "test", "--model", "illama", "--json", "--weights"]);
+    classify.arg(best.join("weights.safetensors")).arg("--sizes").arg(best.join("config.json"));
+    let output = classify.current_dir(run.folder.path()).output().unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
+    let figures: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(figures["measured"][0]["top_1"].as_f64().unwrap() > 0.6, "{figures}");
+    let refused = run.run("other", &["--set", "illama.drop_path.rate=0.1"]);
+    assert!(stderr(&refused).contains("leave out `mask` and `drop_path`"), "{}", stderr(&refused));
+}
+
 /// Killed at random moments, it ends at the same bits.
 #[test]
 fn a_run_that_is_killed_ends_at_the_same_weights() {

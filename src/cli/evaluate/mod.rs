@@ -3,6 +3,7 @@
 //! ```text
 //! nano   scenes drawn for the purpose, the built-in model                  ─► which attributes are right, off and on
 //! data   a list of the user's inputs, questions and answers, any model     ─► what is right, off and on over a grid of settings
+//! segmentation   pictures and annotations in ADE20K's layout, a segmenter  ─► how well pixels are named
 //! accuracy, shape-texture   a folder of pictures, a classifier             ─► how often it is right, how sure, what it goes by
 //! ```
 //!
@@ -21,6 +22,7 @@
 //! | `table.rs`, `chart.rs`, `results.rs` | the figures for people, as a picture, row by row |
 //! | `accuracy.rs`, `reliability.rs` | a classifier on pictures of known classes, and its plot |
 //! | `shape_texture.rs` | a classifier on pictures whose shape and texture are of different things |
+//! | `segmentation.rs`, `iou.rs` | a segmenter on annotated pictures, and its plot |
 //! | `said.rs` | a whole answer out of its events |
 
 mod accuracy;
@@ -28,6 +30,7 @@ mod chart;
 mod choose;
 mod data;
 mod grid;
+mod iou;
 mod judge;
 mod kind;
 mod list;
@@ -37,6 +40,7 @@ mod reliability;
 mod resample;
 mod results;
 mod said;
+mod segmentation;
 mod shape_texture;
 mod summary;
 mod table;
@@ -63,6 +67,8 @@ enum What {
     Accuracy(accuracy::AccuracyArgs),
     /// A classifier on pictures whose shape and texture are of different things: which of the two it goes by.
     ShapeTexture(shape_texture::ShapeTextureArgs),
+    /// A segmenter on annotated pictures: how well it names their pixels.
+    Segmentation(segmentation::SegmentationArgs),
     /// Your own inputs, questions and answers: cache off and on over a grid of settings.
     Data(Box<data::DataArgs>),
 }
@@ -74,6 +80,7 @@ impl EvaluateArgs {
             What::Nano(args) => args.given(),
             What::Accuracy(args) => args.given(),
             What::ShapeTexture(args) => args.given(),
+            What::Segmentation(args) => args.given(),
             What::Data(args) => args.given(),
         }
     }
@@ -85,6 +92,7 @@ pub(super) fn run(config: &Config, args: &EvaluateArgs) -> anyhow::Result<ExitCo
         What::Nano(args) => nano::run(config, args),
         What::Accuracy(args) => accuracy::run(config, args),
         What::ShapeTexture(args) => shape_texture::run(config, args),
+        What::Segmentation(args) => segmentation::run(config, args),
         What::Data(args) => data::run(config, args),
     }
 }

@@ -9,13 +9,13 @@
 
 use std::io::Write;
 use std::path::PathBuf;
-use std::process::{Command, ExitCode, Stdio};
+use std::process::ExitCode;
 use std::time::Instant;
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 use clap::Args;
+use rand::SeedableRng;
 use rand::seq::SliceRandom;
-use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64;
 use rayon::prelude::*;
 use serde_json::json;
@@ -25,7 +25,7 @@ use viscache::index::exact;
 use viscache::models::encoder::{Encoder, EncoderOptions};
 use viscache::models::llama::SampleParams;
 use viscache::models::llm::{Llm, LlmOptions, Prompt};
-use viscache::scenes::scene::{Background, Colour, Position, Shape, Size};
+use viscache::scenes::speech::{self, Speakers, Voice};
 use viscache::scenes::{Attribute, DEFAULT_SEED, Scene, Set, Wording, draw, png};
 use viscache::types::{Embedding, Hit, ItemId, Modality};
 
@@ -42,9 +42,6 @@ const MAX_TOKENS: usize = 60;
 const INSTRUCTION: &str = "Generate caption of this image";
 /// What is scored of a spoken query.
 const SPOKEN: [Attribute; 3] = [Attribute::Colour, Attribute::Shape, Attribute::Size];
-/// Samples of two seconds at espeak-ng's rate, and bytes of its header.
-const SPOKEN_BYTES: usize = 2 * 2 * 22_050;
-const WAV_HEADER: usize = 44;
 
 #[derive(Args)]
 pub(super) struct NanoArgs {
@@ -57,6 +54,9 @@ pub(super) struct NanoArgs {
     /// Other seeds give other pictures, words and voices.
     #[arg(long, value_name = "N", default_value_t = DEFAULT_SEED)]
     seed: u64,
+    /// Another model of the kind: a folder with the files that `make nano` writes.
+    #[arg(long, value_name = "FOLDER")]
+    model: Option<PathBuf>,
     /// A file of tensors that replace the model's own, such as an encoder that was trained in another way.
     #[arg(long, value_name = "FILE")]
     overlay: Option<PathBuf>,
@@ -98,10 +98,11 @@ pub(super) fn run(config: &Config, args: &NanoArgs) -> anyhow::Result<ExitCode> 
     if args.pictures < params.top_k as u64 {
         bail!("--pictures is {}, fewer than the {} neighbours that are blended", args.pictures, params.top_k);
     }
+    let file = |name: &str| args.model.as_ref().map(|folder| folder.join(name));
     let options = EncoderOptions {
         network: Default::default(),
-        weights: None,
-        sizes: None,
+        weights: file("imagebind.safetensors"),
+        sizes: file("imagebind.json"),
         modalities: None,
         device: config.device,
         dtype: config.encoder_dtype,
@@ -110,12 +111,17 @@ pub(super) fn run(config: &Config, args: &NanoArgs) -> anyhow::Result<ExitCode> 
         limits: config.limits().media,
     };
     let encoder = Encoder::open_overlaid(&options, args.overlay.as_deref())?;
-    let nano = LlmOptions { device: config.device, dtype: config.decoder_dtype, ..LlmOptions::default() };
-    let llm = Llm::open(&nano)?;
+    let llm = Llm::open(&LlmOptions {
+        backbone: file("llama.safetensors"),
+        adapter: file("adapter.safetensors"),
+        device: config.device,
+        dtype: config.decoder_dtype,
+        ..LlmOptions::default()
+    })?;
     // Answers that grow together share the reading of the weights; what they say does not depend on it.
     let generator = Generator::start(llm, GenerateOptions { slots: 32, capacity: usize::MAX })?;
     let mut kinds = drawn(args)?;
-    match (args.no_speech, speaks()) {
+    match (args.no_speech, speech::speaks()) {
         (true, _) => {}
         (false, true) => kinds.extend(spoken(args)?),
         (false, false) => eprintln!("no spoken queries: the program espeak-ng is not installed"),
@@ -176,70 +182,26 @@ fn drawn(args: &NanoArgs) -> anyhow::Result<Vec<Kind>> {
     ])
 }
 
-fn speaks() -> bool {
-    let mut command = Command::new("espeak-ng");
-    command.arg("--version").stdout(Stdio::null()).stderr(Stdio::null());
-    command.status().is_ok_and(|status| status.success())
-}
-
 /// Queries that are spoken: size, colour and shape.
 fn spoken(args: &NanoArgs) -> anyhow::Result<Vec<Kind>> {
-    const VOICES: [&str; 6] = ["en-gb", "en-us", "en-gb-scotland", "en-gb-x-rp", "en-029", "en-gb-x-gbclan"];
-    const TIMBRES: [&str; 8] = ["", "+m1", "+m3", "+m7", "+f1", "+f2", "+f3", "+f4"];
-    const OTHER_VOICES: [&str; 1] = ["en-gb-x-gbcwmd"];
-    const OTHER_TIMBRES: [&str; 2] = ["+f5", "+m4"];
-    let phrases = |held_out: bool| {
-        let all = Colour::ALL.into_iter().flat_map(|colour| {
-            Shape::ALL.into_iter().flat_map(move |shape| {
-                let (position, background) = (Position::Centre, Background::White);
-                Size::ALL.into_iter().map(move |size| Scene { colour, shape, size, position, background })
-            })
-        });
-        all.filter(move |scene| scene.is_held_out() == held_out)
-    };
-    let kind = |name, held_out, times, voices: &[&str], timbres: &[&str]| -> anyhow::Result<Kind> {
+    let kind = |name, held_out, times, speakers| -> anyhow::Result<Kind> {
         let mut rng = Pcg64::seed_from_u64(args.seed);
-        let mut said: Vec<(Scene, String, u32, u32)> = phrases(held_out)
+        let mut said: Vec<(Scene, Voice)> = speech::phrases(held_out)
+            .into_iter()
             .flat_map(|scene| std::iter::repeat_n(scene, times))
-            .map(|scene| {
-                let voice = voices[rng.random_range(0..voices.len())];
-                let timbre = timbres[rng.random_range(0..timbres.len())];
-                (scene, format!("{voice}{timbre}"), rng.random_range(130..=190), rng.random_range(30..=70))
-            })
+            .map(|scene| (scene, Voice::any(speakers, &mut rng)))
             .collect();
         said.shuffle(&mut rng);
         said.truncate(args.queries);
-        let queries = said.into_par_iter().map(|(scene, voice, speed, pitch)| {
-            let text = Wording::Spoken.of(&scene, &mut Pcg64::seed_from_u64(0));
-            Ok((scene, speak(&text, &voice, speed, pitch)?))
-        });
+        let queries = said.into_par_iter().map(|(scene, voice)| Ok((scene, speech::speak(&scene, &voice)?)));
         let queries = queries.collect::<anyhow::Result<_>>()?;
         Ok(Kind { name, modality: Modality::Audio, attributes: &SPOKEN, queries })
     };
     Ok(vec![
-        kind("speech, test", false, 4, &VOICES, &TIMBRES)?,
-        kind("speech, voices never heard", false, 4, &OTHER_VOICES, &OTHER_TIMBRES)?,
-        kind("speech, pairs never seen", true, 8, &VOICES, &TIMBRES)?,
+        kind("speech, test", false, 4, Speakers::Known)?,
+        kind("speech, voices never heard", false, 4, Speakers::Unknown)?,
+        kind("speech, pairs never seen", true, 8, Speakers::Known)?,
     ])
-}
-
-/// Two seconds at most of a spoken text, as a WAV file.
-fn speak(text: &str, voice: &str, speed: u32, pitch: u32) -> anyhow::Result<Vec<u8>> {
-    let output = Command::new("espeak-ng")
-        .args(["-v", voice, "-s", &speed.to_string(), "-p", &pitch.to_string(), "--stdout", text])
-        .stderr(Stdio::null())
-        .output()
-        .context("espeak-ng cannot be run")?;
-    let mut file = output.stdout;
-    if !output.status.success() || file.len() <= WAV_HEADER {
-        bail!("espeak-ng has no voice `{voice}`, or says nothing");
-    }
-    file.truncate(WAV_HEADER + SPOKEN_BYTES);
-    // It does not know the length when it writes its header.
-    let data = (file.len() - WAV_HEADER) as u32;
-    file[4..8].copy_from_slice(&(data + WAV_HEADER as u32 - 8).to_le_bytes());
-    file[40..44].copy_from_slice(&data.to_le_bytes());
-    Ok(file)
 }
 
 /// The cache: embeddings of training pictures, one after another.

@@ -117,16 +117,30 @@ impl AudioFront {
     /// # Errors
     /// [`Error::TooShort`].
     pub fn spectrograms(&self, sound: &Sound) -> Result<Vec<f32>, Error> {
+        self.first(sound, CLIPS)
+    }
+
+    /// The first clip alone, `[bands, columns]`: of a sound of up to two seconds, all that there is.
+    ///
+    /// # Errors
+    /// [`Error::TooShort`].
+    pub fn spectrogram(&self, sound: &Sound) -> Result<Vec<f32>, Error> {
+        self.first(sound, 1)
+    }
+
+    /// So many of the clips, from the first on.
+    fn first(&self, sound: &Sound, count: usize) -> Result<Vec<f32>, Error> {
         let resampler = self.resampler(sound.rate);
         let samples = resampler.len(sound.left.len());
         if samples < mel::WINDOW {
             return Err(Error::TooShort { samples, needed: mel::WINDOW });
         }
-        let clips = clips::sample_ranges(samples, RATE, CLIPS, CLIP_SECONDS);
+        let mut clips = clips::sample_ranges(samples, RATE, CLIPS, CLIP_SECONDS);
+        clips.truncate(count);
         let mut left = Heard::new(&resampler, &sound.left, &clips);
         let mut lowered: Vec<(Range<usize>, f64)> = Vec::new();
         let size = self.bands * self.columns;
-        let mut spectrograms = vec![0.0; CLIPS * size];
+        let mut spectrograms = vec![0.0; count * size];
         for (clip, into) in clips.into_iter().zip(spectrograms.chunks_exact_mut(size)) {
             let level = match &sound.mean {
                 None => left.mean(&clip),
@@ -277,6 +291,8 @@ mod tests {
         // One window, then silence as the encoder was trained with it.
         assert!(one.chunks_exact(204).all(|row| row[1..].iter().all(|v| (v - 0.467_06).abs() < 1e-5)));
         let (first, rest) = one.split_at(64 * 204);
+        let sound = decode(&wav(1, 16, 16_000, 1, &pcm16(&tone(400))), &AudioLimits::default()).unwrap();
+        assert_eq!(front().spectrogram(&sound).unwrap(), first);
         assert!(
             rest.chunks_exact(64 * 204).all(|clip| clip.iter().zip(first).all(|(a, b)| (a - b).abs() < 2e-3))
         );

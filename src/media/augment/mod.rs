@@ -15,6 +15,7 @@
 //! | `operation.rs` | one operation |
 //! | `point.rs`, `enhance.rs`, `affine.rs` | what operations do: to values, to contrasts, to places |
 //! | `erase.rs` | the box of noise |
+//! | `labelled.rs` | the same for pictures whose pixels have labels |
 //!
 //! Choosing draws from a generator that the caller seeds; applying is a function of the picture and the choice. So a choice can be
 //! kept, printed and repeated, and operations are tested to the byte against Pillow.
@@ -28,6 +29,7 @@ mod crop;
 mod enhance;
 mod erase;
 mod evaluation;
+mod labelled;
 mod operation;
 mod operations;
 mod point;
@@ -37,6 +39,7 @@ pub use affine::Interpolation;
 pub use crop::Crop;
 pub use erase::{Erase, Erased};
 pub use evaluation::{Evaluation, Fit};
+pub use labelled::{Cut, CutWindow, Labelled, windows};
 pub use operation::Operation;
 pub use operations::Operations;
 pub use training::{Choice, Training};

@@ -27,6 +27,7 @@ use std::path::PathBuf;
 
 use self::network::Model;
 pub use self::network::Network;
+pub use self::open::tokenizer;
 pub use self::prepare::{Media, PrepareError, Prepared, Values};
 use self::spread::{alone, in_batches, over_lanes};
 use super::{DeviceKind, Error};

@@ -175,8 +175,11 @@ fn illama(
     })
 }
 
-/// The merge table that fits a vocabulary: CLIP's whole one, or a beginning of the shipped one.
-fn tokenizer(sizes: &imagebind::TextConfig) -> Result<ClipTokenizer, Error> {
+/// The tokenizer whose merge table fits a vocabulary: CLIP's whole one, or a beginning of the shipped one.
+///
+/// # Errors
+/// [`Error::Config`] for a vocabulary that none fits.
+pub fn tokenizer(sizes: &imagebind::TextConfig) -> Result<ClipTokenizer, Error> {
     const CLIP_VOCABULARY: usize = 49408;
     const IDS_WITHOUT_MERGES: usize = 514;
     let shipped = nano::MERGES.lines().count() - 1;

@@ -125,7 +125,7 @@ pub fn continued(config: &Config, seed: u64, weights: &Weights) -> Result<Variab
 }
 
 /// * `inputs`: of a patch.
-fn values(name: &str, inputs: usize, count: usize, random: &mut Pcg64) -> Vec<f32> {
+pub(in crate::models) fn values(name: &str, inputs: usize, count: usize, random: &mut Pcg64) -> Vec<f32> {
     if name.starts_with("patch_embed.proj.") {
         let bound = 1.0 / (inputs as f64).sqrt();
         return (0..count).map(|_| random.random_range(-bound..bound) as f32).collect();

@@ -17,6 +17,7 @@
 //! | `network.rs` | the blocks |
 //! | `initial.rs` | first values of what learns |
 //! | `learner.rs` | the loss of a batch, and its gradients |
+//! | `probe.rs` | a head alone that learns, from features that stay |
 //! | `selection.rs` | first weights from a LLaMA |
 //!
 //! Left out: dropout on positions and attention, which no published recipe uses.
@@ -27,10 +28,14 @@ mod config;
 mod initial;
 mod learner;
 mod network;
+mod probe;
 mod selection;
 
 pub use config::{Config, Size};
+pub(super) use initial::values as first_values;
 pub use initial::{continued, initial, shapes};
 pub use learner::{Learner, Lesson};
 pub use network::{Illama, Looked};
+pub(super) use network::{Keep, known};
+pub use probe::{Probe, is_head};
 pub use selection::{Thinned, select, thinned};

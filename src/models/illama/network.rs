@@ -51,7 +51,7 @@ pub struct Looked {
 /// Receives named intermediate tensors; asks for all tokens of the last block, of which else only the class token is made.
 type Observe<'a> = Option<&'a mut dyn FnMut(&str, &Tensor)>;
 /// What of a branch is added, by its number.
-pub(super) type Keep<'a> = dyn Fn(usize, Tensor) -> Result<Tensor, Error> + 'a;
+pub(in crate::models) type Keep<'a> = dyn Fn(usize, Tensor) -> Result<Tensor, Error> + 'a;
 
 impl Illama {
     /// Loads it.
@@ -61,6 +61,17 @@ impl Illama {
     /// # Errors
     /// [`Error::MissingTensor`], [`Error::TensorShape`], [`Error::SurplusTensor`], [`Error::Config`].
     pub fn load(weights: &Weights, config: &Config, placement: &Placement) -> Result<Self, Error> {
+        let model = Self::within(weights, config, placement)?;
+        weights.refuse_surplus(|name| known(name, config.depth))?;
+        Ok(model)
+    }
+
+    /// As [`Illama::load`], of weights that have tensors of other parts too.
+    pub(in crate::models) fn within(
+        weights: &Weights,
+        config: &Config,
+        placement: &Placement,
+    ) -> Result<Self, Error> {
         let scope = Scope::new(weights, placement);
         let Config { width, depth, patch, classes, .. } = *config;
         let patches = Linear::of_kernel(
@@ -69,7 +80,7 @@ impl Illama {
             [width, 3 * patch * patch],
         )?;
         let blocks = (0..depth).map(|i| Block::load(&scope.at("blocks").at(i), config));
-        let model = Illama {
+        Ok(Illama {
             patches,
             class: scope.tensor("cls_token", &[1, 1, width])?,
             positions: Self::placed(&scope, config)?,
@@ -79,9 +90,7 @@ impl Illama {
             rotary: Rotary::new(width / config.heads, config.patches() + 1, THETA, placement)?,
             config: config.clone(),
             placement: placement.clone(),
-        };
-        weights.refuse_surplus(|name| known(name, depth))?;
-        Ok(model)
+        })
     }
 
     /// Positions for the grid that is asked for. The class token's is the last row, and is not resized.
@@ -118,10 +127,22 @@ impl Illama {
     /// # Errors
     /// As [`Illama::forward`].
     pub fn logits(&self, pictures: Vec<f32>, rate: f32) -> Result<Vec<Vec<f32>>, Error> {
+        Ok(self.forward(&self.shown(pictures)?, rate)?.logits.to_vec2()?)
+    }
+
+    /// The class tokens of pictures behind the last norm, row by row: `[B, 3, S, S]` → `[B, E]`.
+    ///
+    /// # Errors
+    /// As [`Illama::forward`].
+    pub fn features(&self, pictures: Vec<f32>, rate: f32) -> Result<Vec<f32>, Error> {
+        Ok(self.forward(&self.shown(pictures)?, rate)?.features.flatten_all()?.to_vec1()?)
+    }
+
+    /// Prepared pictures as a tensor `[B, 3, S, S]`.
+    pub(in crate::models) fn shown(&self, pictures: Vec<f32>) -> Result<Tensor, Error> {
         let side = self.config.side;
         let count = pictures.len() / (3 * side * side);
-        let pictures = self.placement.tensor(pictures, &[count, 3, side, side])?;
-        Ok(self.forward(&pictures, rate)?.logits.to_vec2()?)
+        Ok(self.placement.tensor(pictures, &[count, 3, side, side])?)
     }
 
     /// As [`Illama::forward`], with the tensors on the way.
@@ -162,7 +183,7 @@ impl Illama {
     }
 
     /// Tokens of pictures with the class token behind them, and positions: `[B, 3, S, S]` → `[B, P + 1, E]`.
-    pub(super) fn embedded(&self, pictures: &Tensor) -> Result<Tensor, Error> {
+    pub(in crate::models) fn embedded(&self, pictures: &Tensor) -> Result<Tensor, Error> {
         self.placed_tokens(&self.cut(pictures)?)
     }
 
@@ -184,6 +205,22 @@ impl Illama {
         keep: &Keep<'_>,
     ) -> Result<Tensor, Error> {
         self.through(i, x, mask, i + 1 == self.blocks.len(), None, keep)
+    }
+
+    /// As [`Illama::block`], of all tokens, whichever block it is.
+    pub(in crate::models) fn whole_block(
+        &self,
+        i: usize,
+        x: &Tensor,
+        mask: Option<&Tensor>,
+        keep: &Keep<'_>,
+    ) -> Result<Tensor, Error> {
+        self.through(i, x, mask, false, None, keep)
+    }
+
+    /// What each token of `[B, .., E]` is named by norm and head: `[B, .., C]`.
+    pub(in crate::models) fn names(&self, x: &Tensor) -> Result<Tensor, Error> {
+        Ok(self.head.forward(&rms_norm(x, &self.norm, self.config.norm_eps)?)?)
     }
 
     /// What the last token of `[B, .., E]` behind the blocks says.
@@ -219,7 +256,7 @@ impl Illama {
     ///
     /// # Errors
     /// [`Error::Input`] for a rate that is not from 0 to 1.
-    pub(super) fn mask(&self, rate: f32) -> Result<Option<Tensor>, Error> {
+    pub(in crate::models) fn mask(&self, rate: f32) -> Result<Option<Tensor>, Error> {
         if !(0.0..=1.0).contains(&rate) {
             let why = format!("the rate of the soft mask is from 0 to 1, not {rate}");
             return Err(Error::Input { received: vec![], why });
@@ -323,7 +360,7 @@ impl Block {
 }
 
 /// Whether an iLLaMA of so many blocks has a tensor of this name.
-fn known(name: &str, depth: usize) -> bool {
+pub(in crate::models) fn known(name: &str, depth: usize) -> bool {
     const OUTSIDE: [&str; 7] = [
         "cls_token",
         "pos_embed",

@@ -58,11 +58,10 @@ impl Head {
         let token = match select {
             None => x.narrow(1, 0, 1)?.squeeze(1)?,
             Some(positions) => {
-                let rows = positions
-                    .iter()
-                    .enumerate()
-                    .map(|(b, &p)| x.narrow(0, b, 1)?.narrow(1, p as usize, 1)?.squeeze(1));
-                Tensor::cat(&rows.collect::<Result<Vec<_>, _>>()?, 0)?
+                let (batch, length, width) = x.dims3()?;
+                let rows: Vec<u32> = (0..).zip(positions).map(|(b, p)| b * length as u32 + p).collect();
+                let rows = Tensor::from_vec(rows, positions.len(), x.device())?;
+                x.reshape((batch * length, width))?.index_select(&rows, 0)?
             }
         }; // [B, width]
         self.project(&token)

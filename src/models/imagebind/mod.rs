@@ -18,6 +18,8 @@
 
 mod config;
 mod head;
+mod initial;
+mod learner;
 mod point;
 mod stem;
 mod trunk;
@@ -34,6 +36,8 @@ use crate::types::Modality;
 use config::Tower;
 pub use config::{AudioConfig, Config, ImuConfig, PlaneConfig, PointConfig, TextConfig, VisionConfig};
 use head::{Head, Scale};
+pub use initial::initial;
+pub use learner::{Learner, LogitScale, SCALE, Side};
 use point::PointTrunk;
 use stem::{ImuStem, PlaneStem, TextStem, VisionStem};
 use trunk::{Form, Trunk};
@@ -241,8 +245,10 @@ impl Encoder {
             Tower::Imu => ("imu", ["0", "3"]), // a dropout is counted before the projection
             _ => (word, ["0", "2"]),
         };
+        // What learns, learns by directions: the loss has a scale of its own.
         let scale = match tower {
             Tower::Vision => None,
+            _ if scope.placement.variables.is_some() => None,
             _ => {
                 let scope = scope.at("modality_postprocessors").at(word).at(1);
                 Some(Scale::from_log(scope.values("log_logit_scale", &[])?[0]))

@@ -18,7 +18,7 @@ use candle_core::{D, DType, Tensor};
 
 use super::config::{ImuConfig, TextConfig, VisionConfig};
 use crate::models::Error;
-use crate::models::layers::{LayerNorm, Linear, Scope};
+use crate::models::layers::{LayerNorm, Linear, Scope, Tuning, learns};
 use crate::models::positions;
 
 /// Of the norms in here; everywhere else it is 1e-6.
@@ -28,35 +28,70 @@ pub(super) struct VisionStem {
     kernel: (usize, usize),
     grid: (usize, usize),
     width: usize,
-    /// `[width, 3·kh·kw]`, summed over time: for equal frames.
-    still: Linear,
-    /// `[width, 3·2·kh·kw]`: for clips.
-    moving: Linear,
+    projection: Projection,
     /// `[1, 1, width]`
     cls: Tensor,
-    /// `[1 + s², width]`, f32 on the CPU, to interpolate from.
+    /// `[1 + s², width]`, f32 on the CPU, to interpolate from; empty where they are learned.
     positions: Vec<f32>,
     /// The same where the model runs, for the trained size.
     trained: Tensor,
+}
+
+/// A kernel of two frames as linear layers of unfolded patches.
+enum Projection {
+    Read {
+        /// `[width, 3·kh·kw]`, summed over time: for equal frames.
+        still: Linear,
+        /// `[width, 3·2·kh·kw]`: for clips.
+        moving: Linear,
+    },
+    /// `[width, 3, 2, kh, kw]`: a kernel that is learned is summed each time.
+    Learned(Tensor),
+}
+
+impl Projection {
+    fn load(kernel: Tensor, learned: bool) -> Result<Self, Error> {
+        if learned {
+            return Ok(Projection::Learned(kernel));
+        }
+        let (width, of_patch) = (kernel.dim(0)?, kernel.elem_count() / kernel.dim(0)?.max(1));
+        let still = kernel.to_dtype(DType::F32)?.sum(2)?.to_dtype(kernel.dtype())?; // [width, 3, kh, kw]
+        let still = still.reshape((width, still.elem_count() / width.max(1)))?;
+        Ok(Projection::Read {
+            still: Linear::new(&still, None)?,
+            moving: Linear::new(&kernel.reshape((width, of_patch))?, None)?,
+        })
+    }
+
+    /// Patches `[B, L, 3·T·kh·kw]`, of one frame or of two, → `[B, L, width]`.
+    fn forward(&self, patches: &Tensor, frames: usize) -> Result<Tensor, Error> {
+        match (self, frames) {
+            (Projection::Read { still, .. }, 1) => Ok(still.forward(patches)?),
+            (Projection::Read { moving, .. }, _) => Ok(moving.forward(patches)?),
+            (Projection::Learned(kernel), frames) => {
+                let kernel = if frames == 1 { kernel.sum(2)? } else { kernel.clone() };
+                let kernel = kernel.reshape((kernel.dim(0)?, patches.dim(D::Minus1)?))?;
+                Ok(Linear::as_given(kernel, None, Tuning::default()).forward(patches)?)
+            }
+        }
+    }
 }
 
 impl VisionStem {
     pub(super) fn load(scope: &Scope<'_>, sizes: &VisionConfig) -> Result<Self, Error> {
         let ([t, kh, kw], width, (rows, columns)) = (sizes.kernel, sizes.embed_dim, sizes.grid());
         let kernel = scope.tensor("rgbt_stem.proj.1.weight", &[width, 3, t, kh, kw])?;
-        let still = kernel.to_dtype(DType::F32)?.sum(2)?.to_dtype(scope.placement.dtype())?; // [width, 3, kh, kw]
-        let positions = scope.values("pos_embedding_helper.pos_embed", &[1, 1 + rows * columns, width])?;
-        let trained =
-            Tensor::from_slice(&positions, (1, 1 + rows * columns, width), &scope.placement.device)?;
+        let (name, shape) = ("pos_embedding_helper.pos_embed", [1, 1 + rows * columns, width]);
+        let trained = scope.tensor(name, &shape)?;
+        let positions = if trained.is_variable() { Vec::new() } else { scope.values(name, &shape)? };
         Ok(VisionStem {
             kernel: (kh, kw),
             grid: (rows, columns),
             width,
-            still: Linear::new(&still.reshape((width, 3 * kh * kw))?, None)?,
-            moving: Linear::new(&kernel.reshape((width, 3 * t * kh * kw))?, None)?,
+            projection: Projection::load(kernel, scope.placement.variables.is_some())?,
             cls: scope.tensor("cls_token", &[1, 1, width])?,
             positions,
-            trained: trained.to_dtype(scope.placement.dtype())?,
+            trained,
         })
     }
 
@@ -69,9 +104,9 @@ impl VisionStem {
         if rows == 0 || columns == 0 {
             return refuse(format!("a picture must be at least {kh}×{kw} pixels"));
         }
-        let (linear, t) = match t {
-            1 => (&self.still, 1),
-            2 | 3 => (&self.moving, 2),
+        let t = match t {
+            1 => 1,
+            2 | 3 => 2,
             _ => return refuse(format!("clips of {t} frames are not supported; send 1, 2 or 3")),
         };
         let patches = frames
@@ -83,7 +118,7 @@ impl VisionStem {
             .permute((0, 2, 4, 1, 3, 5))? // [B, rows, columns, 3·T, kh, kw]
             .contiguous()?
             .reshape((batch, rows * columns, channels * t * kh * kw))?; // [B, patches, 3·T·kh·kw]
-        let tokens = linear.forward(&patches)?; // [B, patches, width]
+        let tokens = self.projection.forward(&patches, t)?; // [B, patches, width]
         let cls = self.cls.broadcast_as((batch, 1, self.width))?;
         let tokens = Tensor::cat(&[&cls, &tokens], 1)?; // [B, 1 + patches, width]
         Ok(tokens.broadcast_add(&self.positions_for(frames, rows * columns)?)?)
@@ -96,6 +131,10 @@ impl VisionStem {
             return Ok(self.trained.clone());
         }
         let (from, to) = (stored.isqrt(), patches.isqrt());
+        if self.positions.is_empty() {
+            let why = format!("positions that are learned are for the trained {stored} patches alone");
+            return Err(Error::Input { received: frames.dims().to_vec(), why });
+        }
         if from * from != stored || to * to != patches {
             let why = format!(
                 "{patches} patches are neither the trained {stored} nor a square number, so positions cannot be interpolated"
@@ -176,8 +215,29 @@ impl PlaneStem {
             let why = format!("each is one channel of {height}×{width}");
             return Err(Error::Input { received: planes.dims().to_vec(), why });
         }
-        let patches = planes.conv2d(&self.kernel, 0, self.stride, 1, 1)?; // [B, width, rows, columns]
-        self.tokens.forward(&patches.flatten_from(2)?.transpose(1, 2)?.contiguous()?)
+        self.tokens.forward(&match learns(&[&self.kernel]) {
+            true => self.unfolded(planes)?,
+            false => {
+                let patches = planes.conv2d(&self.kernel, 0, self.stride, 1, 1)?; // [B, width, rows, columns]
+                patches.flatten_from(2)?.transpose(1, 2)?.contiguous()?
+            }
+        })
+    }
+
+    /// The convolution as a product, whose derivative is one too: `[B, 1, H, W]` → `[B, patches, width]`.
+    fn unfolded(&self, planes: &Tensor) -> Result<Tensor, Error> {
+        let (width, _, kernel, _) = self.kernel.dims4()?;
+        let (batch, [height, length]) = (planes.dim(0)?, self.size);
+        let [rows, columns] = self.size.map(|side| (side - kernel) / self.stride + 1);
+        let first = |patch: usize| (patch / columns * self.stride) * length + patch % columns * self.stride;
+        let places = (0..rows * columns)
+            .flat_map(|patch| (0..kernel * kernel).map(move |i| (patch, i)))
+            .map(|(patch, i)| (first(patch) + i / kernel * length + i % kernel) as u32);
+        let places = Tensor::from_vec(places.collect(), rows * columns * kernel * kernel, planes.device())?;
+        let patches = planes.reshape((batch, height * length))?.index_select(&places, 1)?;
+        let patches = patches.reshape((batch, rows * columns, kernel * kernel))?;
+        let kernel = self.kernel.reshape((width, kernel * kernel))?;
+        Ok(Linear::as_given(kernel, None, Tuning::default()).forward(&patches)?)
     }
 }
 

@@ -17,7 +17,7 @@ use super::{LAYER_NORM_EPS, NAMES, Observe};
 use crate::models::Error;
 use crate::models::layers::{LayerNorm, Linear, Scope, add_to, attend};
 
-const MLP_RATIO: usize = 4;
+pub(super) const MLP_RATIO: usize = 4;
 
 pub(super) struct Trunk {
     before: Option<LayerNorm>,

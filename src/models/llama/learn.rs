@@ -41,6 +41,8 @@ pub struct Group {
 }
 
 impl Group {
+    /// Everything of a decoder without an adapter.
+    pub const BACKBONE: Group = Group { within: "llama.", begins: &["llama."], contains: &[] };
     /// ImageBind-LLM's first phase: gates, prefix and bind network.
     pub const BIND_PRETRAIN: Group =
         Group { within: "", begins: &["image_bind_", "prefix_query."], contains: &["gate"] };
@@ -104,6 +106,8 @@ pub struct Batch<'a> {
     pub ids: &'a [u32],
     /// The same, and 0 where nothing is to be learned.
     pub labels: &'a [u32],
+    /// How much each label counts, 0 or above, `[B · T]`; empty where all count alike.
+    pub weights: &'a [f32],
     /// Tokens of a text, T.
     pub length: usize,
     /// What they are about.
@@ -116,13 +120,16 @@ impl Batch<'_> {
         self.ids.len() / self.length.max(1)
     }
 
-    /// The label of every position: the token behind it, 0 where that is not to be learned.
-    fn learned(&self, texts: Range<usize>) -> Vec<u32> {
+    /// The label of every position, the token behind it, and how much it counts: 0 where it is not to be learned.
+    fn learned(&self, texts: Range<usize>) -> Learned {
         let next = |i: usize| {
             let last = (i + 1).is_multiple_of(self.length);
-            if last { 0 } else { self.labels[i + 1] }
+            let label = if last { 0 } else { self.labels[i + 1] };
+            let weight = if self.weights.is_empty() || last { 1.0 } else { self.weights[i + 1] };
+            (label, if label == 0 { 0.0 } else { weight })
         };
-        (texts.start * self.length..texts.end * self.length).map(next).collect()
+        let (labels, weights) = (texts.start * self.length..texts.end * self.length).map(next).unzip();
+        Learned { labels, weights }
     }
 
     /// Refuses parts that do not fit each other.
@@ -135,6 +142,13 @@ impl Batch<'_> {
             let received = vec![self.ids.len(), self.labels.len(), self.length];
             return Err(Error::Input { received, why: "ids and labels are [B, T] alike".into() });
         }
+        let weighed = |&weight: &f32| weight.is_finite() && weight >= 0.0;
+        if !self.weights.is_empty()
+            && (self.weights.len() != self.ids.len() || !self.weights.iter().all(weighed))
+        {
+            let why = "weights are [B, T] as ids are, finite and 0 or above".into();
+            return Err(Error::Input { received: vec![self.weights.len(), self.ids.len()], why });
+        }
         match self.shown {
             Shown::Embeddings(x) | Shown::Pictures(x) if x.dims().first() != Some(&self.texts()) => {
                 let why = format!("there are {} texts, and what is shown is for others", self.texts());
@@ -142,6 +156,18 @@ impl Batch<'_> {
             }
             _ => Ok(()),
         }
+    }
+}
+
+/// What is to be learned of some texts, position by position.
+struct Learned {
+    labels: Vec<u32>,
+    weights: Vec<f32>,
+}
+
+impl Learned {
+    fn weight(&self) -> f64 {
+        self.weights.iter().map(|&weight| f64::from(weight)).sum()
     }
 }
 
@@ -221,12 +247,13 @@ impl Learner {
     /// [`Error::Input`] for a batch that the model cannot be given.
     pub fn gradients(&self, batch: &Batch<'_>) -> Result<(f32, Gradients), Error> {
         batch.check()?;
-        let learned = batch.learned(0..batch.texts()).iter().filter(|&&label| label != 0).count();
-        let share = 1.0 / learned.max(1) as f64;
+        let weight = batch.learned(0..batch.texts()).weight();
+        let share = if weight > 0.0 { 1.0 / weight } else { 1.0 };
         self.lanes.sum(batch.texts(), &|texts| self.part(batch, texts, share))
     }
 
-    /// What a batch costs without learning: the sum of `−log p` over what is to be learned, and of how many tokens that is.
+    /// What a batch costs without learning: the sum of `−log p` over what is to be learned, each by its weight, and of how many tokens
+    /// that is.
     ///
     /// # Errors
     /// As [`Learner::gradients`].
@@ -240,7 +267,7 @@ impl Learner {
             let x = (0..self.decoder.config().n_layers)
                 .try_fold(x, |x, i| Ok::<_, Error>(self.decoder.through(i, &x, shown.as_ref())?.detach()))?;
             let lost = lost(&self.decoder.spoken(&x)?, &learned, 1.0)?.to_scalar::<f32>()?;
-            Ok((f64::from(lost), learned.iter().filter(|&&label| label != 0).count()))
+            Ok((f64::from(lost), learned.weights.iter().filter(|&&weight| weight > 0.0).count()))
         };
         let parts = self.lanes.over(batch.texts(), &of_part)?;
         Ok(parts.into_iter().fold((0.0, 0), |(loss, count), (l, c)| (loss + l, count + c)))
@@ -290,15 +317,14 @@ impl Learner {
     }
 }
 
-/// The sum of `−log p` over the labels that are not 0, each times a share.
+/// The sum of `−log p` over the labels, each times its weight and a share.
 ///
-/// * `logits`: `[b, T, V]`. `labels`: of every position, `[b · T]`.
-fn lost(logits: &Tensor, labels: &[u32], share: f64) -> Result<Tensor, Error> {
+/// * `logits`: `[b, T, V]`.
+fn lost(logits: &Tensor, learned: &Learned, share: f64) -> Result<Tensor, Error> {
     let (texts, length, words) = logits.dims3()?;
     let logs = candle_nn::ops::log_softmax(&logits.reshape((texts * length, words))?, D::Minus1)?;
-    let learned: Vec<f32> = labels.iter().map(|&label| f32::from(u8::from(label != 0))).collect();
     let place = (texts * length, 1);
-    let learned = Tensor::from_vec(learned, place, &Device::Cpu)?;
-    let chosen = (logs.gather(&Tensor::from_slice(labels, place, &Device::Cpu)?, 1)? * learned)?;
+    let weights = Tensor::from_slice(&learned.weights, place, &Device::Cpu)?;
+    let chosen = (logs.gather(&Tensor::from_slice(&learned.labels, place, &Device::Cpu)?, 1)? * weights)?;
     Ok((chosen.sum_all()? * -share)?)
 }

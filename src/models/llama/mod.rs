@@ -19,6 +19,7 @@
 //! | `sample.rs` | logits → the next token |
 //! | `saved.rs` | a decoder in 8 bits as one file that is mapped |
 //! | `texts.rs` | whole texts of one length, as learning needs them |
+//! | `bare.rs` | first values of a decoder that has read nothing |
 //! | `initial.rs` | first values of an adapter |
 //! | `learn.rs` | the loss of a batch as a differentiable function of chosen tensors |
 //!
@@ -30,6 +31,7 @@
 
 mod adapter;
 mod attention;
+mod bare;
 mod bind;
 mod checkpoint;
 mod config;
@@ -47,6 +49,7 @@ use rayon::prelude::*;
 
 use adapter::{Adapter, Addition, Projections, Queries};
 pub use attention::KvCache;
+pub use bare::bare;
 pub use bind::Bind;
 pub use checkpoint::{Checkpoint, Files, WHOLE_ADAPTER, adapter_file};
 pub use config::{ChannelOrder, Config, Family, PictureConfig};

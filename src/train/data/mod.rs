@@ -4,7 +4,7 @@
 //! folder of folders ────┐
 //! CIFAR-10's batches ───┤                  ┌─ samples: a place, and a class or a caption
 //! tars of pictures ─────┼─► Samples::of_… ─┼─ classes, by name
-//! table of paths ───────┘                  └─ skipped: how many, why, and the first of them by name
+//! table of paths, scenes ┘                 └─ skipped: how many, why, and the first of them by name
 //!                                            samples ─► Order: which comes when ─► Place::read: the bytes of one
 //! ```
 //!
@@ -15,6 +15,8 @@
 //! | `cifar.rs` | `data_batch_1.bin` … |
 //! | `archive.rs` | tars of pictures; `tar.rs` knows their headers |
 //! | `table.rs` | CSV and TSV |
+//! | `drawn.rs` | scenes that are drawn, and what is said about them |
+//! | `annotated.rs` | pictures with a label for each pixel, as ADE20K's |
 //! | `exchange.rs` | an instruction, its answer, and maybe a picture |
 //! | `instructions.rs` | these as JSON |
 //! | `gather.rs` | from words to classes; what all sources share |
@@ -36,6 +38,7 @@
 //! | an item of instructions without a question, without an answer, or of other types | JSON that is cut short, damaged or no array |
 //! | a text whose prompt alone takes all its tokens | pictures with classes where captions are asked for |
 //! | a picture that cannot be decoded, where embeddings are learned from | more embeddings than the memory that is allowed |
+//! | a picture without an annotation, or the other way round; an annotation that cannot be read, has another size, no label or one too high | a folder that is not in ADE20K's layout |
 //! | a link inside a tar; a folder behind a link, or too deep | a folder of `train` and `val` in place of one of them |
 //!
 //! Pictures are only looked at by name and length here; one that cannot be decoded is found out by whoever decodes it. Texts are cut to
@@ -44,8 +47,10 @@
 //! Left out: compressed tars, whose members cannot be read where they lie (`gunzip` first); several captions of one picture in one
 //! sample (each row of a table is a sample).
 
+mod annotated;
 mod archive;
 mod cifar;
+mod drawn;
 mod exchange;
 mod folder;
 mod gather;
@@ -59,8 +64,10 @@ mod tar;
 
 use std::path::PathBuf;
 
+pub use annotated::{Annotated, Pair};
 pub use archive::{ArchiveOptions, LabelFrom};
 pub use cifar::Split;
+pub use drawn::{About, Sayings, Scenes};
 pub use exchange::{CAPTION_INSTRUCTION, Exchange, Exchanges, Instructions};
 pub use gather::{Samples, Wanted};
 pub use order::{Order, Walk};

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::Error;
+use crate::scenes::{self, Set, draw};
 
 /// A picture to learn from, not yet read.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -57,6 +58,15 @@ pub enum Place {
         /// How many there are.
         length: u64,
     },
+    /// A scene that is drawn when it is read.
+    Scene {
+        /// Which set it is of.
+        set: Set,
+        /// Of the set.
+        seed: u64,
+        /// Its place in the set.
+        index: u32,
+    },
     /// A record of a batch of CIFAR-10: a label, and 32×32 bytes each of red, green and blue.
     Record {
         /// The batch.
@@ -74,7 +84,7 @@ impl Place {
     /// Bytes of a record, with its label.
     pub(super) const RECORD: usize = 1 + Self::CIFAR_BYTES;
 
-    /// Reads the bytes of the picture, as a file of it has them. Of CIFAR-10's records, a PPM is made.
+    /// Reads the bytes of the picture, as a file of it has them. Of CIFAR-10's records and of scenes, a PPM is made.
     ///
     /// * `most`: bytes allowed; checked before anything is read.
     ///
@@ -101,7 +111,14 @@ impl Place {
             Place::Record { file, record } => {
                 self.allow(Self::CIFAR_BYTES as u64, most)?;
                 let offset = u64::from(*record) * Self::RECORD as u64 + 1;
-                Ok(ppm(&self.part(file, offset, Self::CIFAR_BYTES)?))
+                let planes = self.part(file, offset, Self::CIFAR_BYTES)?;
+                Ok(ppm(Self::CIFAR_SIDE, pixels(&planes)))
+            }
+            Place::Scene { set, seed, index } => {
+                let (scene, style, mut random) = set.scene(*seed, u64::from(*index));
+                let drawn = draw(&scene, style, &mut random);
+                self.allow(drawn.as_flattened().len() as u64, most)?;
+                Ok(ppm(scenes::SIDE as usize, drawn.as_flattened().iter().copied()))
             }
         }
     }
@@ -129,12 +146,17 @@ impl Place {
     }
 }
 
-/// The same pixels as a picture file: what lies plane by plane, pixel by pixel, behind a header.
-fn ppm(planes: &[u8]) -> Vec<u8> {
-    let side = Place::CIFAR_SIDE;
+/// The pixels of what lies plane by plane.
+fn pixels(planes: &[u8]) -> impl Iterator<Item = u8> {
+    let plane = planes.len() / 3;
+    let [red, green, blue] = [0, 1, 2].map(|channel| &planes[channel * plane..(channel + 1) * plane]);
+    red.iter().zip(green).zip(blue).flat_map(|((&r, &g), &b)| [r, g, b])
+}
+
+/// A picture file of square pixels.
+fn ppm(side: usize, pixels: impl Iterator<Item = u8>) -> Vec<u8> {
     let mut bytes = format!("P6\n{side} {side}\n255\n").into_bytes();
-    let [red, green, blue] = [0, 1, 2].map(|plane| &planes[plane * side * side..(plane + 1) * side * side]);
-    bytes.extend(red.iter().zip(green).zip(blue).flat_map(|((&r, &g), &b)| [r, g, b]));
+    bytes.extend(pixels);
     bytes
 }
 
@@ -144,6 +166,7 @@ impl fmt::Display for Place {
             Place::File { folder, name } => write!(f, "{}", folder.join(name).display()),
             Place::Member { file, name, .. } => write!(f, "{name} of {}", file.display()),
             Place::Record { file, record } => write!(f, "record {record} of {}", file.display()),
+            Place::Scene { set, seed, index } => write!(f, "scene {index} of {set:?}, seed {seed}"),
         }
     }
 }

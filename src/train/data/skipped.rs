@@ -30,6 +30,12 @@ pub enum Reason {
     Unreadable,
     /// A label or a caption has no picture.
     NoPicture,
+    /// Nothing says what the pixels of a picture show.
+    NoAnnotation,
+    /// An annotation has another size than its picture.
+    OtherSize,
+    /// Another file has the same name but for its ending.
+    Twice,
     /// A class has no pictures. It stays a class.
     EmptyClass,
     /// A link, which is not followed.
@@ -54,6 +60,9 @@ impl Reason {
             Reason::BeyondClasses => "pictures of a class that there is not",
             Reason::Unreadable => "descriptions that cannot be read",
             Reason::NoPicture => "descriptions without a picture",
+            Reason::NoAnnotation => "pictures without an annotation",
+            Reason::OtherSize => "annotations of another size than their picture",
+            Reason::Twice => "files whose name another one has",
             Reason::EmptyClass => "classes without pictures",
             Reason::Link => "links that are not followed",
             Reason::TooDeep => "folders that are too deep",

@@ -4,9 +4,9 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::{ArchiveOptions, Error, LabelFrom, Samples, Split, TableOptions, Wanted};
+use super::{ArchiveOptions, Error, LabelFrom, Samples, Scenes, Split, TableOptions, Wanted};
 
-/// One of: a folder of classes, CIFAR-10's batches, tars, a table.
+/// One of: a folder of classes, CIFAR-10's batches, tars, a table, scenes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase", try_from = "Named")]
 pub enum Source {
@@ -18,6 +18,8 @@ pub enum Source {
     Tars(Tars),
     /// A CSV or TSV.
     Table(Table),
+    /// Scenes that are drawn.
+    Scenes(Scenes),
 }
 
 /// Tars of pictures.
@@ -57,23 +59,25 @@ struct Named {
     cifar: Option<PathBuf>,
     tars: Option<Tars>,
     table: Option<Table>,
+    scenes: Option<Scenes>,
 }
 
 impl TryFrom<Named> for Source {
     type Error = &'static str;
 
     fn try_from(named: Named) -> Result<Self, &'static str> {
-        let Named { folder, cifar, tars, table } = named;
+        let Named { folder, cifar, tars, table, scenes } = named;
         let kinds = [
             folder.map(Source::Folder),
             cifar.map(Source::Cifar),
             tars.map(Source::Tars),
             table.map(Source::Table),
+            scenes.map(Source::Scenes),
         ];
         let mut named = kinds.into_iter().flatten();
         match (named.next(), named.next()) {
             (Some(source), None) => Ok(source),
-            _ => Err("data have one source: name one of folder, cifar, tars, table"),
+            _ => Err("data have one source: name one of folder, cifar, tars, table, scenes"),
         }
     }
 }
@@ -93,6 +97,7 @@ impl Source {
         known: Option<&[String]>,
     ) -> Result<Samples, Error> {
         match self {
+            Source::Scenes(scenes) => Samples::of_scenes(scenes, wanted, split, known),
             Source::Folder(folder) => Samples::of_folder(&base.join(folder), known),
             Source::Cifar(folder) => Samples::of_cifar(&base.join(folder), split),
             Source::Tars(Tars { paths, labels, under }) => {

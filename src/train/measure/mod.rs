@@ -5,6 +5,7 @@
 //!                          ├─► confidence, right or not ─► bins ─► expected calibration error
 //!                          ├─► best class, in 32 bits and in 8 ─► share that is the same
 //!                          └─► mean of each group of classes ─► decision ─► shape, texture or neither
+//! labels of pixels, true and named ─► counts of pairs ─► IoU of each class, and means
 //! ```
 //!
 //! | file | its one idea |
@@ -13,15 +14,18 @@
 //! | `share.rs` | so many of so many |
 //! | `calibration.rs` | whether confidence is what it says |
 //! | `cues.rs` | whether shape or texture decides |
+//! | `segmentation.rs` | how well pixels are named |
 
 mod calibration;
 mod cues;
 mod probabilities;
+mod segmentation;
 mod share;
 
 pub use calibration::{Bin, Calibration};
 pub use cues::{Bias, Cues, Decision, Groups};
 pub use probabilities::{best, place, softmax};
+pub use segmentation::Confusion;
 pub use share::Share;
 
 /// Why groups of classes cannot be used. Mended by mending the file they come from.
