@@ -31,6 +31,8 @@ const GOALS: [(&str, f64); 2] = [("forward", 1.0), ("step", 0.7)];
 fn main() {
     // SAFETY: this is the first statement of the process.
     unsafe { viscache::models::device::settle_threads() };
+    // As the program that trains.
+    viscache::models::device::hold_memory();
     machine();
     let (threads, rounds) = (setting("VISCACHE_BENCH_THREADS", cores()), setting("VISCACHE_BENCH_ROUNDS", 5));
     let python = std::env::var_os("VISCACHE_BENCH_PYTHON");

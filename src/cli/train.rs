@@ -49,6 +49,7 @@ pub(super) struct TrainArgs {
 }
 
 pub(super) fn run_command(args: &TrainArgs) -> anyhow::Result<ExitCode> {
+    viscache::models::device::hold_memory();
     let recipe = read(&args.recipe, &args.set)?;
     let base = args.recipe.parent().unwrap_or(Path::new("."));
     let threads = match args.threads {

@@ -40,6 +40,8 @@ impl Avx512 {
         score_nibbles = score_nibbles(rows: impl Table<u8>, slots: &[u32], query: &[i8], out: &mut Vec<i32>);
         score_signs = avx2::score_signs(rows: impl Table<u8>, slots: &[u32], planes: &[u64], out: &mut Vec<i32>);
         bias_gelu = bias_gelu(x: &mut [f32], bias: &[f32]);
+        gelu_slope = gelu_slope(x: &mut [f32]);
+        sigmoid = sigmoid(x: &mut [f32]);
         softmax = softmax(x: &mut [f32]);
         hadamard = hadamard(values: &mut [f32]);
         scale_query = scale_query(query: &[f32], out: &mut [i8]) -> f32;
@@ -64,6 +66,8 @@ impl Avx512Vnni {
         score_codes = score_codes_vnni(rows: impl Table<u8>, slots: &[u32], query: &[i8], out: &mut Vec<i32>);
         score_nibbles = score_nibbles_vnni(rows: impl Table<u8>, slots: &[u32], query: &[i8], out: &mut Vec<i32>);
         bias_gelu = bias_gelu(x: &mut [f32], bias: &[f32]);
+        gelu_slope = gelu_slope(x: &mut [f32]);
+        sigmoid = sigmoid(x: &mut [f32]);
         softmax = softmax(x: &mut [f32]);
         hadamard = hadamard(values: &mut [f32]);
         scale_query = scale_query(query: &[f32], out: &mut [i8]) -> f32;
@@ -377,6 +381,16 @@ fn distance_codes(a: &[u8], b: &[u8]) -> u32 {
 #[target_feature(enable = "avx512f")]
 fn bias_gelu(x: &mut [f32], bias: &[f32]) {
     scalar::bias_gelu(x, bias);
+}
+
+#[target_feature(enable = "avx512f")]
+fn gelu_slope(x: &mut [f32]) {
+    scalar::gelu_slope(x);
+}
+
+#[target_feature(enable = "avx512f")]
+fn sigmoid(x: &mut [f32]) {
+    scalar::sigmoid(x);
 }
 
 #[target_feature(enable = "avx512f")]

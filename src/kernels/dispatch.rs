@@ -139,6 +139,16 @@ impl Kernels {
         dispatch!(self, bias_gelu(x, bias))
     }
 
+    /// `x ← d gelu(x)/dx` of the exact GELU, to within 1e-6.
+    pub fn gelu_slope(self, x: &mut [f32]) {
+        dispatch!(self, gelu_slope(x))
+    }
+
+    /// `x ← 1 / (1 + e^−x)`, to within 1e-6 of its value; 0 below −87.4.
+    pub fn sigmoid(self, x: &mut [f32]) {
+        dispatch!(self, sigmoid(x))
+    }
+
     /// `xᵢ ← e^xᵢ / Σ e^xⱼ`, to within f32's own rounding of the exponents; −∞ becomes 0. Where one of them is no number, or none is finite,
     /// they all become none.
     pub fn softmax(self, x: &mut [f32]) {

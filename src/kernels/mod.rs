@@ -40,7 +40,7 @@
 //! | `score_codes`, `score_nibbles` | ● | ● | ● | ● | ● | ● |
 //! | `score_signs` | ● | ● | avx2 | ● with VPOPCNTDQ, else avx2 | ● | neon |
 //! | `score_f32`, `score_f16` | `dot`, `dot_f16` of the path, row by row | | | | | |
-//! | `bias_gelu`, `softmax`, `hadamard`, `scale_query` | ● | ● | ● | avx512 | ● | neon |
+//! | `bias_gelu`, `gelu_slope`, `sigmoid`, `softmax`, `hadamard`, `scale_query` | ● | ● | ● | avx512 | ● | neon |
 //! | `quantize_rows` | ● | ● | avx2 | avx2 | ● | neon |
 //! | `matmul_q8` | ● | ● | avx2 | ● | ● | ● |
 //! | preferred | last | 3rd | 2nd | 1st | 2nd | 1st |

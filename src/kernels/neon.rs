@@ -41,6 +41,8 @@ impl Neon {
         score_nibbles = score_nibbles(rows: impl Table<u8>, slots: &[u32], query: &[i8], out: &mut Vec<i32>);
         score_signs = score_signs(rows: impl Table<u8>, slots: &[u32], planes: &[u64], out: &mut Vec<i32>);
         bias_gelu = bias_gelu(x: &mut [f32], bias: &[f32]);
+        gelu_slope = gelu_slope(x: &mut [f32]);
+        sigmoid = sigmoid(x: &mut [f32]);
         softmax = softmax(x: &mut [f32]);
         hadamard = hadamard(values: &mut [f32]);
         scale_query = scale_query(query: &[f32], out: &mut [i8]) -> f32;
@@ -66,6 +68,8 @@ impl NeonDotprod {
         score_nibbles = score_nibbles_dotprod(rows: impl Table<u8>, slots: &[u32], query: &[i8], out: &mut Vec<i32>);
         score_signs = score_signs(rows: impl Table<u8>, slots: &[u32], planes: &[u64], out: &mut Vec<i32>);
         bias_gelu = bias_gelu(x: &mut [f32], bias: &[f32]);
+        gelu_slope = gelu_slope(x: &mut [f32]);
+        sigmoid = sigmoid(x: &mut [f32]);
         softmax = softmax(x: &mut [f32]);
         hadamard = hadamard(values: &mut [f32]);
         scale_query = scale_query(query: &[f32], out: &mut [i8]) -> f32;
@@ -280,6 +284,16 @@ fn sign_distance(row: &[u8], planes: &[u64]) -> i32 {
 #[target_feature(enable = "neon")]
 fn bias_gelu(x: &mut [f32], bias: &[f32]) {
     scalar::bias_gelu(x, bias);
+}
+
+#[target_feature(enable = "neon")]
+fn gelu_slope(x: &mut [f32]) {
+    scalar::gelu_slope(x);
+}
+
+#[target_feature(enable = "neon")]
+fn sigmoid(x: &mut [f32]) {
+    scalar::sigmoid(x);
 }
 
 #[target_feature(enable = "neon")]

@@ -83,6 +83,26 @@ pub(super) fn bias_gelu(x: &mut [f32], bias: &[f32]) {
 
 /// As [`bias_gelu`]: one body, no branches.
 #[inline(always)]
+pub(super) fn gelu_slope(x: &mut [f32]) {
+    // 1 / √(2π)
+    const PEAK: f32 = 0.398_942_3;
+    for x in x {
+        let v = *x;
+        *x = 0.5 * (1.0 + erf(v * std::f32::consts::FRAC_1_SQRT_2)) + v * PEAK * exp(-0.5 * v * v);
+    }
+}
+
+/// As [`bias_gelu`]: one body, no branches.
+#[inline(always)]
+pub(super) fn sigmoid(x: &mut [f32]) {
+    for x in x {
+        let power = exp(-x.abs());
+        *x = if *x < 0.0 { power } else { 1.0 } / (1.0 + power);
+    }
+}
+
+/// As [`bias_gelu`]: one body, no branches.
+#[inline(always)]
 pub(super) fn softmax(x: &mut [f32]) {
     let (chunks, rest) = x.as_chunks::<LANES>();
     let mut maxima = [f32::NEG_INFINITY; LANES];

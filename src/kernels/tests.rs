@@ -75,6 +75,32 @@ fn gelu_is_the_exact_one() {
 }
 
 #[test]
+fn slopes_and_sigmoids_are_the_exact_ones() {
+    let inputs: Vec<f32> = (-12_000..=12_000).map(|i| i as f32 / 1000.0).collect();
+    for kernels in Kernels::available() {
+        let (mut slopes, mut sigmoids) = (inputs.clone(), inputs.clone());
+        kernels.gelu_slope(&mut slopes);
+        kernels.sigmoid(&mut sigmoids);
+        for ((&x, slope), sigmoid) in inputs.iter().zip(slopes).zip(sigmoids) {
+            let x = f64::from(x);
+            let bell = (-0.5 * x * x).exp() / std::f64::consts::TAU.sqrt();
+            let truth = 0.5 * (1.0 + erf(x / std::f64::consts::SQRT_2)) + x * bell;
+            assert!((f64::from(slope) - truth).abs() <= 1e-6, "{} at {x}: {slope}", kernels.name());
+            let truth = 1.0 / (1.0 + (-x).exp());
+            assert!(
+                (f64::from(sigmoid) - truth).abs() <= 1e-6 * truth,
+                "{} at {x}: {sigmoid}",
+                kernels.name()
+            );
+        }
+        let mut ends = [f32::NEG_INFINITY, -88.0, 88.0, f32::INFINITY, f32::NAN];
+        kernels.sigmoid(&mut ends);
+        assert_eq!(ends[..4], [0.0, 0.0, 1.0, 1.0], "{}", kernels.name());
+        assert!(ends[4].is_nan());
+    }
+}
+
+#[test]
 fn softmax_is_the_exact_one() {
     for kernels in Kernels::available() {
         for len in [1usize, 7, 16, 257, 1000] {

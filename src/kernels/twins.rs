@@ -38,6 +38,8 @@ pub(super) const CHECKS: &[(&str, Check)] = &[
     ("product_nibbles", |path, case| both(path, |path| path.product_nibbles(&case.code, &case.other))),
     ("distance_codes", |path, case| both(path, |path| path.distance_codes(&case.code, &case.other))),
     ("bias_gelu", bias_gelu),
+    ("gelu_slope", |path, case| curve(case, |x| path.gelu_slope(x), |x| SCALAR.gelu_slope(x))),
+    ("sigmoid", |path, case| curve(case, |x| path.sigmoid(x), |x| SCALAR.sigmoid(x))),
     ("softmax", softmax),
     ("scale_query", |path, case| {
         both(path, |path| {
@@ -188,6 +190,16 @@ fn bias_gelu(path: Kernels, case: &Case) -> Result<(), String> {
     SCALAR.bias_gelu(&mut expected, &case.b);
     let mut pairs = found.into_iter().zip(expected);
     pairs.try_for_each(|(found, expected)| near(found, expected, 1e-6 * expected.abs().max(1.0)))
+}
+
+/// A function of every number, on both sides of 0.
+fn curve(case: &Case, path: impl Fn(&mut [f32]), twin: impl Fn(&mut [f32])) -> Result<(), String> {
+    let scaled: Vec<f32> = case.a.iter().map(|v| v / 64.0).collect();
+    let (mut found, mut expected) = (scaled.clone(), scaled);
+    path(&mut found);
+    twin(&mut expected);
+    let mut pairs = found.into_iter().zip(expected);
+    pairs.try_for_each(|(found, expected)| near(found, expected, 2e-6 * expected.abs().min(1.0) + 1e-7))
 }
 
 fn softmax(path: Kernels, case: &Case) -> Result<(), String> {

@@ -3,7 +3,8 @@
 use candle_core::{D, Tensor};
 
 use super::Config;
-use crate::models::layers::{Linear, Rotary, Scope, heads_apart, heads_together, rms_norm, softmax};
+use crate::models::layers::fused::{self, Attention};
+use crate::models::layers::{Linear, Rotary, Scope, heads_apart, heads_together, rms_norm, softmax, swiglu};
 use crate::models::positions;
 use crate::models::weights::Weights;
 use crate::models::{Error, Placement};
@@ -279,40 +280,64 @@ impl Illama {
         keep: &Keep<'_>,
     ) -> Result<Tensor, Error> {
         let block = &self.blocks[i];
+        let seen = observe.is_some();
         let mut see = |name: &str, x: &Tensor| {
             if let Some(observe) = &mut observe {
                 observe(&format!("block.{i}.{name}"), x);
             }
         };
-        let Config { width, heads, norm_eps: eps, .. } = self.config;
+        let Config { heads, norm_eps: eps, .. } = self.config;
         let qkv = block.qkv.forward(&rms_norm(x, &block.norm1, eps)?)?; // [B, N, 3·E]
+        let mixed = match fused::applies(&[&qkv]) && !seen {
+            true => {
+                let (cos, sin) = self.rotary.tables();
+                let turns = Some([cos, sin]);
+                fused::attend(&qkv, &Attention { heads, times: mask, turns, last, ..Attention::default() })?
+            }
+            false => self.mixed(&qkv, mask, last, &mut see)?,
+        };
+        let attended = block.proj.forward(&mixed)?;
+        see("attn", &attended);
+        let x = (looking(x, 1, last)? + keep(2 * i, attended)?)?;
+        let normed = rms_norm(&x, &block.norm2, eps)?;
+        let [gate, raised] = Linear::forward_all([&block.fc1, &block.fc3], &normed)?;
+        let fed = block.fc2.forward(&swiglu(&gate, &raised)?)?;
+        see("mlp", &fed);
+        let x = (x + keep(2 * i + 1, fed)?)?;
+        see("out", &x);
+        Ok(x)
+    }
+
+    /// Attention step by step: `[B, N, 3·E]` → `[B, N, E]`, or `[B, 1, E]`.
+    fn mixed(
+        &self,
+        qkv: &Tensor,
+        mask: Option<&Tensor>,
+        last: bool,
+        see: &mut dyn FnMut(&str, &Tensor),
+    ) -> Result<Tensor, Error> {
+        let Config { width, heads, .. } = self.config;
         let part = |n: usize| qkv.narrow(D::Minus1, n * width, width);
         let (q, k) = (self.rotary.turn(&part(0)?, 0)?, self.rotary.turn(&part(1)?, 0)?); // [B, H, N, d]
         let v = heads_apart(&part(2)?, heads)?;
         see("q_rope", &q);
         see("k_rope", &k);
-        let from = if last { x.dim(1)? - 1 } else { 0 };
-        let rows = |x: &Tensor, axis: usize| match last {
-            true => x.narrow(axis, from, 1)?.contiguous(),
-            false => Ok(x.clone()),
-        };
-        let q = (rows(&q, 2)? * ((width / heads) as f64).powf(-0.5))?;
+        let q = (looking(&q, 2, last)? * ((width / heads) as f64).powf(-0.5))?;
         let weights = softmax(q.matmul(&k.t()?)?)?; // [B, H, N, N], of queries and keys
         see("softmax", &weights);
         let weights = match mask {
-            Some(mask) => weights.broadcast_mul(&rows(mask, 2)?)?,
+            Some(mask) => weights.broadcast_mul(&looking(mask, 2, last)?)?,
             None => weights,
         };
-        let attended = block.proj.forward(&heads_together(&weights.matmul(&v)?)?)?;
-        see("attn", &attended);
-        let x = (rows(x, 1)? + keep(2 * i, attended)?)?;
-        let normed = rms_norm(&x, &block.norm2, eps)?;
-        let [gate, raised] = Linear::forward_all([&block.fc1, &block.fc3], &normed)?;
-        let fed = block.fc2.forward(&(gate.silu()? * raised)?)?;
-        see("mlp", &fed);
-        let x = (x + keep(2 * i + 1, fed)?)?;
-        see("out", &x);
-        Ok(x)
+        Ok(heads_together(&weights.matmul(&v)?)?)
+    }
+}
+
+/// The rows that look at others: all of an axis, or the last.
+fn looking(x: &Tensor, axis: usize, last: bool) -> Result<Tensor, Error> {
+    match last {
+        true => Ok(x.narrow(axis, x.dim(axis)? - 1, 1)?.contiguous()?),
+        false => Ok(x.clone()),
     }
 }
 

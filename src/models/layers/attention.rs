@@ -2,6 +2,7 @@
 
 use candle_core::{D, DType, Result as TensorResult, Tensor};
 
+use super::fused::{self, Attention};
 use super::graph::learns;
 use super::in_place;
 
@@ -14,6 +15,11 @@ pub(in crate::models) fn attend(
     mask: Option<&Tensor>,
     extra: Option<(&Tensor, &Tensor)>,
 ) -> TensorResult<Tensor> {
+    let extras: Vec<&Tensor> = std::iter::once(qkv).chain(extra.iter().flat_map(|e| [e.0, e.1])).collect();
+    if fused::applies(&extras) {
+        let extra = extra.map(|(key, value)| [key, value]);
+        return fused::attend(qkv, &Attention { heads, added: mask, extra, ..Attention::default() });
+    }
     let (batch, _, width) = qkv.dims3()?;
     let width = width / 3;
     let part = |i: usize, extra: Option<&Tensor>| {
@@ -74,6 +80,9 @@ pub(in crate::models) fn causal(length: usize, position: usize, like: &Tensor) -
 
 /// The softmax over the last axis. Nothing else may hold `x`: where nothing learns, it is made in its memory.
 pub(in crate::models) fn softmax(x: Tensor) -> TensorResult<Tensor> {
+    if fused::applies(&[&x]) {
+        return fused::softmax(&x);
+    }
     if learns(&[&x]) {
         return candle_nn::ops::softmax(&x, D::Minus1);
     }

@@ -8,6 +8,7 @@ use candle_core::{DType, Result as TensorResult, Tensor, bail};
 use candle_nn::Module;
 
 use super::eight_bits::in_8_bits;
+use super::fused;
 use super::graph::learns;
 use super::in_place::{add_and_gelu, add_to};
 use super::scope::Scope;
@@ -212,6 +213,9 @@ impl Linear {
     }
 
     pub(in crate::models) fn forward(&self, x: &Tensor) -> TensorResult<Tensor> {
+        if let Some(weight) = self.learned(x)? {
+            return fused::product(x, &weight, self.bias.as_ref());
+        }
         let product = self.product(x)?;
         match &self.bias {
             Some(bias) => add_to(product, bias),
@@ -221,6 +225,9 @@ impl Linear {
 
     /// The linear layer followed by the exact GELU.
     pub(in crate::models) fn forward_gelu(&self, x: &Tensor) -> TensorResult<Tensor> {
+        if let Some(weight) = self.learned(x)? {
+            return fused::gelu(&fused::product(x, &weight, self.bias.as_ref())?);
+        }
         match &self.bias {
             Some(bias) => add_and_gelu(self.product(x)?, bias),
             None => self.product(x)?.gelu_erf(),
@@ -233,16 +240,27 @@ impl Linear {
         x: &Tensor,
     ) -> TensorResult<[Tensor; N]> {
         let tiles: Vec<&q8::Tiles> = layers.iter().filter_map(|layer| layer.tiles()).collect();
-        let products: Vec<Tensor> = match tiles.len() == N {
-            true => in_8_bits(&tiles, x)?,
-            false => layers.iter().map(|layer| layer.product(x)).collect::<TensorResult<_>>()?,
-        };
-        let done = layers.iter().zip(products).map(|(layer, product)| match &layer.bias {
-            Some(bias) => add_to(product, bias),
-            None => Ok(product),
+        let products = if tiles.len() == N { in_8_bits(&tiles, x)? } else { Vec::new() };
+        let mut products = products.into_iter();
+        let done = layers.iter().map(|layer| match (products.next(), &layer.bias) {
+            (Some(product), Some(bias)) => add_to(product, bias),
+            (Some(product), None) => Ok(product),
+            (None, _) => layer.forward(x),
         });
         let done: Vec<Tensor> = done.collect::<TensorResult<_>>()?;
         done.try_into().map_err(|_| candle_core::Error::Msg("a product for each layer".into()))
+    }
+
+    /// The weights `[out, in]`, where the layer is fused for learning: of floats as `x` has, and not tuned besides.
+    fn learned(&self, x: &Tensor) -> TensorResult<Option<Tensor>> {
+        let (Weight::Full(weight) | Weight::AsGiven(weight)) = &self.weight else { return Ok(None) };
+        if self.tuning.is_some() || !fused::applies(&[x, weight, self.bias.as_ref().unwrap_or(x)]) {
+            return Ok(None);
+        }
+        match &self.weight {
+            Weight::Full(weight) => Ok(Some(weight.t()?)),
+            _ => Ok(Some(weight.clone())),
+        }
     }
 
     /// Without the bias.
@@ -252,9 +270,10 @@ impl Linear {
         let scaled = scale.map(|scale| x.broadcast_mul(scale)).transpose()?;
         let x = scaled.as_ref().unwrap_or(x);
         let product = match &self.weight {
+            Weight::Full(weight) if fused::applies(&[x, weight]) => fused::product(x, &weight.t()?, None)?,
             Weight::Full(weight) => times(x, weight, weight.dtype())?,
             Weight::Half(weight) => times(x, weight, DType::F16)?,
-            Weight::AsGiven(weight) => times(x, &weight.t()?, x.dtype())?,
+            Weight::AsGiven(weight) => given(x, weight)?,
             Weight::Eight(weight) => in_8_bits(&[weight], x)?.remove(0),
             Weight::Blocks(_) if learns(&[x]) => {
                 bail!(
@@ -264,9 +283,17 @@ impl Linear {
             Weight::Blocks(weight) => QMatMul::QTensor(weight.clone()).forward(&x.contiguous()?)?,
         };
         match tuning.and_then(|tuning| tuning.low.as_ref()) {
-            Some([a, b]) => product + times(&times(x, &a.t()?, x.dtype())?, &b.t()?, x.dtype())?,
+            Some([a, b]) => product + given(&given(x, a)?, b)?,
             None => Ok(product),
         }
+    }
+}
+
+/// `[.., in]` · `[out, in]`ᵀ → `[.., out]` in the type of `x`.
+fn given(x: &Tensor, weight: &Tensor) -> TensorResult<Tensor> {
+    match fused::applies(&[x, weight]) {
+        true => fused::product(x, weight, None),
+        false => times(x, &weight.t()?, x.dtype()),
     }
 }
 

@@ -2,6 +2,7 @@
 
 use candle_core::{D, Result as TensorResult, Tensor};
 
+use super::fused;
 use super::graph::learns;
 use super::scope::Scope;
 use crate::models::Error;
@@ -36,6 +37,9 @@ impl LayerNorm {
         if !learns(&[x, weight, bias]) {
             return candle_nn::ops::layer_norm(&x.contiguous()?, weight, bias, *eps);
         }
+        if fused::applies(&[x, weight, bias]) {
+            return fused::layer_norm(x, weight, bias, *eps);
+        }
         let centred = x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?;
         let variance = centred.sqr()?.mean_keepdim(D::Minus1)?;
         let normed = centred.broadcast_div(&(variance + f64::from(*eps))?.sqrt()?)?;
@@ -47,6 +51,9 @@ impl LayerNorm {
 pub(in crate::models) fn rms_norm(x: &Tensor, weight: &Tensor, eps: f32) -> TensorResult<Tensor> {
     if !learns(&[x, weight]) {
         return candle_nn::ops::rms_norm(&x.contiguous()?, weight, eps);
+    }
+    if fused::applies(&[x, weight]) {
+        return fused::rms_norm(x, weight, eps);
     }
     let mean = x.sqr()?.mean_keepdim(D::Minus1)?;
     x.broadcast_div(&(mean + f64::from(eps))?.sqrt()?)?.broadcast_mul(weight)

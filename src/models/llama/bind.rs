@@ -13,7 +13,7 @@ use candle_core::Tensor;
 
 use super::Checkpoint;
 use super::saved::Part;
-use crate::models::layers::{LayerNorm, Linear, rms_norm};
+use crate::models::layers::{LayerNorm, Linear, rms_norm, swiglu};
 use crate::models::{Error, Placement};
 
 /// Of the RMS norms, whatever the decoder's own is.
@@ -98,7 +98,7 @@ impl Bind {
             if n == 0 {
                 observe("norm1", &normed);
             }
-            let gated = (block.f1.forward(&normed)?.silu()? * block.f3.forward(&normed)?)?;
+            let gated = swiglu(&block.f1.forward(&normed)?, &block.f3.forward(&normed)?)?;
             h = (h + block.f2.forward(&gated)?)?;
             observe(
                 &if n + 1 == self.blocks.len() { "output".into() } else { format!("block{}", n + 1) },

@@ -61,7 +61,7 @@ pub use sample::{Choice, SampleParams, Sampler, filtered, logprob, softmax};
 pub use saved::Saved;
 
 pub use super::layers::Rotary;
-use super::layers::{Linear, rms_norm};
+use super::layers::{Linear, rms_norm, swiglu};
 use super::{Error, Placement};
 use saved::Part;
 
@@ -546,7 +546,7 @@ impl Block {
         let x = (x + attended)?;
         let normed = rms_norm(&x, &self.ffn_norm, eps)?;
         let [gate, raised] = Linear::forward_all([&self.w1, &self.w3], &normed)?;
-        let fed = self.w2.forward(&(gate.silu()? * raised)?)?; // [N, D]
+        let fed = self.w2.forward(&swiglu(&gate, &raised)?)?; // [N, D]
         see("ffn", &fed);
         let x = (x + fed)?;
         see("out", &x);
