@@ -4,12 +4,10 @@
 //!
 //! Source: `data/dataset.py` of ImageBind-LLM.
 
-use std::path::{Path, PathBuf};
-
-use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
 
 use super::skipped::Skipped;
-use super::{Error, Place, Samples, Sayings, Split, Target};
+use super::{Error, Place, Samples, Target};
 
 /// What is asked about a picture that has a caption.
 pub const CAPTION_INSTRUCTION: &str = "Generate caption of this image";
@@ -36,66 +34,6 @@ pub struct Exchanges {
     pub exchanges: Vec<Exchange>,
     /// What gave none.
     pub skipped: Skipped,
-}
-
-/// Where instructions come from, as a recipe says it: JSON files, or scenes.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "Named")]
-pub struct Instructions {
-    /// JSON files, one behind the other.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub paths: Vec<PathBuf>,
-    /// The folder that pictures are relative to; that of each file where nothing is said.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub folder: Option<PathBuf>,
-    /// What is said about scenes.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub scenes: Option<Sayings>,
-}
-
-/// What was named: one of two would be chosen in silence.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Named {
-    #[serde(default)]
-    paths: Vec<PathBuf>,
-    folder: Option<PathBuf>,
-    scenes: Option<Sayings>,
-}
-
-impl TryFrom<Named> for Instructions {
-    type Error = &'static str;
-
-    fn try_from(Named { paths, folder, scenes }: Named) -> Result<Self, &'static str> {
-        match paths.is_empty() == scenes.is_some() {
-            true => Ok(Instructions { paths, folder, scenes }),
-            false => Err("instructions have one source: name `paths` or `scenes`"),
-        }
-    }
-}
-
-impl Instructions {
-    /// Reads them.
-    ///
-    /// * `base`: the folder that paths are relative to. `split`: what they are for.
-    ///
-    /// # Errors
-    /// As [`Exchanges::of_json`]; [`Error::Nothing`] where nothing is left.
-    pub fn list(&self, base: &Path, split: Split) -> Result<Exchanges, Error> {
-        let folder = self.folder.as_ref().map(|folder| base.join(folder));
-        let mut all =
-            self.scenes.as_ref().map(|scenes| Exchanges::of_scenes(scenes, split)).unwrap_or_default();
-        for path in &self.paths {
-            all.of_json(&base.join(path), folder.as_deref())?;
-        }
-        match all.exchanges.is_empty() {
-            true => {
-                let path = self.paths.first().map_or("scenes".into(), |path| base.join(path));
-                Err(Error::Nothing { path, skipped: all.skipped })
-            }
-            false => Ok(all),
-        }
-    }
 }
 
 impl Exchanges {

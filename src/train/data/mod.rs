@@ -68,12 +68,12 @@ pub use annotated::{Annotated, Pair};
 pub use archive::{ArchiveOptions, LabelFrom};
 pub use cifar::Split;
 pub use drawn::{About, Sayings, Scenes};
-pub use exchange::{CAPTION_INSTRUCTION, Exchange, Exchanges, Instructions};
+pub use exchange::{CAPTION_INSTRUCTION, Exchange, Exchanges};
 pub use gather::{Samples, Wanted};
 pub use order::{Order, Walk};
 pub use sample::{Place, Sample, Target};
 pub use skipped::{Reason, Skipped};
-pub use source::{Source, Table, Tars};
+pub use source::{Instructions, Source, Table, Tars};
 pub use table::TableOptions;
 
 /// Why there are no samples, or no bytes of one. All but [`Error::Io`] are mended by mending the data.

@@ -1,10 +1,12 @@
-//! Where samples come from, as a recipe says it.
+//! Where samples and instructions come from, as a recipe says it.
 
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::{ArchiveOptions, Error, LabelFrom, Samples, Scenes, Split, TableOptions, Wanted};
+use super::{
+    ArchiveOptions, Error, Exchanges, LabelFrom, Samples, Sayings, Scenes, Split, TableOptions, Wanted,
+};
 
 /// One of: a folder of classes, CIFAR-10's batches, tars, a table, scenes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -110,6 +112,67 @@ impl Source {
                 let (picture, target) = (picture.clone(), target.clone());
                 Samples::of_table(&base.join(path), &TableOptions { wanted, picture, target, folder }, known)
             }
+        }
+    }
+}
+
+/// Where instructions come from, as a recipe says it: JSON files, or scenes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "NamedInstructions")]
+pub struct Instructions {
+    /// JSON files, one behind the other.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub paths: Vec<PathBuf>,
+    /// The folder that pictures are relative to; that of each file where nothing is said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub folder: Option<PathBuf>,
+    /// What is said about scenes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub scenes: Option<Sayings>,
+}
+
+/// What was named: one of two would be chosen in silence.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NamedInstructions {
+    #[serde(default)]
+    paths: Vec<PathBuf>,
+    folder: Option<PathBuf>,
+    scenes: Option<Sayings>,
+}
+
+impl TryFrom<NamedInstructions> for Instructions {
+    type Error = &'static str;
+
+    fn try_from(named: NamedInstructions) -> Result<Self, &'static str> {
+        let NamedInstructions { paths, folder, scenes } = named;
+        match paths.is_empty() == scenes.is_some() {
+            true => Ok(Instructions { paths, folder, scenes }),
+            false => Err("instructions have one source: name `paths` or `scenes`"),
+        }
+    }
+}
+
+impl Instructions {
+    /// Reads them.
+    ///
+    /// * `base`: the folder that paths are relative to. `split`: what they are for.
+    ///
+    /// # Errors
+    /// As [`Exchanges::of_json`]; [`Error::Nothing`] where nothing is left.
+    pub fn list(&self, base: &Path, split: Split) -> Result<Exchanges, Error> {
+        let folder = self.folder.as_ref().map(|folder| base.join(folder));
+        let mut all =
+            self.scenes.as_ref().map(|scenes| Exchanges::of_scenes(scenes, split)).unwrap_or_default();
+        for path in &self.paths {
+            all.of_json(&base.join(path), folder.as_deref())?;
+        }
+        match all.exchanges.is_empty() {
+            true => {
+                let path = self.paths.first().map_or("scenes".into(), |path| base.join(path));
+                Err(Error::Nothing { path, skipped: all.skipped })
+            }
+            false => Ok(all),
         }
     }
 }

@@ -102,8 +102,8 @@ pub struct PairsTask {
     /// The text of the sizes.
     sizes: String,
     learner: Learner,
-    /// All tensors of `start`.
-    before: Values,
+    /// Tensors of `start` that do not learn.
+    rest: Values,
     /// Scenes of pictures that are embedded once, and their embeddings, `[N, D]`.
     seen: (Vec<Scene>, Vec<f32>),
     other: Other,
@@ -183,9 +183,10 @@ impl PairsTask {
             }
             (None, None) => return Err(Error::Contradiction(TWO_SIDES).into()),
         };
-        let before = start.as_ref().map(read).transpose()?.unwrap_or_default();
+        let mut rest = start.as_ref().map(read).transpose()?.unwrap_or_default();
+        rest.retain(|name, _| !learner.variables().contains_key(name));
         let recipe = recipe.clone();
-        Ok(PairsTask { recipe, config, sizes, learner, before, seen, other, scale, side, loaders })
+        Ok(PairsTask { recipe, config, sizes, learner, rest, seen, other, scale, side, loaders })
     }
 
     /// In words: what it learns from.
@@ -479,8 +480,12 @@ impl Task for PairsTask {
         measures
     }
 
+    fn others(&self) -> Option<&Values> {
+        Some(&self.rest).filter(|rest| !rest.is_empty())
+    }
+
     fn describe(&self, folder: &Path, values: &Values) -> Result<(), Stop> {
-        let mut all = self.before.clone();
+        let mut all = self.rest.clone();
         let learned = values.iter().filter(|(name, _)| name.as_str() != SCALE);
         all.extend(learned.map(|(name, value)| (name.clone(), value.clone())));
         let word = if self.recipe.texts.is_some() { "text" } else { "audio" };
