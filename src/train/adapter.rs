@@ -22,12 +22,12 @@ use super::checkpoint::put;
 use super::data::{Exchange, Exchanges, Instructions, Order, Reason, Skipped, Source, Split, Wanted};
 use super::run::Plan;
 use super::seen::Seen;
-use super::task::{Measure, Moment, Task};
+use super::task::{Measure, Moment, Task, measured_as};
 use super::texts::{Text, padded};
 use super::{Error, Stop};
 use crate::media::{MediaLimits, Orientation};
 use crate::models::encoder::{Encoder, EncoderOptions};
-use crate::models::learning::{Gradients, Values, Variables, adamw, restore, state, write, write_all};
+use crate::models::learning::{Gradients, Values, Variables, adamw, write, write_all};
 use crate::models::llama::{self, AdapterSizes, Group, Learner, Shown, Stages, WHOLE_ADAPTER};
 use crate::models::weights::Weights;
 use crate::models::{DeviceKind, llm, nano};
@@ -461,15 +461,7 @@ impl Task for AdapterTask {
     }
 
     fn evaluate(&self, values: &Values, _: usize, average: bool) -> Result<Vec<Measure>, Stop> {
-        if !average {
-            return self.measures();
-        }
-        // The network is too large to be there twice: the average takes its place for a while.
-        let now = state(self.variables())?;
-        restore(self.variables(), values, "the moving average")?;
-        let measures = self.measures();
-        restore(self.variables(), &now, "what was learned")?;
-        measures
+        measured_as(self.variables(), average.then_some(values), || self.measures())
     }
 
     fn describe(&self, folder: &Path, values: &Values) -> Result<(), Stop> {

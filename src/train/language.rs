@@ -13,10 +13,10 @@ use serde::{Deserialize, Serialize};
 use super::checkpoint::put;
 use super::data::{Exchange, Instructions, Order, Reason, Skipped, Split};
 use super::run::Plan;
-use super::task::{Measure, Moment, Task};
+use super::task::{Measure, Moment, Task, measured_as};
 use super::texts::{Text, padded};
 use super::{Error, Stop, within};
-use crate::models::learning::{Gradients, Values, Variables, adamw, restore, state, write};
+use crate::models::learning::{Gradients, Values, Variables, adamw, write};
 use crate::models::llama::{self, Checkpoint, Config, Family, Files, Group, Learner, Shown};
 use crate::models::weights::Weights;
 use crate::models::{self, nano};
@@ -281,14 +281,7 @@ impl Task for LanguageTask {
     }
 
     fn evaluate(&self, values: &Values, _: usize, average: bool) -> Result<Vec<Measure>, Stop> {
-        if !average {
-            return self.measures();
-        }
-        let now = state(self.variables())?;
-        restore(self.variables(), values, "the moving average")?;
-        let measures = self.measures();
-        restore(self.variables(), &now, "what was learned")?;
-        measures
+        measured_as(self.variables(), average.then_some(values), || self.measures())
     }
 
     fn describe(&self, folder: &Path, values: &Values) -> Result<(), Stop> {

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::Stop;
 use super::data::Order;
-use crate::models::learning::{Gradients, Values, Variables, adamw};
+use crate::models::learning::{Gradients, Values, Variables, adamw, restore, state};
 
 /// Where a run is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,4 +79,23 @@ pub trait Task: Sync {
     /// # Errors
     /// [`Stop::File`].
     fn describe(&self, folder: &Path, values: &Values) -> Result<(), Stop>;
+}
+
+/// Measures what variables are now or, for a while, a moving average in their place: a network may be too large to be there twice.
+///
+/// * `values`: of the average, where that is what is measured.
+///
+/// # Errors
+/// Those of `measure`, and [`Stop::Model`] for values of other variables. What was learned is back in either case.
+pub(super) fn measured_as(
+    variables: &Variables,
+    values: Option<&Values>,
+    measure: impl FnOnce() -> Result<Vec<Measure>, Stop>,
+) -> Result<Vec<Measure>, Stop> {
+    let Some(values) = values else { return measure() };
+    let now = state(variables)?;
+    restore(variables, values, "the moving average")?;
+    let measures = measure();
+    restore(variables, &now, "what was learned")?;
+    measures
 }

@@ -25,13 +25,13 @@ use rayon::prelude::*;
 use super::checkpoint::put;
 use super::data::Order;
 use super::stop::told;
-use super::task::{Measure, Moment, Task};
+use super::task::{Measure, Moment, Task, measured_as};
 use super::{Error, Stop, within};
 use crate::index::exact;
 use crate::media::audio::{AudioFront, AudioLimits, Sound, decode};
 use crate::models::encoder::tokenizer;
 use crate::models::imagebind::{self, Config, Learner, LogitScale, SCALE, Side};
-use crate::models::learning::{Gradients, Values, Variables, adamw, read, restore, state, write};
+use crate::models::learning::{Gradients, Values, Variables, adamw, read, write};
 use crate::models::nano;
 use crate::models::weights::Weights;
 use crate::scenes::speech::{self, Speakers, Voice};
@@ -470,14 +470,7 @@ impl Task for PairsTask {
     }
 
     fn evaluate(&self, values: &Values, _: usize, average: bool) -> Result<Vec<Measure>, Stop> {
-        if !average {
-            return self.measures();
-        }
-        let now = state(self.variables())?;
-        restore(self.variables(), values, "the moving average")?;
-        let measures = self.measures();
-        restore(self.variables(), &now, "what was learned")?;
-        measures
+        measured_as(self.variables(), average.then_some(values), || self.measures())
     }
 
     fn others(&self) -> Option<&Values> {
