@@ -171,7 +171,7 @@ fn tell_texts(task: &AdapterTask) {
     if task.test().iter().all(viscache::train::adapter::Texts::is_empty) {
         eprintln!("{NO_TEST}");
     }
-    eprintln!("{} embeddings of {} components are kept", task.seen().len(), task.seen().width());
+    eprintln!("{}", task.shown());
 }
 
 /// Teaches, and says how it ended.

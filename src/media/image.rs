@@ -90,7 +90,7 @@ pub fn prepare(bytes: &[u8], options: &ImageOptions) -> Result<Vec<f32>, Error> 
 
 /// As [`prepare`], of a picture that is decoded already.
 pub fn prepare_rgb(picture: &Rgb, side: usize) -> Vec<f32> {
-    normalise(&resize_and_crop(picture, side), MEAN, STD)
+    normalised(resize_and_crop(picture, side), false)
 }
 
 /// As [`prepare`], blue first: for a model that was trained on pictures as OpenCV reads them. Each place keeps its own mean
@@ -99,9 +99,17 @@ pub fn prepare_rgb(picture: &Rgb, side: usize) -> Vec<f32> {
 /// # Errors
 /// Every variant of [`Error`].
 pub fn prepare_bgr(bytes: &[u8], options: &ImageOptions) -> Result<Vec<f32>, Error> {
-    let mut pixels = resize_and_crop(&decode(bytes, options)?, options.side);
-    pixels.chunks_exact_mut(3).for_each(|pixel| pixel.reverse());
-    Ok(normalise(&pixels, MEAN, STD))
+    Ok(normalised(resize_and_crop(&decode(bytes, options)?, options.side), true))
+}
+
+/// The bytes of a square, row by row, as an encoder takes them: `[3, S, S]`.
+///
+/// * `blue_first`: as [`prepare_bgr`] has it.
+pub fn normalised(mut pixels: Vec<u8>, blue_first: bool) -> Vec<f32> {
+    if blue_first {
+        pixels.chunks_exact_mut(3).for_each(|pixel| pixel.reverse());
+    }
+    normalise(&pixels, MEAN, STD)
 }
 
 /// Decodes a picture into 8-bit RGB, upright if the options say so.

@@ -89,7 +89,7 @@ impl Llm {
         let placement = Placement::open(options.device, options.dtype)?;
         let (name, checkpoint, config, tokenizer) = match &options.backbone {
             None => {
-                let (checkpoint, config) = nano_with(options.adapter.as_deref())?;
+                let (checkpoint, config) = nano_with(options)?;
                 (nano::NAME.to_owned(), checkpoint, config, nano::TOKENIZER.to_vec())
             }
             Some(path) if path.is_file() && saved(path)?.is_some() => {
@@ -123,6 +123,11 @@ impl Llm {
         };
         let (tokenizer_file, tokenizer) = (tokenizer.clone(), read_tokenizer(&tokenizer)?);
         let decoder = Decoder::load(&checkpoint, &config, tokenizer.len(), &placement)?;
+        if options.clip.is_some() && decoder.picture().is_none() {
+            return Err(Error::Config(
+                "CLIP's file is named, and this decoder does not look through it".into(),
+            ));
+        }
         let mut digest = blake3::Hasher::new();
         checkpoint.fingerprints()?.iter().for_each(|part| _ = digest.update(part.as_bytes()));
         let fingerprint = Fingerprint::from_digest(*digest.finalize().as_bytes());
@@ -135,7 +140,7 @@ impl Llm {
     /// As [`Llm::open`].
     pub fn check(options: &LlmOptions) -> Result<Config, Error> {
         let Some(backbone) = &options.backbone else {
-            let (checkpoint, config) = nano_with(options.adapter.as_deref())?;
+            let (checkpoint, config) = nano_with(options)?;
             Decoder::check(checkpoint, &config, read_tokenizer(nano::TOKENIZER)?.len())?;
             return Ok(config);
         };
@@ -262,10 +267,10 @@ impl Llm {
 }
 
 /// The built-in backbone with its own adapter, or with one that was trained on it.
-fn nano_with(adapter: Option<&Path>) -> Result<(Checkpoint, Config), Error> {
-    match adapter {
+fn nano_with(options: &LlmOptions) -> Result<(Checkpoint, Config), Error> {
+    match &options.adapter {
         None => nano::decoder(),
-        Some(path) => nano::backbone(Some(Weights::open(&adapter_file(path))?)),
+        Some(path) => nano::backbone(Some(Weights::open(&adapter_file(path))?), options.clip.as_deref()),
     }
 }
 

@@ -4,6 +4,8 @@
 //! and no licence but this project's. Pictures of 64×64, texts of up to 48 tokens, embeddings of 128 components. Its
 //! text encoder has, by construction, the gap to images that CLIP's has; outside drawn scenes it knows nothing.
 
+use std::path::Path;
+
 use super::Error;
 use super::imagebind::Config;
 use super::llama::{self, Checkpoint};
@@ -48,7 +50,7 @@ pub fn config() -> Result<Config, Error> {
 /// # Errors
 /// [`Error::Weights`] and [`Error::Config`] if the program file is damaged.
 pub fn decoder() -> Result<(Checkpoint, llama::Config), Error> {
-    backbone(Some(adapter()?))
+    backbone(Some(adapter()?), None)
 }
 
 /// The decoder's adapter.
@@ -61,10 +63,16 @@ pub fn adapter() -> Result<Weights, Error> {
 
 /// The decoder's backbone, a LLaMA that has read texts and seen nothing, with another adapter or none.
 ///
+/// * `clip`: CLIP's file, for an adapter that looks through it.
+///
 /// # Errors
-/// [`Error::Weights`] and [`Error::Config`] if the program file is damaged.
-pub fn backbone(adapter: Option<Weights>) -> Result<(Checkpoint, llama::Config), Error> {
+/// [`Error::Weights`] and [`Error::Config`] if the program file is damaged, or CLIP's.
+pub fn backbone(adapter: Option<Weights>, clip: Option<&Path>) -> Result<(Checkpoint, llama::Config), Error> {
     let config = llama::Config::from_params(PARAMS, llama::Family::ImageBindLlm)?;
     let backbone = Weights::from_static("the built-in nano decoder", BACKBONE)?;
-    Ok((Checkpoint::new(vec![backbone], adapter, config.n_heads), config))
+    let checkpoint = Checkpoint::new(vec![backbone], adapter, config.n_heads);
+    match clip {
+        Some(clip) => Ok((checkpoint.looking_through(Weights::open(clip)?), config)),
+        None => Ok((checkpoint, config)),
+    }
 }

@@ -120,15 +120,22 @@ impl ChatTemplate {
 impl Conversation {
     /// The prompt. A turn without text is one that is to be spoken.
     pub fn text(&self) -> String {
+        match self.turns.last() {
+            Some(turn) if turn.by == Speaker::Assistant && turn.text.is_empty() => self.said(),
+            _ => {
+                let [_, assistant] = self.template.format().roles;
+                format!("{}{assistant}:", self.said())
+            }
+        }
+    }
+
+    /// What was said so far, and nobody's turn behind it.
+    pub fn said(&self) -> String {
         let Format { system, roles, separators, .. } = self.template.format();
         let mut text = format!("{}{}", self.system.as_deref().unwrap_or(system), separators[0]);
         let example = self.template.example();
-        let open = match self.turns.last() {
-            Some(turn) if turn.by == Speaker::Assistant && turn.text.is_empty() => None,
-            _ => Some(Turn { by: Speaker::Assistant, text: String::new() }),
-        };
         // Separators alternate by place, whoever speaks.
-        for (place, turn) in example.iter().flatten().chain(&self.turns).chain(&open).enumerate() {
+        for (place, turn) in example.iter().flatten().chain(&self.turns).enumerate() {
             text += roles[usize::from(turn.by == Speaker::Assistant)];
             text += ":";
             if !turn.text.is_empty() {
@@ -159,6 +166,7 @@ mod tests {
         let bair = Conversation { template: ChatTemplate::BairV1, system: None, turns: turns.clone() };
         let expected = "BEGINNING OF CONVERSATION: USER: Hi GPT: Hello</s>USER: Two birds? GPT:";
         assert_eq!(bair.text(), expected);
+        assert_eq!(format!("{} GPT:", bair.said().trim_end()), expected);
         let own = Conversation { template: ChatTemplate::V1, system: Some("Be short.".into()), turns };
         assert!(own.text().starts_with("Be short.###Human: What are"));
         assert!(own.text().ends_with("###Human: Hi###Assistant: Hello###Human: Two birds?###Assistant:"));

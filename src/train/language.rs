@@ -11,16 +11,16 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::checkpoint::put;
-use super::data::{Exchange, Instructions, Order, Reason, Skipped, Split};
+use super::data::{Instructions, Order, Reason, Skipped, Split};
 use super::run::Plan;
 use super::task::{Measure, Moment, Task, measured_as};
-use super::texts::{Text, padded};
+use super::texts::{Form, Text, padded};
 use super::{Error, Stop, within};
 use crate::models::learning::{Gradients, Values, Variables, adamw, write};
 use crate::models::llama::{self, Checkpoint, Config, Family, Files, Group, Learner, Shown};
 use crate::models::weights::Weights;
 use crate::models::{self, nano};
-use crate::text::SentencePiece;
+use crate::text::{SentencePiece, Template};
 
 /// In the folder of a run: the backbone as a decoder's file, its sizes, its tokenizer.
 const BACKBONE: &str = "backbone.safetensors";
@@ -197,7 +197,8 @@ impl LanguageTask {
         if prompt_weight > 0.0 {
             // The prompt's tokens are to be learned as well, but for the first, before which there is nothing.
             for (i, text) in texts.enumerate() {
-                let prompt = i * length + 1..i * length + text.prompt;
+                let answer = text.learned.first().map_or(0, |learned| learned.start);
+                let prompt = i * length + 1..i * length + answer;
                 labels[prompt.clone()].copy_from_slice(&ids[prompt.clone()]);
                 weights[prompt].fill(prompt_weight);
             }
@@ -234,13 +235,13 @@ fn lesson(batch: &Batch) -> llama::Batch<'_> {
 
 fn ready(all: super::data::Exchanges, tokenizer: &SentencePiece, length: usize) -> Texts {
     let mut texts = Texts { skipped: all.skipped, ..Texts::default() };
-    for Exchange { instruction, input, answer, told, .. } in all.exchanges {
-        match Text::new(tokenizer, [&instruction, &input, &answer], length) {
+    for exchange in all.exchanges {
+        match Text::new(tokenizer, Form::Instruction(Template::ImageBindLlm), &exchange, length) {
             Some(text) => {
                 texts.cut += usize::from(text.cut);
-                texts.items.push((text, told));
+                texts.items.push((text, exchange.told));
             }
-            None => texts.skipped.add(Reason::TooLong, told),
+            None => texts.skipped.add(Reason::TooLong, exchange.told),
         }
     }
     texts

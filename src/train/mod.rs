@@ -12,11 +12,11 @@
 //! | `task.rs` | what the loop asks of whatever it teaches |
 //! | `illama/` | an iLLaMA, or its head alone, that learns to name pictures |
 //! | `segmentation/` | an iLLaMA that learns to name pixels |
-//! | `adapter.rs` | an adapter that learns to answer about pictures |
+//! | `adapter/` | an adapter that learns to answer, about pictures or from texts alone |
 //! | `language.rs` | a decoder that learns to read |
 //! | `pairs/` | encoders that learn to agree |
-//! | `texts.rs`, `seen.rs` | what it learns from: token ids with labels, embeddings of pictures |
-//! | `alternate.rs` | two kinds of batches in turn |
+//! | `texts.rs` | what a decoder learns from: token ids with labels |
+//! | `loading.rs` | samples that are read by threads, and those that cannot be |
 //! | `recipe.rs` | what a TOML file says of a run |
 //! | `checkpoint.rs` | a run on disk |
 //! | `journal.rs`, `events.rs` | what it writes down of itself, as JSON and for TensorBoard |
@@ -30,20 +30,19 @@
 //! Iterations are those of the optimiser: with gradients summed over several small batches, one iteration is all of them.
 
 pub mod adapter;
-mod alternate;
 mod checkpoint;
 pub mod data;
 mod events;
 pub mod illama;
 mod journal;
 pub mod language;
+mod loading;
 pub mod measure;
 pub mod mixup;
 pub mod pairs;
 mod recipe;
 mod run;
 pub mod schedule;
-mod seen;
 pub mod segmentation;
 pub mod staged;
 mod stop;

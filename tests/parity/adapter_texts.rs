@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 use viscache::models::learning::Values;
-use viscache::models::llama::{AdapterSizes, Checkpoint, Stages, begin};
-use viscache::text::SentencePiece;
-use viscache::train::data::CAPTION_INSTRUCTION;
-use viscache::train::texts::{Text, padded};
+use viscache::models::llama::{AdapterSizes, Checkpoint, Config, Family, Stages, begin};
+use viscache::text::{SentencePiece, Template};
+use viscache::train::data::{CAPTION_INSTRUCTION, Exchange};
+use viscache::train::texts::{Form, Text, padded};
 
 use crate::common::{of_one_root, parts, read, say};
 use crate::decoder::{config_of, shards};
@@ -23,13 +23,19 @@ fn in_a_tuple(text: &str) -> String {
 }
 
 #[test]
-fn ids_and_labels_are_those_of_the_published_loader() {
-    let part = "imagebind_llm_decoder";
-    let Some([cases, model]) =
-        of_one_root([&format!("{part}/dataset.json")[..], &format!("{part}/tokenizer.model")])
-    else {
-        return;
-    };
+fn ids_and_labels_are_those_of_the_published_loaders() {
+    for (part, template, cases) in [
+        ("imagebind_llm_decoder", Template::ImageBindLlm, 11),
+        ("llama_adapter_v2", Template::V2Multimodal, 1),
+    ] {
+        loaded_as_published(part, template, cases);
+    }
+}
+
+/// * `least`: texts that are to be compared.
+fn loaded_as_published(part: &str, template: Template, least: usize) {
+    let model = "imagebind_llm_decoder/tokenizer.model";
+    let Some([cases, model]) = of_one_root([&format!("{part}/dataset.json")[..], model]) else { return };
     let cases: Value = serde_json::from_slice(&read(&cases)).unwrap();
     let tokenizer = SentencePiece::from_bytes(&read(&model)).unwrap();
     let ids = |value: &Value| -> Vec<u32> {
@@ -38,21 +44,23 @@ fn ids_and_labels_are_those_of_the_published_loader() {
     let (mut compared, mut nothing) = (0, 0);
     for (phase, case) in ["pretrain", "finetune"]
         .into_iter()
-        .flat_map(|phase| cases[phase].as_array().unwrap().iter().map(move |case| (phase, case)))
+        .flat_map(|phase| cases[phase].as_array().into_iter().flatten().map(move |case| (phase, case)))
     {
         let word = |value: &Value| value.as_str().unwrap().to_owned();
         let item = &case["item"];
-        let [instruction, input, answer] = match phase {
-            "pretrain" => [CAPTION_INSTRUCTION.to_owned(), String::new(), word(&case["caption_in_file"])],
+        let (instruction, input, answer) = match phase {
+            "pretrain" => (CAPTION_INSTRUCTION.to_owned(), None, word(&case["caption_in_file"])),
             _ if item["image"].is_string() => {
                 let said = &item["conversations"];
-                [word(&said[0]["value"]), String::new(), word(&said[1]["value"])]
+                (word(&said[0]["value"]), None, word(&said[1]["value"]))
             }
-            _ => [in_a_tuple(&word(&item["instruction"])), word(&item["input"]), word(&item["output"])],
+            _ => (in_a_tuple(&word(&item["instruction"])), Some(word(&item["input"])), word(&item["output"])),
         };
+        let (later, told) = (Vec::new(), String::new());
+        let exchange = Exchange { picture: None, instruction, input, answer, later, told };
         let length = case["max_words"].as_u64().unwrap() as usize;
         let (expected, labels) = (ids(&case["input_ids"]), ids(&case["labels"]));
-        let Some(text) = Text::new(&tokenizer, [&instruction, &input, &answer], length) else {
+        let Some(text) = Text::new(&tokenizer, Form::Instruction(template), &exchange, length) else {
             assert!(labels.iter().all(|&label| label == 0), "{case}");
             nothing += 1;
             continue;
@@ -68,8 +76,8 @@ fn ids_and_labels_are_those_of_the_published_loader() {
         assert_eq!(text.cut, text.ids.last() != Some(&tokenizer.eos()), "{case}");
         compared += 1;
     }
-    say(&format!("dataset.json: {compared} texts are the same, {nothing} have nothing to learn"));
-    assert!(compared > 10 && nothing > 0);
+    say(&format!("{part}/dataset.json: {compared} texts are the same, {nothing} have nothing to learn"));
+    assert!(compared >= least);
 }
 
 #[test]
@@ -85,25 +93,86 @@ fn recipes_that_come_with_the_program_can_be_read() {
         let plan = recipe.plan(Value::Null).unwrap();
         let span = plan.span(1 << 20).unwrap();
         assert!(plan.rate.over(span).is_ok() && plan.decay.over(span).is_ok(), "{}", path.display());
-        let published =
-            path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("imagebind-llm-"));
+        let published = path.file_name().is_some_and(|name| {
+            let name = name.to_string_lossy();
+            name.starts_with("imagebind-llm-") || name.starts_with("adapter-v2-")
+        });
         if let (viscache::train::Lesson::Adapter(lesson), true) = (recipe.lesson().unwrap(), published) {
             assert_eq!(lesson.optimiser, viscache::models::learning::adamw::Settings::adapters());
             assert_eq!((plan.batch * plan.accumulate, plan.rate.to), (32, Some(0.0)));
             adapters += 1;
         }
     }
-    assert_eq!(adapters, 2);
+    assert_eq!(adapters, 5);
 }
 
 #[test]
 fn texts_of_a_batch_are_filled_to_the_longest() {
-    let text = |ids: &[u32], prompt| Text { ids: ids.to_vec(), prompt, cut: false };
-    let texts = [text(&[1, 5, 6, 2], 2), text(&[1, 7, 2], 2)];
+    let text = |ids: &[u32], learned| Text { ids: ids.to_vec(), learned, cut: false };
+    let texts = [text(&[1, 5, 6, 2], vec![2..4]), text(&[1, 7, 2], vec![2..3])];
     let (ids, labels, length) = padded(texts.iter());
     assert_eq!((ids, length), (vec![1, 5, 6, 2, 1, 7, 2, 0], 4));
     assert_eq!(labels, [0, 0, 6, 2, 0, 0, 2, 0]);
     assert_eq!(padded([].iter()), (vec![], vec![], 0));
+    let talk = [text(&[1, 3, 4, 5, 6, 7, 2], vec![1..3, 5..7]), text(&[1, 8], vec![1..2])];
+    let (_, labels, _) = padded(talk.iter());
+    assert_eq!(labels, [0, 3, 4, 0, 0, 7, 2, 0, 8, 0, 0, 0, 0, 0]);
+}
+
+/// V2's programs: names and shapes are those of the published ones, for both.
+#[test]
+fn adapters_of_v2_begin_with_the_tensors_of_the_published_ones() {
+    let mut compared = 0;
+    for part in parts("llama_adapter_v2") {
+        for name in ["mm_tiny_bias", "mm_tiny_lora", "chat65b_tiny", "chat65b_tiny_adapter"] {
+            let folder = part.join(name);
+            if !folder.join("weights.safetensors").exists() {
+                continue;
+            }
+            let told = crate::common::json(&folder.join("config.json"));
+            let size = |key: &str| told[key].as_u64().unwrap_or(0) as usize;
+            let open =
+                || viscache::models::weights::Weights::open(&folder.join("weights.safetensors")).unwrap();
+            let config = config_of(&folder);
+            let whole = Checkpoint::new(vec![], Some(open()), config.n_heads);
+            let chat = name.starts_with("chat");
+            let config = Config { family: Some(whole.family()), ..config };
+            assert_eq!(whole.family(), if chat { Family::V2Chat } else { Family::V2Picture });
+            let whole = whole.adapter_values().unwrap();
+            // The same backbone, from which all of the adapter is left out.
+            let values = viscache::models::learning::read(&open()).unwrap();
+            let adapted = |name: &str| {
+                let own = if chat { format!("llama.{name}") } else { name.to_owned() };
+                let norm = name.contains("norm") && !name.starts_with("clip") && !name.starts_with("visual");
+                (whole.contains_key(name) || whole.contains_key(&own)) && !norm
+            };
+            let values: Values = values.into_iter().filter(|(name, _)| !adapted(name)).collect();
+            let bytes = viscache::models::learning::write(&values, Default::default()).unwrap();
+            let bare = viscache::models::weights::Weights::from_memory("bare", bytes).unwrap();
+            let bare = Checkpoint::new(vec![bare], None, config.n_heads);
+            assert_eq!(bare.family(), Family::ImageBindLlm, "nothing of it is left");
+            let sizes = match chat {
+                true => AdapterSizes {
+                    query_layers: Some(size("adapter_layer")),
+                    queries: size("adapter_len").max(1),
+                    ..AdapterSizes::default()
+                },
+                false => AdapterSizes {
+                    rank: Some(if told["w_lora"] == true { size("lora_rank") } else { 0 }),
+                    query_layers: Some(size("query_layer")),
+                    queries: size("query_len"),
+                    visual_width: size("v_embed_dim"),
+                    visual_blocks: size("v_depth"),
+                    ..AdapterSizes::default()
+                },
+            };
+            let stages = Stages { first: true, second: true };
+            let begun = begin(&bare, &config, &sizes, size("clip_out_dim"), stages, 1).unwrap();
+            assert_eq!(shapes(&begun), shapes(&whole), "{name}");
+            compared += 1;
+        }
+    }
+    say(&format!("{compared} adapters of V2 begin with the published tensors"));
 }
 
 /// Names and shapes of everything that is no backbone's matrix.
@@ -124,7 +193,7 @@ fn an_adapter_begins_with_the_tensors_of_the_published_one() {
         let whole = viscache::models::weights::Weights::open(&folder.join("weights.safetensors")).unwrap();
         let whole = Checkpoint::new(vec![], Some(whole), config.n_heads).adapter_values().unwrap();
         let bare = || Checkpoint::new(shards(&folder), None, config.n_heads);
-        let sizes = AdapterSizes { rank: 6, query_layers: 3, ..AdapterSizes::default() };
+        let sizes = AdapterSizes { rank: Some(6), query_layers: Some(3), ..AdapterSizes::default() };
         let of = |first, second, seed| {
             begin(&bare(), &config, &sizes, 48, Stages { first, second }, seed).unwrap()
         };
@@ -166,7 +235,7 @@ fn an_adapter_begins_with_the_tensors_of_the_published_one() {
         let refused = |sizes: AdapterSizes| {
             begin(&bare(), &config, &sizes, 48, Stages { first: true, second: true }, 9).unwrap_err()
         };
-        assert!(refused(AdapterSizes { rank: 0, ..sizes.clone() }).to_string().contains("above 0"));
+        assert!(refused(AdapterSizes { rank: Some(0), ..sizes.clone() }).to_string().contains("above 0"));
         let wild = AdapterSizes { prefix_deviation: f64::NAN, ..sizes };
         assert!(refused(wild).to_string().contains("prefix_deviation"));
     }

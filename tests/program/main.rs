@@ -24,4 +24,5 @@ mod segmentation;
 mod train;
 mod train_adapter;
 mod train_nano;
+mod train_v2;
 mod world;

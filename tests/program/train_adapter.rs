@@ -45,13 +45,13 @@ captions = { table = { path = "train.csv", picture = "url", target = "caption" }
 test = { captions = { table = { path = "test.csv", picture = "url", target = "caption" } } }
 "#;
 
-struct Run {
+pub struct Run {
     folder: tempfile::TempDir,
 }
 
 impl Run {
     /// * `count`: pictures to learn from.
-    fn new(count: u64) -> Self {
+    pub fn new(count: u64) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let mut items = vec![
             json!({"instruction": "Say yes.", "input": "", "output": "yes"}),
@@ -79,7 +79,7 @@ impl Run {
         Run { folder }
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
@@ -90,20 +90,19 @@ impl Run {
         command
     }
 
-    fn run(&self, out: &str, set: &[&str]) -> Output {
+    pub fn run(&self, out: &str, set: &[&str]) -> Output {
         self.command(out, set).output().unwrap()
     }
 
-    fn trained(&self, out: &str, set: &[&str]) {
+    pub fn trained(&self, out: &str, set: &[&str]) {
         let done = self.run(out, set);
         assert!(done.status.success(), "{}", stderr(&done));
     }
 
-    /// What `score` and `ask` say with an adapter, about a picture, without a cache.
-    fn asked(&self, command: &str, adapter: &str, picture: &str, more: &[&str]) -> String {
-        let asked = [command, ASKED, "--image", picture, "--no-cache", "--store", "none", "--model", "nano"];
+    /// What `score` and `ask` say with an adapter, without a cache.
+    pub fn answered(&self, command: &str, asked: &str, adapter: &str, more: &[&str]) -> String {
         let output = viscache(self.folder.path())
-            .args(asked)
+            .args([command, asked, "--no-cache", "--store", "none", "--model", "nano"])
             .args(["--decoder", "nano", "--adapter", adapter])
             .args(more)
             .output()
@@ -112,26 +111,67 @@ impl Run {
         String::from_utf8(output.stdout).unwrap()
     }
 
+    /// The same, about a picture.
+    pub fn asked(&self, command: &str, adapter: &str, picture: &str, more: &[&str]) -> String {
+        self.answered(command, ASKED, adapter, &[&["--image", picture][..], more].concat())
+    }
+
     /// The mean of `−log p` of the test's captions and their ends, as a server judges them.
-    fn judged(&self, adapter: &str) -> f64 {
+    pub fn judged(&self, adapter: &str, more: &[&str]) -> f64 {
         let (mut sum, mut count) = (0.0, 0);
         for index in 0..TESTED {
             let caption = Set::Test.scene(DEFAULT_SEED, index as u64).0.caption();
-            let more = ["--answer", &caption, "--include-end", "--json"];
-            let line = self.asked("score", adapter, &format!("test{index}.png"), &more);
-            let line: Value = serde_json::from_str(&line).unwrap();
-            sum -= line["logprob"].as_f64().unwrap();
-            count += line["token_logprobs"].as_array().unwrap().len();
+            let more = [&["--answer", &caption, "--include-end", "--json"][..], more].concat();
+            let (loss, tokens) = judgement(&self.asked("score", adapter, &format!("test{index}.png"), &more));
+            sum += loss;
+            count += tokens;
         }
         sum / count as f64
     }
+
+    /// Runs a recipe to its end and, into another folder, with a few kills at random moments: both end at the same bits.
+    pub fn ends_the_same(&self, set: &[&str]) {
+        self.trained("whole", set);
+        let mut random = Pcg64::seed_from_u64(seed());
+        let (mut kills, mut gone_on) = (0, 0);
+        for attempt in 0.. {
+            let mut command = self.command("killed", set);
+            let mut child = command.stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+            std::thread::sleep(Duration::from_millis(random.random_range(200..1200 + 100 * attempt)));
+            let ended = child.try_wait().unwrap();
+            if ended.is_none() {
+                child.kill().unwrap();
+                kills += 1;
+            }
+            let output = child.wait_with_output().unwrap();
+            gone_on += usize::from(stderr(&output).contains("goes on after step"));
+            if ended.is_some() {
+                assert!(output.status.success(), "{}", stderr(&output));
+                if kills >= 3 && gone_on > 0 {
+                    break;
+                }
+                fs::remove_dir_all(self.path("killed")).unwrap();
+            }
+            assert!(attempt < 100, "it never comes to its end");
+        }
+        for name in ["weights.safetensors", "moments.safetensors", "average.safetensors", "run.json"] {
+            let of = |out: &str| fs::read(last(&self.path(out)).join(name)).unwrap();
+            assert!(of("whole") == of("killed"), "{name} differs after {kills} kills");
+        }
+    }
 }
 
-fn values(path: &Path) -> Values {
+/// What `score --json` says of one answer: `−log p`, and of how many tokens.
+pub fn judgement(line: &str) -> (f64, usize) {
+    let line: Value = serde_json::from_str(line).unwrap();
+    (-line["logprob"].as_f64().unwrap(), line["token_logprobs"].as_array().unwrap().len())
+}
+
+pub fn values(path: &Path) -> Values {
     read(&Weights::open(path).unwrap()).unwrap()
 }
 
-fn bits(values: &Values) -> Vec<(&String, Vec<u32>)> {
+pub fn bits(values: &Values) -> Vec<(&String, Vec<u32>)> {
     values.iter().map(|(name, (_, v))| (name, v.iter().map(|v| v.to_bits()).collect())).collect()
 }
 
@@ -139,7 +179,7 @@ fn is_first(name: &str) -> bool {
     name.starts_with("image_bind_") || name.starts_with("prefix_query") || name.ends_with(".gate")
 }
 
-fn best_loss(out: &Path) -> f64 {
+pub fn best_loss(out: &Path) -> f64 {
     let text = fs::read_to_string(out.join("best/measures.json")).unwrap();
     let told: Value = serde_json::from_str(&text).unwrap();
     let measures = told["measures"].as_array().unwrap();
@@ -164,7 +204,7 @@ fn an_adapter_learns_to_look_and_is_served() {
     let (begin, end) = (mean(&steps[..8]), mean(&steps[88..]));
     assert!(end < 0.92 * begin, "{begin} → {end}");
     let loss = best_loss(&run.path("pre"));
-    let judged = run.judged("pre/best");
+    let judged = run.judged("pre/best", &[]);
     assert!((loss - judged).abs() < 1e-3 * loss, "training says {loss}, the server {judged}");
     let answer = run.asked("ask", "pre/best", "test0.png", &["--temperature", "0"]);
     assert!(answer.contains("background"), "{answer}");
@@ -201,7 +241,7 @@ fn an_adapter_learns_to_look_and_is_served() {
     assert!(
         moved("llama.layers.0.attention.lora_wq_l2.weight") && moved("llama.layers.3.feed_forward.w2.bias")
     );
-    let (loss, judged) = (best_loss(&run.path("fine")), run.judged("fine/best"));
+    let (loss, judged) = (best_loss(&run.path("fine")), run.judged("fine/best", &[]));
     assert!((loss - judged).abs() < 1e-3 * loss, "training says {loss}, the server {judged}");
     // Checkpoints are served as well.
     let step = last(&run.path("fine"));
@@ -222,35 +262,9 @@ fn joint_training_that_is_killed_ends_at_the_same_weights() {
         "run.average=0.9",
         "run.checkpoint_every=1",
     ];
-    run.trained("whole", &joint);
+    run.ends_the_same(&joint);
     // 24 captions and 26 questions: an epoch is 2 · 26 samples in batches of 4.
     assert_eq!(log(&run.path("whole")).iter().filter(|line| line["rate"].is_f64()).count(), 26);
-    let mut random = Pcg64::seed_from_u64(seed());
-    let (mut kills, mut gone_on) = (0, 0);
-    for attempt in 0.. {
-        let mut command = run.command("killed", &joint);
-        let mut child = command.stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
-        std::thread::sleep(Duration::from_millis(random.random_range(200..1200 + 100 * attempt)));
-        let ended = child.try_wait().unwrap();
-        if ended.is_none() {
-            child.kill().unwrap();
-            kills += 1;
-        }
-        let output = child.wait_with_output().unwrap();
-        gone_on += usize::from(stderr(&output).contains("goes on after step"));
-        if ended.is_some() {
-            assert!(output.status.success(), "{}", stderr(&output));
-            if kills >= 3 && gone_on > 0 {
-                break;
-            }
-            fs::remove_dir_all(run.path("killed")).unwrap();
-        }
-        assert!(attempt < 100, "it never comes to its end");
-    }
-    for name in ["weights.safetensors", "moments.safetensors", "average.safetensors", "run.json"] {
-        let of = |out: &str| fs::read(last(&run.path(out)).join(name)).unwrap();
-        assert!(of("whole") == of("killed"), "{name} differs after {kills} kills");
-    }
     let moments = values(&last(&run.path("whole")).join("moments.safetensors"));
     let told: Value =
         serde_json::from_slice(&fs::read(last(&run.path("whole")).join("run.json")).unwrap()).unwrap();

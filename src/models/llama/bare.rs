@@ -68,7 +68,7 @@ mod tests {
 
     #[test]
     fn a_bare_decoder_has_the_tensors_of_one_and_learns_all_of_them() {
-        let (there, config) = nano::backbone(None).unwrap();
+        let (there, config) = nano::backbone(None, None).unwrap();
         let values = bare(&config, 512, 3);
         assert_eq!(values.len(), there.names().len());
         assert!(bare(&config, 512, 3) == values && bare(&config, 512, 4) != values);
@@ -99,7 +99,7 @@ mod tests {
     /// A weighted mean is that of the parts it is made of.
     #[test]
     fn tokens_count_by_their_weights() {
-        let (checkpoint, config) = nano::backbone(None).unwrap();
+        let (checkpoint, config) = nano::backbone(None, None).unwrap();
         let learner = Learner::new(&checkpoint, &config, 512, &Group::BACKBONE).unwrap();
         let ids = [1, 40, 50, 60, 1, 90, 80, 2];
         let loss = |labels: &[u32], weights: &[f32]| {

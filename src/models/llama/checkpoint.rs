@@ -101,6 +101,14 @@ impl Checkpoint {
     /// # Errors
     /// [`Error::Weights`] and [`Error::Config`].
     pub fn open(files: Files<'_>) -> Result<(Self, Config), Error> {
+        Self::open_for(files, None)
+    }
+
+    /// The same, of a decoder that is to have a family's adapter, whatever the files say.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open`].
+    pub fn open_for(files: Files<'_>, family: Option<Family>) -> Result<(Self, Config), Error> {
         let Files { backbone, adapter, clip } = files;
         let fail = |path: &Path, why: String| Error::Weights { path: path.display().to_string(), why };
         let read = |path: PathBuf| std::fs::read_to_string(&path).map_err(|e| fail(&path, e.to_string()));
@@ -138,7 +146,7 @@ impl Checkpoint {
         let adapter = adapter.as_deref().map(Weights::open).transpose()?;
         let clip = clip.map(Weights::open).transpose()?;
         let mut checkpoint = Checkpoint { clip, ..Self::new(backbone, adapter, 1) };
-        let family = checkpoint.family();
+        let family = family.unwrap_or_else(|| checkpoint.family());
         let config = Config { family: Some(family), ..parse(&sizes, family)? };
         checkpoint.heads = config.n_heads;
         Ok((checkpoint, config))
@@ -181,6 +189,11 @@ impl Checkpoint {
         Checkpoint { left_out: parts, ..self }
     }
 
+    /// The same decoder, which looks through CLIP.
+    pub fn looking_through(self, clip: Weights) -> Self {
+        Checkpoint { clip: Some(clip), ..self }
+    }
+
     /// The same backbone with another adapter, whose tensors have their whole names.
     pub fn adapted_by(self, adapter: Weights) -> Self {
         Checkpoint { adapter: Some(adapter), ..self }
@@ -194,7 +207,7 @@ impl Checkpoint {
     pub fn adapter_values(&self) -> Result<Values, Error> {
         let Some(adapter) = &self.adapter else { return Ok(Values::new()) };
         let kept = |name: &str| match name.strip_prefix(PREFIX) {
-            Some(plain) => ["bias", "gate", "lora", "norm"].iter().any(|part| plain.contains(part)),
+            Some(plain) => ["bias", "gate", "lora", "norm", "scale"].iter().any(|part| plain.contains(part)),
             None => !["image_bind.", CLIP_PREFIX, "prefix_projector_norm."]
                 .iter()
                 .any(|part| name.starts_with(part)),

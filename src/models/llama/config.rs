@@ -135,6 +135,15 @@ struct HuggingFace {
 }
 
 impl Family {
+    /// What it is called.
+    pub fn title(self) -> &'static str {
+        match self {
+            Family::ImageBindLlm => "ImageBind-LLM",
+            Family::V2Picture => "LLaMA-Adapter V2",
+            Family::V2Chat => "LLaMA-Adapter V2's chat program",
+        }
+    }
+
     fn positions(self) -> usize {
         match self {
             Family::ImageBindLlm | Family::V2Picture => MAX_SEQ_LEN,

@@ -25,6 +25,7 @@ use candle_core::{D, Device, Tensor, Var};
 use super::Decoder;
 use super::checkpoint::Checkpoint;
 use super::config::Config;
+use super::picture::Picture;
 use crate::models::device::Variables;
 use crate::models::learning::{Gradients, Lanes, Sum, through_blocks};
 use crate::models::{Error, Placement};
@@ -97,6 +98,19 @@ pub fn embeddings(values: &[f32], width: usize) -> Result<Tensor, Error> {
         return Err(Error::Input { received: vec![values.len()], why });
     }
     Ok(Tensor::from_slice(values, (values.len() / width, width), &Device::Cpu)?)
+}
+
+/// Pictures for [`Shown::Pictures`], `[B, 3, S, S]`, from numbers picture by picture.
+///
+/// # Errors
+/// [`Error::Input`] for numbers that are no whole pictures.
+pub fn pictures(values: &[f32], side: usize) -> Result<Tensor, Error> {
+    let each = 3 * side * side;
+    if each == 0 || !values.len().is_multiple_of(each) {
+        let why = format!("pictures have [3, {side}, {side}] numbers each");
+        return Err(Error::Input { received: vec![values.len()], why });
+    }
+    Ok(Tensor::from_slice(values, (values.len() / each, 3, side, side), &Device::Cpu)?)
 }
 
 /// Texts of one length with what is to be learned of them.
@@ -233,6 +247,11 @@ impl Learner {
     /// What learns, by name.
     pub fn variables(&self) -> &BTreeMap<String, Var> {
         &self.variables
+    }
+
+    /// The networks that look at pictures; `None` for a decoder that takes embeddings, or nothing.
+    pub fn picture(&self) -> Option<&Picture> {
+        self.decoder.picture()
     }
 
     /// Components of the embeddings it takes; `None` for a decoder without a bind network.

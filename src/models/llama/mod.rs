@@ -55,7 +55,7 @@ pub use checkpoint::{Checkpoint, Files, WHOLE_ADAPTER, adapter_file};
 pub use config::{ChannelOrder, Config, Family, PictureConfig};
 pub use digest::check_backbone;
 pub use initial::{AdapterSizes, Stages, begin};
-pub use learn::{Batch, Group, Learner, Shown, embeddings};
+pub use learn::{Batch, Group, Learner, Shown, embeddings, pictures};
 pub use picture::Picture;
 pub use sample::{Choice, SampleParams, Sampler, filtered, logprob, softmax};
 pub use saved::Saved;

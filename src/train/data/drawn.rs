@@ -99,7 +99,7 @@ impl Exchanges {
         let exchanges = (0..sayings.count).map(|index| {
             let set = split.set();
             let (scene, ..) = set.scene(sayings.seed, index.into());
-            let [instruction, input, answer] = match sayings.about {
+            let (instruction, input, answer) = match sayings.about {
                 About::Pictures => about_a_picture(&scene, &mut random),
                 About::Texts => about_a_text(&scene, &mut random),
             };
@@ -107,33 +107,34 @@ impl Exchanges {
                 About::Pictures => Some(Place::Scene { set, seed: sayings.seed, index }),
                 About::Texts => None,
             };
-            Exchange { picture, instruction, input, answer, told: format!("scene {index}") }
+            let told = format!("scene {index}");
+            Exchange { picture, instruction, input, answer, later: Vec::new(), told }
         });
         Exchanges { exchanges: exchanges.collect(), skipped: Default::default() }
     }
 }
 
 /// Instruction, input and answer.
-fn about_a_picture(scene: &Scene, random: &mut Pcg64) -> [String; 3] {
+fn about_a_picture(scene: &Scene, random: &mut Pcg64) -> (String, Option<String>, String) {
     match random.random_bool(CAPTIONS) {
-        true => [CAPTION_INSTRUCTION.into(), String::new(), scene.caption()],
+        true => (CAPTION_INSTRUCTION.into(), None, scene.caption()),
         false => {
             let (question, answer) = questions::ask(scene, random);
-            [question, String::new(), answer]
+            (question, None, answer)
         }
     }
 }
 
 /// Likewise.
-fn about_a_text(scene: &Scene, random: &mut Pcg64) -> [String; 3] {
+fn about_a_text(scene: &Scene, random: &mut Pcg64) -> (String, Option<String>, String) {
     let (question, answer) = questions::ask(scene, random);
     let said = Wording::Free.of(scene, random);
     match random.random::<f64>() {
-        p if p < 0.35 => [CAPTION_INSTRUCTION.into(), String::new(), scene.caption()],
-        p if p < 0.55 => [question, String::new(), answer],
-        p if p < 0.65 => ["Describe the picture.".into(), String::new(), said],
-        p if p < 0.75 => ["Rewrite the caption.".into(), said, scene.caption()],
-        _ => [question, said, answer],
+        p if p < 0.35 => (CAPTION_INSTRUCTION.into(), None, scene.caption()),
+        p if p < 0.55 => (question, None, answer),
+        p if p < 0.65 => ("Describe the picture.".into(), None, said),
+        p if p < 0.75 => ("Rewrite the caption.".into(), Some(said), scene.caption()),
+        _ => (question, Some(said), answer),
     }
 }
 
@@ -177,7 +178,7 @@ mod tests {
             let captions = share(&|one| one.instruction == CAPTION_INSTRUCTION);
             let expected = if about == About::Pictures { 0.4 } else { 0.35 };
             assert!((captions - expected).abs() < 0.04, "{captions}");
-            let inputs = share(&|one| !one.input.is_empty());
+            let inputs = share(&|one| one.input.is_some());
             let expected = if about == About::Pictures { 0.0 } else { 0.35 };
             assert!((inputs - expected).abs() < 0.04, "{inputs}");
             for (index, one) in all.iter().enumerate() {

@@ -19,10 +19,12 @@ pub struct Exchange {
     pub picture: Option<Place>,
     /// What is asked; not empty.
     pub instruction: String,
-    /// A text it is asked about; often empty.
-    pub input: String,
+    /// A text it is asked about; often there, and empty.
+    pub input: Option<String>,
     /// What is to be said; not empty.
     pub answer: String,
+    /// How a conversation goes on: what else is said and answered, neither empty.
+    pub later: Vec<[String; 2]>,
     /// Where it comes from, for messages.
     pub told: String,
 }
@@ -47,8 +49,9 @@ impl Exchanges {
                 told: sample.place.to_string(),
                 picture: Some(sample.place),
                 instruction: CAPTION_INSTRUCTION.to_owned(),
-                input: String::new(),
+                input: None,
                 answer: caption.into(),
+                later: Vec::new(),
             }),
             Target::Class(_) => Err(Error::Unusable {
                 path: PathBuf::from(sample.place.to_string()),

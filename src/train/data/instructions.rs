@@ -5,8 +5,9 @@
 //! LLaVA     {"image": "17.jpg", "conversations": [{"from": "human", "value": "What is it?"}, {"from": "gpt", "value": "A dog."}, …]}
 //! ```
 //!
-//! Of a conversation the first question and its answer are taken, as the published program does; a mark such as `<image>` stays in the
-//! text. Beyond it, a conversation may be about no picture, and an instruction about one. Other keys are not looked at.
+//! Of a conversation every question with its answer is read, up to the first that has none; the published programs learn from the first
+//! alone. A mark such as `<image>` stays in the text. Beyond them, a conversation may be about no picture, and an instruction about one.
+//! Other keys are not looked at.
 //!
 //! Source: `data/dataset.py` of ImageBind-LLM; Stanford Alpaca; LLaVA-Instruct-150K.
 
@@ -88,13 +89,25 @@ fn exchange(item: &Value, folder: &Arc<Path>, told: &str) -> Result<Exchange, (R
         None | Some(Value::Null) => Ok(String::new()),
         Some(value) => value.as_str().map(str::to_owned).ok_or_else(unreadable),
     };
-    let [instruction, input, answer] = match item.get("conversations") {
+    let (instruction, input, answer, later) = match item.get("conversations") {
         Some(conversation) => {
             let turns = conversation.as_array().ok_or_else(unreadable)?;
-            let value = |turn: usize| text(turns.get(turn).and_then(|turn| turn.get("value")));
-            [value(0)?, String::new(), value(1)?]
+            let value = |turn: Option<&Value>| text(turn.and_then(|turn| turn.get("value")));
+            let mut later = Vec::new();
+            for turns in turns.chunks(2).skip(1) {
+                let pair = [value(turns.first())?, value(turns.get(1))?];
+                if pair.iter().any(|said| said.trim().is_empty()) {
+                    break;
+                }
+                later.push(pair);
+            }
+            (value(turns.first())?, None, value(turns.get(1))?, later)
         }
-        None => [text(item.get("instruction"))?, text(item.get("input"))?, text(item.get("output"))?],
+        None => {
+            let input = item.get("input").filter(|input| !input.is_null());
+            let input = input.map(|input| text(Some(input))).transpose()?;
+            (text(item.get("instruction"))?, input, text(item.get("output"))?, Vec::new())
+        }
     };
     if instruction.trim().is_empty() {
         return Err((Reason::NoInstruction, None));
@@ -110,7 +123,7 @@ fn exchange(item: &Value, folder: &Arc<Path>, told: &str) -> Result<Exchange, (R
             Some(place)
         }
     };
-    Ok(Exchange { picture, instruction, input, answer, told: told.to_owned() })
+    Ok(Exchange { picture, instruction, input, answer, later, told: told.to_owned() })
 }
 
 #[cfg(test)]
@@ -121,7 +134,7 @@ mod tests {
 
     const WHOLE: &str = r#"[
         {"instruction": "Give one tip.", "input": "", "output": "Read widely.", "id": 7},
-        {"image": "a.png", "conversations": [{"from": "human", "value": "What?\n<image>"}, {"value": "A dog."}, {"value": "More?"}]},
+        {"image": "a.png", "conversations": [{"from": "human", "value": "What?\n<image>"}, {"value": "A dog."}, {"value": "More?"}, {"value": "No."}, {"value": "Why?"}]},
         {"instruction": "Add.", "input": "1, 2", "output": "3", "image": null},
         {"conversations": [{"value": "Hi"}, {"value": "Hello"}]}
     ]"#;
@@ -138,15 +151,17 @@ mod tests {
     #[test]
     fn both_forms_are_read() {
         let all = read(WHOLE.as_bytes()).unwrap();
-        let texts: Vec<[&str; 3]> =
-            all.exchanges.iter().map(|e| [&e.instruction[..], &e.input, &e.answer]).collect();
+        let texts: Vec<(&str, Option<&str>, &str)> =
+            all.exchanges.iter().map(|e| (&e.instruction[..], e.input.as_deref(), &e.answer[..])).collect();
         let expected = [
-            ["Give one tip.", "", "Read widely."],
-            ["What?\n<image>", "", "A dog."],
-            ["Add.", "1, 2", "3"],
-            ["Hi", "", "Hello"],
+            ("Give one tip.", Some(""), "Read widely."),
+            ("What?\n<image>", None, "A dog."),
+            ("Add.", Some("1, 2"), "3"),
+            ("Hi", None, "Hello"),
         ];
         assert_eq!(texts, expected);
+        let later: Vec<&[[String; 2]]> = all.exchanges.iter().map(|e| &e.later[..]).collect();
+        assert_eq!(later, [&[][..], &[["More?".to_owned(), "No.".to_owned()]], &[], &[]]);
         let seen: Vec<bool> = all.exchanges.iter().map(|e| e.picture.is_some()).collect();
         assert_eq!((seen, all.skipped.is_empty()), (vec![false, true, false, false], true));
         assert!(all.exchanges[1].told.ends_with("a.json, item 2"), "{}", all.exchanges[1].told);

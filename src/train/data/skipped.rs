@@ -20,6 +20,8 @@ pub enum Reason {
     NoInstruction,
     /// An item of instructions has no answer.
     NoAnswer,
+    /// What is said is about a picture, and nothing looks at any.
+    AboutAPicture,
     /// A picture cannot be decoded or embedded.
     Damaged,
     /// A text whose prompt alone takes all its tokens.
@@ -55,6 +57,7 @@ impl Reason {
             Reason::NoCaption => "pictures without a caption",
             Reason::NoInstruction => "answers without an instruction",
             Reason::NoAnswer => "instructions without an answer",
+            Reason::AboutAPicture => "texts about a picture, for what looks at none",
             Reason::Damaged => "pictures that cannot be decoded",
             Reason::TooLong => "texts with no room for an answer",
             Reason::BeyondClasses => "pictures of a class that there is not",

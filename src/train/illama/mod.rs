@@ -25,7 +25,6 @@ mod task;
 #[cfg(test)]
 mod tests;
 
-pub(super) use pictures::loaders;
 pub use probe::ProbeTask;
 pub use recipe::{Augment, IllamaRecipe, Learn, ModelOptions, Start};
 pub use task::{Batch, IllamaTask};

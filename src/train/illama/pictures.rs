@@ -15,12 +15,6 @@ use crate::train::task::Measure;
 /// Pictures that are tested together, by one thread.
 pub(super) const TESTED: usize = 32;
 
-/// Threads that read pictures.
-pub(in crate::train) fn loaders(threads: usize) -> Result<rayon::ThreadPool, Stop> {
-    let loaders = rayon::ThreadPoolBuilder::new().num_threads(threads).thread_name(|i| format!("load-{i}"));
-    loaders.build().map_err(|e| Stop::Threads(e.to_string()))
-}
-
 /// Reads a picture, as it lies in its file.
 pub(super) fn decoded(sample: &Sample, limits: &Limits) -> Result<Rgb, String> {
     let bytes = sample.place.read(limits.max_bytes as u64).map_err(|e| told(&e))?;

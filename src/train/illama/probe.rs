@@ -14,7 +14,7 @@ use std::path::Path;
 
 use rayon::prelude::*;
 
-use super::pictures::{Score, decoded, describe, loaders};
+use super::pictures::{Score, decoded, describe};
 use super::{Augment, IllamaRecipe};
 use crate::media::Limits;
 use crate::media::augment::Evaluation;
@@ -23,6 +23,7 @@ use crate::models::illama::{Config, Illama, Probe, initial, is_head};
 use crate::models::learning::{Gradients, Values, Variables, adamw, state, write};
 use crate::models::weights::Weights;
 use crate::train::data::{Order, Reason, Sample, Samples, Split, Wanted};
+use crate::train::loading::loaders;
 use crate::train::mixup::{self, Choice};
 use crate::train::schedule::Span;
 use crate::train::staged::Staged;

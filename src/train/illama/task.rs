@@ -6,7 +6,7 @@ use rand::RngExt;
 use rayon::prelude::*;
 
 use super::IllamaRecipe;
-use super::pictures::{Score, TESTED, decoded, describe, loaders};
+use super::pictures::{Score, TESTED, decoded, describe};
 use crate::media::Limits;
 use crate::media::augment::{Evaluation, Training};
 use crate::models::Placement;
@@ -14,6 +14,7 @@ use crate::models::illama::{Config, Illama, Learner, Lesson};
 use crate::models::learning::{Gradients, Values, Variables, adamw, write};
 use crate::models::weights::Weights;
 use crate::train::data::{Order, Sample, Samples, Split, Wanted};
+use crate::train::loading::{Filled, filled, loaders};
 use crate::train::mixup::{self, Choice};
 use crate::train::schedule::Span;
 use crate::train::staged::{StagedValues, survivors};
@@ -120,23 +121,15 @@ impl Task for IllamaTask {
             };
             samples.par_iter().map(one).collect::<Vec<Result<_, String>>>()
         });
-        let whole: Vec<usize> = (0..ready.len()).filter(|&i| ready[i].is_ok()).collect();
-        let spoiled: Vec<String> = ready.iter().filter_map(|one| one.clone().err()).collect();
-        if whole.is_empty() {
-            return Err(Stop::Spoiled { why: spoiled.into_iter().next().unwrap_or_default() });
-        }
+        let Filled { samples: ready, spoiled } = filled(ready)?;
         let (mut pictures, mut labels, mut kept, mut places) =
             (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        for i in 0..ready.len() {
-            // The next whole one of the batch takes the place of one that is not.
-            let from = whole[whole.partition_point(|&w| w < i) % whole.len()];
-            if let Ok((picture, seed)) = &ready[from] {
-                let sample = &self.train.samples[samples[from] as usize];
-                pictures.extend_from_slice(picture);
-                labels.push(sample.target.class().unwrap_or_default());
-                kept.push(seed ^ i as u64);
-                places.push(sample.place.to_string());
-            }
+        for (i, (from, (picture, seed))) in ready.iter().enumerate() {
+            let sample = &self.train.samples[samples[*from] as usize];
+            pictures.extend_from_slice(picture);
+            labels.push(sample.target.class().unwrap_or_default());
+            kept.push(seed ^ i as u64);
+            places.push(sample.place.to_string());
         }
         let Config { side, classes, .. } = *self.config();
         // Its chance is the epoch's and the place's, of which no sample has the number.

@@ -24,6 +24,7 @@ use rayon::prelude::*;
 
 use super::checkpoint::put;
 use super::data::Order;
+use super::loading::loaders;
 use super::stop::told;
 use super::task::{Measure, Moment, Task, measured_as};
 use super::{Error, Stop, within};
@@ -160,9 +161,7 @@ impl PairsTask {
                 LogitScale::Learned
             }
         };
-        let loaders =
-            rayon::ThreadPoolBuilder::new().num_threads(threads).thread_name(|i| format!("load-{i}"));
-        let loaders = loaders.build().map_err(|e| Stop::Threads(e.to_string()))?;
+        let loaders = loaders(threads)?;
         let learner = Learner::new(&config, &senses, &values, start.as_ref(), threads)?;
         let seen = match taught.contains(&Modality::Image) {
             true => (Vec::new(), Vec::new()),

@@ -14,7 +14,8 @@ use crate::models::segmenter::{Config, Learner, Lesson, Segmenter, initial, is_d
 use crate::models::weights::Weights;
 use crate::train::checkpoint::put;
 use crate::train::data::{Annotated, Order, Pair, Split};
-use crate::train::illama::{Learn, loaders};
+use crate::train::illama::Learn;
+use crate::train::loading::{Filled, filled, loaders};
 use crate::train::measure::Confusion;
 use crate::train::schedule::Span;
 use crate::train::staged::{StagedValues, survivors};
@@ -128,21 +129,13 @@ impl Task for SegmentationTask {
             };
             samples.par_iter().map(one).collect::<Vec<Result<_, String>>>()
         });
-        let whole: Vec<usize> = (0..ready.len()).filter(|&i| ready[i].is_ok()).collect();
-        let spoiled: Vec<String> = ready.iter().filter_map(|one| one.as_ref().err().cloned()).collect();
-        if whole.is_empty() {
-            return Err(Stop::Spoiled { why: spoiled.into_iter().next().unwrap_or_default() });
-        }
+        let Filled { samples: ready, spoiled } = filled(ready)?;
         let mut batch = Batch { pictures: vec![], labels: vec![], kept: vec![], places: vec![], spoiled };
-        for i in 0..ready.len() {
-            // The next whole one of the batch takes the place of one that is not.
-            let from = whole[whole.partition_point(|&w| w < i) % whole.len()];
-            if let Ok((values, known, seed)) = &ready[from] {
-                batch.pictures.extend_from_slice(values);
-                batch.labels.extend_from_slice(known);
-                batch.kept.push(seed ^ i as u64);
-                batch.places.push(self.train.pairs[samples[from] as usize].picture.to_string());
-            }
+        for (i, (from, (values, known, seed))) in ready.iter().enumerate() {
+            batch.pictures.extend_from_slice(values);
+            batch.labels.extend_from_slice(known);
+            batch.kept.push(seed ^ i as u64);
+            batch.places.push(self.train.pairs[samples[*from] as usize].picture.to_string());
         }
         Ok(batch)
     }

@@ -12,12 +12,12 @@ use std::collections::HashMap;
 
 use rayon::prelude::*;
 
-use super::data::Place;
-use super::stop::told;
-use super::{Error, Stop};
 use crate::blend;
 use crate::media::Limits;
 use crate::models::encoder::{Encoder, Media};
+use crate::train::data::Place;
+use crate::train::stop::told;
+use crate::train::{Error, Stop};
 use crate::types::{Embedding, Modality};
 
 /// Pictures that are prepared together.
@@ -131,10 +131,5 @@ impl Seen {
     /// How many rows there are.
     pub fn len(&self) -> usize {
         self.rows.len() / self.width.max(1)
-    }
-
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.rows.is_empty()
     }
 }

@@ -9,7 +9,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::data::Order;
+use crate::train::data::Order;
 
 /// Which time round the samples of a kind it is, and their order then.
 type Round = (u64, Arc<Vec<u32>>);
