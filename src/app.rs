@@ -249,8 +249,8 @@ fn decoder(config: &Config, encoder: Option<&Encoder>) -> anyhow::Result<Option<
         "nano" => None,
         path => Some(PathBuf::from(path)),
     };
-    if backbone.is_none() && (config.clip.is_some() || config.tokenizer.is_some()) {
-        bail!("CLIP or a tokenizer is named, and the built-in decoder has its own");
+    if backbone.is_none() && config.tokenizer.is_some() {
+        bail!("a tokenizer is named, and the built-in decoder has its own");
     }
     let llm = Llm::open(&llm_options(config, backbone)).context("the decoder cannot be loaded")?;
     info!(decoder = llm.name(), weights = llm.fingerprint().short(), "decoder loaded");
