@@ -6,6 +6,7 @@
 //! ```text
 //! VISCACHE_BENCH_PYTHON=python cargo bench --profile dev --bench illama      VISCACHE_BENCH_ROUNDS (5)
 //! ```
+//! On a card (`VISCACHE_BENCH_DEVICE=cuda`, a program with the feature `cuda`): products in bf16 on both sides, larger batches.
 
 #![expect(clippy::unwrap_used, reason = "a bench that cannot run has nothing to say")]
 
@@ -17,14 +18,15 @@ use std::path::Path;
 use std::process::Command;
 
 use common::{Noise, cores, machine, median, setting, timed, verdict};
-use viscache::models::Placement;
 use viscache::models::illama::{Illama, Learner, Lesson, Size, initial};
 use viscache::models::learning::adamw::{AdamW, Settings};
-use viscache::models::learning::{state, write};
+use viscache::models::learning::{placed, state, write};
 use viscache::models::weights::Weights;
+use viscache::models::{DeviceKind, Placement};
 
-/// Side, patch and batch.
+/// Side, patch and batch, on the CPU and on a card.
 const CASES: [[usize; 3]; 2] = [[32, 4, 100], [224, 16, 16]];
+const ON_A_CARD: [[usize; 3]; 2] = [[32, 4, 1024], [224, 16, 128]];
 const CLASSES: usize = 1000;
 const GOALS: [(&str, f64); 2] = [("forward", 1.0), ("step", 0.7)];
 
@@ -36,12 +38,14 @@ fn main() {
     machine();
     let (threads, rounds) = (setting("VISCACHE_BENCH_THREADS", cores()), setting("VISCACHE_BENCH_ROUNDS", 5));
     let python = std::env::var_os("VISCACHE_BENCH_PYTHON");
-    for [side, patch, batch] in CASES {
+    let device = std::env::var("VISCACHE_BENCH_DEVICE").map_or(DeviceKind::Cpu, |word| word.parse().unwrap());
+    for [side, patch, batch] in if device == DeviceKind::Cpu { CASES } else { ON_A_CARD } {
         let config = viscache::models::illama::Config { patch, ..Size::Tiny.config(side, CLASSES) };
         let variables = initial(&config, 0, BTreeMap::new()).unwrap();
         let file = write(&state(&variables).unwrap(), Default::default()).unwrap();
         let weights = Weights::from_memory("random", file).unwrap();
-        let model = Illama::load(&weights, &config, &Placement::cpu()).unwrap();
+        let model = Illama::load(&weights, &config, &Placement::open(device, None).unwrap()).unwrap();
+        let variables = placed(variables, device).unwrap();
         let learner = Learner::new(&config, variables, threads, false).unwrap();
         let mut optimiser = AdamW::new(learner.variables(), Settings::illama()).unwrap();
         let mut noise = Noise(3);
@@ -51,9 +55,10 @@ fn main() {
             (0..threads).map(|_| rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap()).collect();
         // Parts of the batch side by side, as an encoder and a learner share it out.
         let forward = || {
-            let part = (batch.div_ceil(threads)) * 3 * side * side;
+            let lanes = if device == DeviceKind::Cpu { &lanes[..] } else { &lanes[..1] };
+            let part = (batch.div_ceil(lanes.len())) * 3 * side * side;
             std::thread::scope(|scope| {
-                for (pictures, lane) in pictures.chunks(part).zip(&lanes) {
+                for (pictures, lane) in pictures.chunks(part).zip(lanes) {
                     let model = &model;
                     scope.spawn(move || lane.install(|| model.logits(pictures.to_vec(), 0.5).unwrap()));
                 }

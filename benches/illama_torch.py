@@ -1,11 +1,14 @@
 #!/usr/bin/env python3
-"""An iLLaMA in PyTorch, f32 on the CPU: pictures a second, forward alone and as a step of training.
+"""An iLLaMA in PyTorch: pictures a second, forward alone and as a step of training.
 
     python illama_torch.py THREADS SIDE PATCH BATCH ROUNDS
+
+In f32 on the CPU; with VISCACHE_BENCH_DEVICE=cuda on a card, products in bf16.
 
 The tiny size: one product for queries, keys and values, turns of neighbouring components, a mask times the softmax, SwiGLU. What
 `benches/illama.rs` is measured against.
 """
+import os
 import sys
 import time
 
@@ -13,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+DEVICE = os.environ.get("VISCACHE_BENCH_DEVICE", "cpu")
 WIDTH, DEPTH, HEADS, HIDDEN, CLASSES = 192, 12, 3, 512, 1000
 
 
@@ -74,18 +78,23 @@ def main():
     threads, side, patch, batch, rounds = map(int, sys.argv[1:])
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    model = Illama(side, patch)
+    model = Illama(side, patch).to(DEVICE)
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-4)
-    pictures, targets = torch.randn(batch, 3, side, side), torch.full((batch, CLASSES), 1 / CLASSES)
+    pictures = torch.randn(batch, 3, side, side)
+    targets = torch.full((batch, CLASSES), 1 / CLASSES, device=DEVICE)
+    halves = torch.autocast("cuda", torch.bfloat16, enabled=DEVICE == "cuda")
 
     def forward():
-        with torch.inference_mode():
-            model(pictures)
+        with torch.inference_mode(), halves:
+            model(pictures.to(DEVICE)).float().cpu()
 
     def step():
         optimiser.zero_grad()
-        F.cross_entropy(model(pictures), targets).backward()
+        with halves:
+            loss = F.cross_entropy(model(pictures.to(DEVICE)), targets)
+        loss.backward()
         optimiser.step()
+        loss.item()
 
     for name, work in [("forward", forward), ("step", step)]:
         work()

@@ -25,3 +25,5 @@ fi
 # The parity of every encoder with the golden numbers, on the card.
 scripts/cargo.sh test --locked --release --features cuda --test parity cuda -- --nocapture
 scripts/cargo.sh bench --locked --features cuda --bench gpu
+# A step of training.
+VISCACHE_BENCH_DEVICE=cuda scripts/cargo.sh bench --locked --features cuda --bench illama

@@ -11,6 +11,7 @@ use figment::Figment;
 use figment::providers::{Format, Serialized, Toml};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Map, Value, json};
+use viscache::models::DeviceKind;
 use viscache::train::adapter::AdapterTask;
 use viscache::train::data::{Annotated, Samples};
 use viscache::train::illama::{IllamaTask, Learn, ProbeTask};
@@ -18,7 +19,7 @@ use viscache::train::language::LanguageTask;
 use viscache::train::pairs::PairsTask;
 use viscache::train::segmentation::SegmentationTask;
 use viscache::train::task::{Measure, Task};
-use viscache::train::{Lesson, News, Plan, Recipe, run};
+use viscache::train::{Lesson, Machine, News, Plan, Recipe, run};
 
 /// Exit code of a run that was interrupted.
 const INTERRUPTED: u8 = 130;
@@ -40,6 +41,9 @@ pub(super) struct TrainArgs {
     /// Parts of a batch that are worked on at a time; all cores where nothing is said. It is a part of what the weights hang on.
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
+    /// Where the network learns: `cpu` or `cuda`. It is a part of what the weights hang on.
+    #[arg(long, value_name = "DEVICE", default_value = "cpu", help_heading = "Model")]
+    device: DeviceKind,
     /// Only read the recipe and list the data.
     #[arg(long)]
     dry_run: bool,
@@ -57,29 +61,34 @@ pub(super) fn run_command(args: &TrainArgs) -> anyhow::Result<ExitCode> {
         Some(threads) => threads,
         None => std::thread::available_parallelism().map_or(1, usize::from),
     };
-    let mut plan = recipe.plan(json!({"threads": threads}))?;
+    let machine = Machine { threads, device: args.device };
+    let mut told = json!({"threads": threads});
+    if args.device != DeviceKind::Cpu {
+        told["device"] = json!(args.device);
+    }
+    let mut plan = recipe.plan(told)?;
     match recipe.lesson()? {
         Lesson::Illama(lesson) if lesson.learn == Learn::Head => {
             let mut watch = long_wait("pictures were looked at");
             let span = |samples| plan.span(samples);
-            let task = ProbeTask::open(lesson, base, plan.seed, span, threads, &mut watch)?;
+            let task = ProbeTask::open(lesson, base, plan.seed, span, machine, &mut watch)?;
             tell_pictures(task.train(), Some(task.test()));
             follow(&task, &recipe, &plan, args)
         }
         Lesson::Illama(lesson) => {
-            let task = IllamaTask::open(lesson, base, plan.seed, |samples| plan.span(samples), threads)?;
+            let task = IllamaTask::open(lesson, base, plan.seed, |samples| plan.span(samples), machine)?;
             tell_pictures(task.train(), task.test());
             follow(&task, &recipe, &plan, args)
         }
         Lesson::Segmentation(lesson) => {
             let span = |samples| plan.span(samples);
-            let task = SegmentationTask::open(lesson, base, plan.seed, span, threads)?;
+            let task = SegmentationTask::open(lesson, base, plan.seed, span, machine)?;
             tell_annotated(&task);
             follow(&task, &recipe, &plan, args)
         }
         Lesson::Adapter(lesson) => {
             let mut watch = long_wait("pictures are embedded");
-            let task = AdapterTask::open(lesson, base, &plan, threads, &mut watch)?;
+            let task = AdapterTask::open(lesson, base, &plan, machine, &mut watch)?;
             plan.span(task.samples())?;
             plan.machine["files"] = json!(task.files());
             tell_texts(&task);
@@ -87,13 +96,13 @@ pub(super) fn run_command(args: &TrainArgs) -> anyhow::Result<ExitCode> {
         }
         Lesson::Pairs(lesson) => {
             let mut watch = |doing: &str| eprintln!("{doing}");
-            let task = PairsTask::open(lesson, base, (plan.seed, plan.batch), threads, &mut watch)?;
+            let task = PairsTask::open(lesson, base, (plan.seed, plan.batch), machine, &mut watch)?;
             plan.span(task.samples())?;
             eprintln!("{}", task.told());
             follow(&task, &recipe, &plan, args)
         }
         Lesson::Language(lesson) => {
-            let task = LanguageTask::open(lesson, base, &plan, threads)?;
+            let task = LanguageTask::open(lesson, base, &plan, machine)?;
             plan.span(task.samples())?;
             eprintln!("{} texts to learn from, {} to test by", task.train().len(), task.test().len());
             for texts in [task.train(), task.test()] {

@@ -66,6 +66,23 @@ pub enum DeviceKind {
     Cuda,
 }
 
+impl DeviceKind {
+    /// Opens it.
+    ///
+    /// # Errors
+    /// [`Error::Device`] without a card, or in a program built without the feature `cuda`.
+    pub(super) fn device(self) -> Result<Device, Error> {
+        let refuse = |why: String| Error::Device { asked: "cuda".into(), why };
+        match self {
+            DeviceKind::Cpu => Ok(Device::Cpu),
+            DeviceKind::Cuda if !cfg!(feature = "cuda") => {
+                Err(refuse("this program was built without it; build with `--features cuda`".into()))
+            }
+            DeviceKind::Cuda => Device::new_cuda(0).map_err(|e| refuse(e.to_string())),
+        }
+    }
+}
+
 impl std::str::FromStr for DeviceKind {
     type Err = Error;
 
@@ -99,9 +116,10 @@ impl Placement {
         Placement { device, numbers, reach: Reach::Full, variables: None }
     }
 
-    /// f32 on the CPU, with variables in the place of the tensors of the same names.
+    /// f32 where the variables are, with these in the place of the tensors of the same names. On a card products are in bf16.
     pub fn learning(variables: Variables) -> Self {
-        Placement { variables: Some(Arc::new(variables)), ..Placement::cpu() }
+        let device = variables.values().next().map_or(Device::Cpu, |variable| variable.device().clone());
+        Placement { variables: Some(Arc::new(variables)), ..Placement::of(device, WeightDtype::F32) }
     }
 
     /// A variable, where this is one.
@@ -136,13 +154,8 @@ impl Placement {
                 DeviceKind::Cuda,
                 Some(numbers @ (WeightDtype::Q8_0 | WeightDtype::F16 | WeightDtype::Q4K | WeightDtype::Q6K)),
             ) => refuse("cuda", &format!("{numbers} is for the processor; use bf16 or f32 there")),
-            (DeviceKind::Cuda, _) if !cfg!(feature = "cuda") => {
-                refuse("cuda", "this program was built without it; build with `--features cuda`")
-            }
             (DeviceKind::Cuda, numbers) => {
-                let device = Device::new_cuda(0)
-                    .map_err(|e| Error::Device { asked: "cuda".into(), why: e.to_string() })?;
-                Ok(Placement::of(device, numbers.unwrap_or(WeightDtype::Bf16)))
+                Ok(Placement::of(kind.device()?, numbers.unwrap_or(WeightDtype::Bf16)))
             }
         }
     }
@@ -191,6 +204,9 @@ mod tests {
         let refused = |kind, numbers| Placement::open(kind, Some(numbers)).unwrap_err().to_string();
         assert!(refused(DeviceKind::Cpu, WeightDtype::Bf16).contains("q8_0"));
         assert!(refused(DeviceKind::Cuda, WeightDtype::Q8_0).contains("bf16"));
+        if cfg!(not(feature = "cuda")) {
+            assert!(DeviceKind::Cuda.device().unwrap_err().to_string().contains("--features cuda"));
+        }
         assert_eq!(Placement::open(DeviceKind::Cpu, None).unwrap().numbers, WeightDtype::F32);
     }
 }

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::checkpoint::put;
 use super::data::{Instructions, Order, Reason, Skipped, Split};
+use super::loading::Machine;
 use super::run::Plan;
 use super::task::{Measure, Moment, Task, measured_as};
 use super::texts::{Form, Text, padded};
@@ -114,11 +115,11 @@ pub struct LanguageTask {
 impl LanguageTask {
     /// Reads the texts and makes the network.
     ///
-    /// * `base`: the recipe's folder. `plan`: of which the seed and the size of batches count. `threads`: parts of a batch at a time.
+    /// * `base`: the recipe's folder. `plan`: of which the seed and the size of batches count. `machine`: what there is to work with.
     ///
     /// # Errors
     /// [`Stop::Recipe`], [`Stop::Data`], [`Stop::Model`], [`Stop::File`].
-    pub fn open(recipe: &LanguageRecipe, base: &Path, plan: &Plan, threads: usize) -> Result<Self, Stop> {
+    pub fn open(recipe: &LanguageRecipe, base: &Path, plan: &Plan, machine: Machine) -> Result<Self, Stop> {
         let weight = f64::from(recipe.prompt_weight);
         within("language.prompt_weight", weight, (0.0..=1.0).contains(&weight), "a number from 0 to 1")?;
         let read = |path: &Path| std::fs::read(path).map_err(Stop::file(path));
@@ -174,8 +175,8 @@ impl LanguageTask {
         if train.is_empty() {
             return Err(Stop::Spoiled { why: format!("none of the texts can be used: {}", train.skipped) });
         }
-        let learner = Learner::new(&checkpoint, &config, tokenizer.len(), &Group::BACKBONE)?;
-        let learner = learner.spread(threads, recipe.blockwise)?;
+        let learner = Learner::on(machine.device, &checkpoint, &config, tokenizer.len(), &[Group::BACKBONE])?;
+        let learner = learner.spread(machine.threads, recipe.blockwise)?;
         let (recipe, batch) = (recipe.clone(), plan.batch.max(1));
         Ok(LanguageTask { recipe, learner, train, test, batch, sizes, tokenizer: file })
     }

@@ -1,6 +1,23 @@
 //! Samples that are read by threads, and what becomes of those that cannot be.
 
 use super::Stop;
+use crate::models::DeviceKind;
+
+/// What a run is given to work with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Machine {
+    /// Threads that make samples ready and, on the CPU, parts of a batch that are learned at a time.
+    pub threads: usize,
+    /// Where the network is.
+    pub device: DeviceKind,
+}
+
+impl Machine {
+    /// The CPU, with so many threads.
+    pub fn cpu(threads: usize) -> Self {
+        Machine { threads, device: DeviceKind::Cpu }
+    }
+}
 
 /// Threads that make samples ready.
 ///

@@ -49,6 +49,7 @@ mod stop;
 pub mod task;
 pub mod texts;
 
+pub use loading::Machine;
 pub use recipe::{Lesson, Recipe, RunOptions};
 pub use run::{News, Outcome, Plan, run};
 pub use stop::Stop;

@@ -19,7 +19,7 @@ use crate::models::learning::{Gradients, Lanes, Sum, Variables, through_blocks};
 use crate::models::weights::Weights;
 use crate::models::{Error, Placement};
 
-/// Pictures that go through the network together.
+/// Pictures that go through the network together, on the CPU.
 const PART: usize = 8;
 
 /// What one step looks at.
@@ -39,14 +39,15 @@ pub struct Lesson<'a> {
 pub struct Learner {
     model: Illama,
     variables: Arc<Variables>,
+    device: Device,
     lanes: Lanes,
     /// Whether blocks are computed twice, for the activations of one of them at a time.
     blockwise: bool,
 }
 
 impl Learner {
-    /// * `variables`: of [`super::initial`] or [`super::continued`]. `threads`: parts of a batch that are worked on at a time.
-    ///   `blockwise`: hold the activations of one block at a time; each is computed twice for that.
+    /// * `variables`: of [`super::initial`] or [`super::continued`], where they are to learn. `threads`: parts of a batch that are worked
+    ///   on at a time, on the CPU. `blockwise`: hold the activations of one block at a time; each is computed twice for that.
     ///
     /// # Errors
     /// As [`Illama::load`]; [`Error::Device`] where no thread can be started.
@@ -58,8 +59,9 @@ impl Learner {
     ) -> Result<Self, Error> {
         let placement = Placement::learning(variables);
         let model = Illama::load(&Weights::none(), config, &placement)?;
-        let lanes = Lanes::start(threads)?;
-        Ok(Learner { model, variables: placement.variables.unwrap_or_default(), lanes, blockwise })
+        let lanes = Lanes::start(threads, &placement.device)?;
+        let (device, variables) = (placement.device, placement.variables.unwrap_or_default());
+        Ok(Learner { model, variables, device, lanes, blockwise })
     }
 
     /// What learns, by name.
@@ -99,8 +101,9 @@ impl Learner {
         };
         self.lanes.sum(count, &|share| {
             let (mut loss, mut sum) = (0.0, Sum::default());
-            for first in share.clone().step_by(PART) {
-                let (part, gradients) = of_part(first..share.end.min(first + PART))?;
+            let size = if self.device.is_cpu() { PART } else { count };
+            for first in share.clone().step_by(size) {
+                let (part, gradients) = of_part(first..share.end.min(first + size))?;
                 loss += part;
                 sum.add(gradients)?;
             }
@@ -119,15 +122,15 @@ impl Learner {
     ) -> Result<(f32, Gradients), Error> {
         let Config { side, classes, depth, .. } = *self.model.config();
         let count = targets.len() / classes;
-        let pictures = Tensor::from_slice(pictures, (count, 3, side, side), &Device::Cpu)?;
-        let targets = Tensor::from_slice(targets, (count, classes), &Device::Cpu)?;
+        let pictures = Tensor::from_slice(pictures, (count, 3, side, side), &self.device)?;
+        let targets = Tensor::from_slice(targets, (count, classes), &self.device)?;
         let mask = self.model.mask(rate)?;
         let keep = |branch: usize, added: Tensor| -> Result<Tensor, Error> {
             if kept.is_empty() {
                 return Ok(added);
             }
             let factors = &kept[branch * count..(branch + 1) * count];
-            Ok(added.broadcast_mul(&Tensor::from_slice(factors, (count, 1, 1), &Device::Cpu)?)?)
+            Ok(added.broadcast_mul(&Tensor::from_slice(factors, (count, 1, 1), &self.device)?)?)
         };
         let keep: &Keep<'_> = &keep;
         let block = |i: usize, x: &Tensor, _: Option<&Tensor>| self.model.block(i, x, mask.as_ref(), keep);

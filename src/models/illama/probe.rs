@@ -26,6 +26,7 @@ pub fn is_head(name: &str) -> bool {
 pub struct Probe {
     head: Linear,
     variables: Arc<Variables>,
+    device: Device,
     width: usize,
     classes: usize,
 }
@@ -39,7 +40,8 @@ impl Probe {
         let Config { width, classes, .. } = *config;
         let placement = Placement::learning(variables);
         let head = Linear::load(&Scope::new(&Weights::none(), &placement).at(HEAD), classes, width, true)?;
-        Ok(Probe { head, variables: placement.variables.unwrap_or_default(), width, classes })
+        let (device, variables) = (placement.device, placement.variables.unwrap_or_default());
+        Ok(Probe { head, variables, device, width, classes })
     }
 
     /// What learns, by name.
@@ -60,8 +62,8 @@ impl Probe {
             let why = format!("features [B, {width}], targets [B, {classes}]");
             return Err(Error::Input { received: vec![features.len(), targets.len()], why });
         }
-        let features = Tensor::from_slice(features, (count, width), &Device::Cpu)?;
-        let targets = Tensor::from_slice(targets, (count, classes), &Device::Cpu)?;
+        let features = Tensor::from_slice(features, (count, width), &self.device)?;
+        let targets = Tensor::from_slice(targets, (count, classes), &self.device)?;
         let logs = candle_nn::ops::log_softmax(&self.head.forward(&features)?, D::Minus1)?;
         let loss = ((logs * targets)?.sum_all()? * (-1.0 / count as f64))?;
         let mut sum = Sum::default();

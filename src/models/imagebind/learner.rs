@@ -17,9 +17,9 @@ use std::sync::Arc;
 use candle_core::{D, Device, Tensor, Var};
 
 use super::{Config, ImageBind, ignore};
-use crate::models::learning::{Gradients, Lanes, Sum, Values, Variables};
+use crate::models::learning::{Gradients, Lanes, Sum, Values, Variables, placed};
 use crate::models::weights::Weights;
-use crate::models::{Error, Placement};
+use crate::models::{DeviceKind, Error, Placement};
 use crate::types::Modality;
 
 /// Inputs that go through an encoder together.
@@ -62,12 +62,13 @@ struct Part {
 pub struct Learner {
     model: ImageBind,
     variables: Arc<Variables>,
+    device: Device,
     lanes: Lanes,
 }
 
 impl Learner {
     /// * `values`: of all tensors that learn, and of [`SCALE`] where it does. `rest`: has those of encoders that do not. `threads`: parts
-    ///   of a side that are worked on at a time.
+    ///   of a side that are worked on at a time, on the CPU. `device`: where they learn.
     ///
     /// # Errors
     /// As [`ImageBind::load`]; [`Error::Device`] where no thread can be started.
@@ -77,16 +78,18 @@ impl Learner {
         values: &Values,
         rest: Option<&Weights>,
         threads: usize,
+        device: DeviceKind,
     ) -> Result<Self, Error> {
         let of = |(name, (shape, numbers)): (&String, &(Vec<usize>, Vec<f32>))| {
             Ok((name.clone(), Var::from_slice(numbers, &shape[..], &Device::Cpu)?))
         };
         let variables: Variables = values.iter().map(of).collect::<Result<_, Error>>()?;
-        let placement = Placement::learning(variables);
+        let placement = Placement::learning(placed(variables, device)?);
         let none = Weights::none();
         let model = ImageBind::load(rest.unwrap_or(&none), config, modalities, &placement)?;
-        let variables = placement.variables.unwrap_or_default();
-        Ok(Learner { model, variables, lanes: Lanes::start(threads)? })
+        let lanes = Lanes::start(threads, &placement.device)?;
+        let (device, variables) = (placement.device, placement.variables.unwrap_or_default());
+        Ok(Learner { model, variables, device, lanes })
     }
 
     /// What learns, by name.
@@ -161,7 +164,7 @@ impl Learner {
             Side::Embeddings(rows) => {
                 let width = config.out_embed_dim;
                 let count = whole_rows(rows.len(), width, "unit embeddings")?;
-                let embeddings = Tensor::from_slice(rows, (count, width), &Device::Cpu)?;
+                let embeddings = Tensor::from_slice(rows, (count, width), &self.device)?;
                 return Ok(vec![Part { rows: 0..count, embeddings }]);
             }
             Side::Pictures(_) => {
@@ -186,9 +189,9 @@ impl Learner {
             let numbers = rows.start * of_one..rows.end * of_one;
             let input = match side {
                 Side::Pictures(x) | Side::Sounds(x) | Side::Embeddings(x) => {
-                    Tensor::from_slice(&x[numbers], shape, &Device::Cpu)?
+                    Tensor::from_slice(&x[numbers], shape, &self.device)?
                 }
-                Side::Texts(ids) => Tensor::from_slice(&ids[numbers], shape, &Device::Cpu)?,
+                Side::Texts(ids) => Tensor::from_slice(&ids[numbers], shape, &self.device)?,
             };
             let embeddings = self.model.encode(modality, &input, &mut ignore)?.output;
             Ok(Part { rows, embeddings: if learn { embeddings } else { embeddings.detach() } })
@@ -272,7 +275,7 @@ mod tests {
     fn learner(config: &Config, threads: usize) -> Learner {
         let mut values = initial(config, &SENSES, 1).unwrap();
         values.insert(SCALE.into(), (Vec::new(), vec![(1.0f32 / 0.07).ln()]));
-        Learner::new(config, &SENSES, &values, None, threads).unwrap()
+        Learner::new(config, &SENSES, &values, None, threads, DeviceKind::Cpu).unwrap()
     }
 
     /// Along every tensor's gradient the loss falls by as much as the gradient says.
@@ -361,7 +364,7 @@ mod tests {
         let first = write(&initial(&config, &SENSES, 7).unwrap(), Default::default()).unwrap();
         let rest = Weights::from_memory("rest", first).unwrap();
         let values = initial(&config, &SENSES[1..2], 1).unwrap();
-        let learner = Learner::new(&config, &SENSES[..2], &values, Some(&rest), 2).unwrap();
+        let learner = Learner::new(&config, &SENSES[..2], &values, Some(&rest), 2, DeviceKind::Cpu).unwrap();
         let whole = ImageBind::load(&rest, &config, &SENSES[..1], &Placement::cpu()).unwrap();
         let pictures = Tensor::from_slice(&made.pictures, (BATCH, 3, 16, 16), &Device::Cpu).unwrap();
         let expected = whole.encode(Modality::Image, &pictures, &mut ignore).unwrap().output;

@@ -289,11 +289,11 @@ impl Linear {
     }
 }
 
-/// `[.., in]` · `[out, in]`ᵀ → `[.., out]` in the type of `x`.
+/// `[.., in]` · `[out, in]`ᵀ → `[.., out]` in the type of `x`. On a card it is multiplied in bf16, whatever is learned.
 fn given(x: &Tensor, weight: &Tensor) -> TensorResult<Tensor> {
     match fused::applies(&[x, weight]) {
         true => fused::product(x, weight, None),
-        false => times(x, &weight.t()?, x.dtype()),
+        false => times(x, &weight.t()?, if x.device().is_cuda() { DType::BF16 } else { x.dtype() }),
     }
 }
 

@@ -8,6 +8,8 @@
 use std::ops::Range;
 use std::thread::ScopedJoinHandle;
 
+use candle_core::Device;
+
 use super::{Gradients, Sum};
 use crate::models::Error;
 
@@ -16,11 +18,14 @@ use crate::models::Error;
 pub(in crate::models) struct Lanes(Vec<rayon::ThreadPool>);
 
 impl Lanes {
-    /// * `threads`: parts at a time; 0 is taken as 1.
+    /// * `threads`: parts at a time; 0 is taken as 1. On a card there are none: it works on all of a batch.
     ///
     /// # Errors
     /// [`Error::Device`] where no thread can be started.
-    pub(in crate::models) fn start(threads: usize) -> Result<Self, Error> {
+    pub(in crate::models) fn start(threads: usize, device: &Device) -> Result<Self, Error> {
+        if !device.is_cpu() {
+            return Ok(Lanes::default());
+        }
         let lanes = (0..threads.max(1)).map(|i| {
             let pool =
                 rayon::ThreadPoolBuilder::new().num_threads(1).thread_name(move |_| format!("learn-{i}"));

@@ -25,6 +25,6 @@ pub use average::Average;
 pub(super) use blockwise::through_blocks;
 pub use gradients::{Gradients, Sum};
 pub(super) use lanes::Lanes;
-pub use values::{Values, read, restore, state, write, write_all};
+pub use values::{Values, placed, read, restore, state, write, write_all};
 
 pub use super::device::Variables;

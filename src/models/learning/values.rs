@@ -2,15 +2,30 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use candle_core::{Device, Tensor};
+use candle_core::{Device, Tensor, Var};
 use safetensors::tensor::{Dtype, TensorView};
 
 use super::Variables;
-use crate::models::Error;
 use crate::models::weights::Weights;
+use crate::models::{DeviceKind, Error};
 
 /// Shape and numbers, row by row, of each tensor by its name.
 pub type Values = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
+
+/// The same variables on a device.
+///
+/// # Errors
+/// [`Error::Device`] where there is none.
+pub fn placed(variables: Variables, device: DeviceKind) -> Result<Variables, Error> {
+    if device == DeviceKind::Cpu {
+        return Ok(variables);
+    }
+    let device = device.device()?;
+    let moved = variables
+        .into_iter()
+        .map(|(name, variable)| Ok((name, Var::from_tensor(&variable.to_device(&device)?)?)));
+    moved.collect()
+}
 
 /// What variables are now.
 ///

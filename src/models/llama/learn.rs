@@ -27,8 +27,8 @@ use super::checkpoint::Checkpoint;
 use super::config::Config;
 use super::picture::Picture;
 use crate::models::device::Variables;
-use crate::models::learning::{Gradients, Lanes, Sum, through_blocks};
-use crate::models::{Error, Placement};
+use crate::models::learning::{Gradients, Lanes, Sum, placed, through_blocks};
+use crate::models::{DeviceKind, Error, Placement};
 
 /// Tensors that learn together, by what their names contain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -189,6 +189,7 @@ impl Learned {
 pub struct Learner {
     decoder: Decoder,
     variables: Arc<Variables>,
+    device: Device,
     lanes: Lanes,
     /// Whether blocks are computed twice, for the activations of one of them at a time.
     blockwise: bool,
@@ -218,6 +219,20 @@ impl Learner {
         vocab_size: usize,
         groups: &[Group],
     ) -> Result<Self, Error> {
+        Self::on(DeviceKind::Cpu, checkpoint, config, vocab_size, groups)
+    }
+
+    /// The same on a device, on which everything is then.
+    ///
+    /// # Errors
+    /// As [`Learner::new`]; [`Error::Device`] where there is none.
+    pub fn on(
+        device: DeviceKind,
+        checkpoint: &Checkpoint,
+        config: &Config,
+        vocab_size: usize,
+        groups: &[Group],
+    ) -> Result<Self, Error> {
         let mut variables = Variables::new();
         let learns = |name: &String| groups.iter().any(|group| group.holds(name));
         for name in checkpoint.names().into_iter().filter(learns) {
@@ -228,20 +243,20 @@ impl Learner {
         if variables.is_empty() {
             return Err(Error::Config(format!("no tensor of these files is in the groups {groups:?}")));
         }
-        let placement = Placement::learning(variables);
+        let placement = Placement::learning(placed(variables, device)?);
         let decoder = Decoder::load(checkpoint, config, vocab_size, &placement)?;
-        let variables = placement.variables.unwrap_or_default();
-        Ok(Learner { decoder, variables, lanes: Lanes::default(), blockwise: false })
+        let (device, variables) = (placement.device, placement.variables.unwrap_or_default());
+        Ok(Learner { decoder, variables, device, lanes: Lanes::default(), blockwise: false })
     }
 
     /// The same, with a batch in parts.
     ///
-    /// * `threads`: parts that are worked on at a time. `blockwise`: hold the activations of one block at a time; each is computed twice for that.
+    /// * `threads`: parts that are worked on at a time, on the CPU. `blockwise`: hold the activations of one block at a time; each is computed twice for that.
     ///
     /// # Errors
     /// [`Error::Device`] where no thread can be started.
     pub fn spread(self, threads: usize, blockwise: bool) -> Result<Self, Error> {
-        Ok(Learner { lanes: Lanes::start(threads)?, blockwise, ..self })
+        Ok(Learner { lanes: Lanes::start(threads, &self.device)?, blockwise, ..self })
     }
 
     /// What learns, by name.
@@ -343,7 +358,7 @@ fn lost(logits: &Tensor, learned: &Learned, share: f64) -> Result<Tensor, Error>
     let (texts, length, words) = logits.dims3()?;
     let logs = candle_nn::ops::log_softmax(&logits.reshape((texts * length, words))?, D::Minus1)?;
     let place = (texts * length, 1);
-    let weights = Tensor::from_slice(&learned.weights, place, &Device::Cpu)?;
-    let chosen = (logs.gather(&Tensor::from_slice(&learned.labels, place, &Device::Cpu)?, 1)? * weights)?;
+    let weights = Tensor::from_slice(&learned.weights, place, logs.device())?;
+    let chosen = (logs.gather(&Tensor::from_slice(&learned.labels, place, logs.device())?, 1)? * weights)?;
     Ok((chosen.sum_all()? * -share)?)
 }

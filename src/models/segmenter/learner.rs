@@ -33,6 +33,7 @@ pub struct Lesson<'a> {
 pub struct Learner {
     model: Segmenter,
     variables: Arc<Variables>,
+    device: Device,
     lanes: Lanes,
     blockwise: bool,
 }
@@ -56,10 +57,11 @@ impl Learner {
             false => Weights::from_memory("what does not learn", write(others, Default::default())?)?,
         };
         let model = Segmenter::load(&others, config, &placement)?;
-        let variables = placement.variables.unwrap_or_default();
+        let variables = placement.variables.clone().unwrap_or_default();
         // Where no block learns, there is nothing to be saved.
         let blockwise = blockwise && variables.keys().any(|name| name.starts_with("blocks."));
-        Ok(Learner { model, variables, lanes: Lanes::start(threads)?, blockwise })
+        let (device, lanes) = (placement.device.clone(), Lanes::start(threads, &placement.device)?);
+        Ok(Learner { model, variables, device, lanes, blockwise })
     }
 
     /// What learns, by name.
@@ -120,7 +122,7 @@ impl Learner {
         sum: &mut Sum,
     ) -> Result<f64, Error> {
         let side = self.config().backbone.side;
-        let picture = Tensor::from_slice(values, (1, 3, side, side), &Device::Cpu)?;
+        let picture = Tensor::from_slice(values, (1, 3, side, side), &self.device)?;
         let mask = self.model.mask()?;
         let keep = |branch: usize, added: Tensor| match kept.get(branch) {
             None => Ok(added),
@@ -136,7 +138,7 @@ impl Learner {
             let known = Grid { side: grid, classes, logits: logits.flatten_all()?.to_vec1()? };
             let (loss, gradient) = loss(&known, labels, share);
             value.set(loss);
-            let gradient = Tensor::from_vec(gradient, logits.shape(), &Device::Cpu)?;
+            let gradient = Tensor::from_vec(gradient, logits.shape(), &self.device)?;
             Ok((logits * gradient)?.sum_all()?)
         };
         let x = self.model.begin(&picture)?;

@@ -13,11 +13,11 @@ use crate::models::encoder::{Encoder, EncoderOptions};
 use crate::models::learning::{Gradients, Values, Variables, adamw, write, write_all};
 use crate::models::llama::{self, Group, Learner, Stages, WHOLE_ADAPTER};
 use crate::models::weights::Weights;
-use crate::models::{self, DeviceKind, llm, nano};
+use crate::models::{self, llm, nano};
 use crate::text::SentencePiece;
 use crate::train::checkpoint::put;
 use crate::train::data::{Exchanges, Instructions, Order, Place, Reason, Skipped, Source, Split, Wanted};
-use crate::train::loading::{Filled, filled, loaders};
+use crate::train::loading::{Filled, Machine, filled, loaders};
 use crate::train::run::Plan;
 use crate::train::task::{Measure, Moment, Task, measured_as};
 use crate::train::texts::{Form, Text, padded};
@@ -87,7 +87,7 @@ impl AdapterTask {
 
     /// Lists the data, makes the network, and embeds the pictures where that is what it is shown.
     ///
-    /// * `base`: the recipe's folder. `plan`: of which the seed and the sizes of batches count. `threads`: that learn, and that prepare.
+    /// * `base`: the recipe's folder. `plan`: of which the seed and the sizes of batches count. `machine`: what there is to work with.
     ///   `watch`: hears how many pictures are embedded, of how many.
     ///
     /// # Errors
@@ -96,7 +96,7 @@ impl AdapterTask {
         recipe: &AdapterRecipe,
         base: &Path,
         plan: &Plan,
-        threads: usize,
+        machine: Machine,
         watch: &mut dyn FnMut(usize, usize),
     ) -> Result<Self, Stop> {
         recipe.check()?;
@@ -114,7 +114,7 @@ impl AdapterTask {
             );
         }
         let mut files: Vec<String> = checkpoint.fingerprints()?.iter().map(ToString::to_string).collect();
-        let encoder = recipe.encoder.as_ref().map(|word| encoder(recipe, word, base, threads)).transpose()?;
+        let encoder = recipe.encoder.as_ref().map(|word| encoder(recipe, word, base, machine)).transpose()?;
         let origin = encoder.as_ref().and_then(|encoder| encoder.origin().weights);
         files.extend(origin.map(|weights| weights.to_string()));
 
@@ -128,7 +128,7 @@ impl AdapterTask {
         };
         let train = list(&recipe.captions, &recipe.instructions, Split::Train)?;
         let test = list(&recipe.test.captions, &recipe.test.instructions, Split::Test)?;
-        let loaders = loaders(threads)?;
+        let loaders = loaders(machine.threads)?;
         let seen = match &encoder {
             Some(encoder) => {
                 let all = || train.iter().chain(&test).flat_map(|kind| &kind.exchanges);
@@ -148,8 +148,8 @@ impl AdapterTask {
         let values = llama::begin(&checkpoint, &config, &recipe.sizes, width, stages, plan.seed)?;
         let adapter = Weights::from_memory("the adapter as it begins", write(&values, Default::default())?)?;
         let checkpoint = checkpoint.adapted_by(adapter);
-        let learner = Learner::of_groups(&checkpoint, &config, tokenizer.len(), &recipe.groups())?;
-        let learner = learner.spread(threads, recipe.blockwise)?;
+        let learner = Learner::on(machine.device, &checkpoint, &config, tokenizer.len(), &recipe.groups())?;
+        let learner = learner.spread(machine.threads, recipe.blockwise)?;
         let frozen = values.into_iter().filter(|(name, _)| !learner.variables().contains_key(name)).collect();
         let sight = match (seen, learner.picture()) {
             (Some(seen), _) if learner.embedding_width() != Some(seen.width()) => {
@@ -305,16 +305,16 @@ fn encoder(
     recipe: &AdapterRecipe,
     word: &str,
     base: &Path,
-    threads: usize,
+    machine: Machine,
 ) -> Result<Encoder, models::Error> {
     Encoder::open(&EncoderOptions {
         network: Default::default(),
         weights: path(base, word),
         sizes: recipe.encoder_sizes.as_ref().map(|path| base.join(path)),
         modalities: Some(vec![Modality::Image]),
-        device: DeviceKind::Cpu,
+        device: machine.device,
         dtype: None,
-        threads,
+        threads: machine.threads,
         orientation: Orientation::Reference,
         limits: MediaLimits::default(),
     })

@@ -23,12 +23,13 @@ use crate::models::illama::{Config, Illama, Probe, initial, is_head};
 use crate::models::learning::{Gradients, Values, Variables, adamw, state, write};
 use crate::models::weights::Weights;
 use crate::train::data::{Order, Reason, Sample, Samples, Split, Wanted};
-use crate::train::loading::loaders;
+use crate::train::loading::{Machine, loaders};
 use crate::train::mixup::{self, Choice};
 use crate::train::schedule::Span;
 use crate::train::staged::Staged;
 use crate::train::task::{Measure, Moment, Task};
 use crate::train::{Error, Stop};
+use crate::types::WeightDtype;
 
 /// Pictures that go through the network together. A part of what features hang on, so it does not change with threads.
 const PART: usize = 8;
@@ -63,7 +64,7 @@ pub struct ProbeTask {
 impl ProbeTask {
     /// Lists the data, makes the network and looks at every picture.
     ///
-    /// * `base`: the recipe's folder. `span`: of so many samples. `threads`: that look. `watch`: hears how many pictures were looked at,
+    /// * `base`: the recipe's folder. `span`: of so many samples. `machine`: what there is to work with. `watch`: hears how many pictures were looked at,
     ///   of how many.
     ///
     /// # Errors
@@ -73,7 +74,7 @@ impl ProbeTask {
         base: &Path,
         seed: u64,
         span: impl FnOnce(u32) -> Result<Span, Error>,
-        threads: usize,
+        machine: Machine,
         watch: &mut dyn FnMut(usize, usize),
     ) -> Result<Self, Stop> {
         let wrong = |why| Err(Stop::from(Error::Contradiction(why)));
@@ -106,9 +107,9 @@ impl ProbeTask {
         let whole: Values = others.clone().into_iter().chain(first).collect();
         head.retain(|name, _| is_head(name));
         let whole = Weights::from_memory("the model as it begins", write(&whole, Default::default())?)?;
-        let model = Illama::load(&whole, &config, &Placement::cpu())?;
+        let model = Illama::load(&whole, &config, &Placement::open(machine.device, Some(WeightDtype::F32))?)?;
         let probe = Probe::new(&config, head)?;
-        let loaders = loaders(threads)?;
+        let loaders = loaders(machine.threads)?;
         let all = train.samples.len() + test.samples.len();
         let mut done = 0;
         let mut known = |samples: Samples| {

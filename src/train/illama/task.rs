@@ -9,17 +9,18 @@ use super::IllamaRecipe;
 use super::pictures::{Score, TESTED, decoded, describe};
 use crate::media::Limits;
 use crate::media::augment::{Evaluation, Training};
-use crate::models::Placement;
 use crate::models::illama::{Config, Illama, Learner, Lesson};
-use crate::models::learning::{Gradients, Values, Variables, adamw, write};
+use crate::models::learning::{Gradients, Values, Variables, adamw, placed, write};
 use crate::models::weights::Weights;
+use crate::models::{DeviceKind, Placement};
 use crate::train::data::{Order, Sample, Samples, Split, Wanted};
-use crate::train::loading::{Filled, filled, loaders};
+use crate::train::loading::{Filled, Machine, filled, loaders};
 use crate::train::mixup::{self, Choice};
 use crate::train::schedule::Span;
 use crate::train::staged::{StagedValues, survivors};
 use crate::train::task::{Measure, Moment, Task};
 use crate::train::{Error, Stop};
+use crate::types::WeightDtype;
 
 /// Pictures that are ready, with what they are called.
 pub struct Batch {
@@ -42,12 +43,13 @@ pub struct IllamaTask {
     drops: StagedValues,
     limits: Limits,
     loaders: rayon::ThreadPool,
+    device: DeviceKind,
 }
 
 impl IllamaTask {
     /// Lists the data and makes the network.
     ///
-    /// * `base`: the recipe's folder. `span`: of so many samples. `threads`: that learn, and that prepare.
+    /// * `base`: the recipe's folder. `span`: of so many samples. `machine`: what there is to work with.
     ///
     /// # Errors
     /// [`Stop::Recipe`], [`Stop::Data`], [`Stop::Model`], [`Stop::Media`].
@@ -56,7 +58,7 @@ impl IllamaTask {
         base: &Path,
         seed: u64,
         span: impl FnOnce(u32) -> Result<Span, Error>,
-        threads: usize,
+        machine: Machine,
     ) -> Result<Self, Stop> {
         let train = recipe.train.list(base, Wanted::Classes, Split::Train, None)?;
         let test = recipe.test.as_ref();
@@ -74,11 +76,24 @@ impl IllamaTask {
         mixup::targets(&Choice::Plain, &[0], config.classes, recipe.smoothing)?;
         let span = span(train.samples.len() as u32)?;
         let (masks, drops) = (recipe.mask.mask_rates(span)?, recipe.drop_path.drop_rates(span)?);
-        let loaders = loaders(threads)?;
+        let loaders = loaders(machine.threads)?;
         let evaluation = Evaluation::new(config.side);
-        let learner = Learner::new(&config, variables, threads, recipe.blockwise)?;
-        let (recipe, limits) = (recipe.clone(), Limits::default());
-        Ok(IllamaTask { recipe, learner, train, test, training, evaluation, masks, drops, limits, loaders })
+        let learner =
+            Learner::new(&config, placed(variables, machine.device)?, machine.threads, recipe.blockwise)?;
+        let (recipe, limits, device) = (recipe.clone(), Limits::default(), machine.device);
+        Ok(IllamaTask {
+            recipe,
+            learner,
+            train,
+            test,
+            training,
+            evaluation,
+            masks,
+            drops,
+            limits,
+            loaders,
+            device,
+        })
     }
 
     /// What it learns from.
@@ -161,7 +176,8 @@ impl Task for IllamaTask {
     fn evaluate(&self, values: &Values, at: usize, average: bool) -> Result<Vec<Measure>, Stop> {
         let Some(test) = &self.test else { return Ok(Vec::new()) };
         let weights = Weights::from_memory("the weights of this step", write(values, Default::default())?)?;
-        let model = Illama::load(&weights, self.config(), &Placement::cpu())?;
+        let model =
+            Illama::load(&weights, self.config(), &Placement::open(self.device, Some(WeightDtype::F32))?)?;
         let rate = if average { 0.0 } else { self.masks.at(at.saturating_sub(1)) as f32 };
         let of_some = |some: &[Sample]| -> Result<Score, Stop> {
             let (mut pictures, mut labels) = (Vec::new(), Vec::new());

@@ -12,7 +12,7 @@ use crate::models::learning::{Values, read, state, write};
 use crate::models::weights::Weights;
 use crate::train::schedule::Cosine;
 use crate::train::task::Task;
-use crate::train::{News, Outcome, Plan, Stop, run};
+use crate::train::{Machine, News, Outcome, Plan, Stop, run};
 
 const SIDE: usize = 16;
 
@@ -75,7 +75,7 @@ fn plan() -> Plan {
 }
 
 fn open(recipe: &IllamaRecipe, base: &Path) -> Result<ProbeTask, Stop> {
-    ProbeTask::open(recipe, base, 3, |samples| plan().span(samples), 2, &mut |_, _| {})
+    ProbeTask::open(recipe, base, 3, |samples| plan().span(samples), Machine::cpu(2), &mut |_, _| {})
 }
 
 fn tensors(path: &Path) -> Values {
@@ -137,8 +137,10 @@ fn features_do_not_hang_on_threads_and_bad_pictures_are_left_out() {
     let recipe = recipe(serde_json::json!({}));
     let mut told = Vec::new();
     let mut watch = |done, all| told.push((done, all));
-    let one = ProbeTask::open(&recipe, desk.path(), 3, |n| plan().span(n), 1, &mut watch).unwrap();
-    let three = ProbeTask::open(&recipe, desk.path(), 3, |n| plan().span(n), 3, &mut |_, _| {}).unwrap();
+    let one =
+        ProbeTask::open(&recipe, desk.path(), 3, |n| plan().span(n), Machine::cpu(1), &mut watch).unwrap();
+    let three = ProbeTask::open(&recipe, desk.path(), 3, |n| plan().span(n), Machine::cpu(3), &mut |_, _| {})
+        .unwrap();
     assert_eq!(told.last(), Some(&(52, 52)));
     assert_eq!((one.samples(), one.train().samples.len()), (36, 36));
     assert!(one.train().skipped.to_string().contains("broken.png"), "{}", one.train().skipped);

@@ -24,7 +24,7 @@ use rayon::prelude::*;
 
 use super::checkpoint::put;
 use super::data::Order;
-use super::loading::loaders;
+use super::loading::{Machine, loaders};
 use super::stop::told;
 use super::task::{Measure, Moment, Task, measured_as};
 use super::{Error, Stop, within};
@@ -116,7 +116,7 @@ pub struct PairsTask {
 impl PairsTask {
     /// Draws, speaks and embeds what is needed once, and makes the encoders.
     ///
-    /// * `base`: the recipe's folder. `seed`, `batch`: of the run. `threads`: that learn, and that prepare. `watch`: hears what is being done.
+    /// * `base`: the recipe's folder. `seed`, `batch`: of the run. `machine`: what there is to work with. `watch`: hears what is being done.
     ///
     /// # Errors
     /// [`Stop::Recipe`], [`Stop::Model`], [`Stop::Made`], [`Stop::Threads`].
@@ -124,7 +124,7 @@ impl PairsTask {
         recipe: &PairsRecipe,
         base: &Path,
         (seed, batch): (u64, usize),
-        threads: usize,
+        machine: Machine,
         watch: &mut dyn FnMut(&str),
     ) -> Result<Self, Stop> {
         check(recipe, batch)?;
@@ -161,8 +161,9 @@ impl PairsTask {
                 LogitScale::Learned
             }
         };
-        let loaders = loaders(threads)?;
-        let learner = Learner::new(&config, &senses, &values, start.as_ref(), threads)?;
+        let loaders = loaders(machine.threads)?;
+        let learner =
+            Learner::new(&config, &senses, &values, start.as_ref(), machine.threads, machine.device)?;
         let seen = match taught.contains(&Modality::Image) {
             true => (Vec::new(), Vec::new()),
             false => {

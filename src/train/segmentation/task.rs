@@ -8,19 +8,20 @@ use rayon::prelude::*;
 use super::SegmentationRecipe;
 use crate::media::Limits;
 use crate::media::augment::Labelled;
-use crate::models::Placement;
-use crate::models::learning::{Gradients, Values, Variables, adamw, state, write_all};
+use crate::models::learning::{Gradients, Values, Variables, adamw, placed, state, write_all};
 use crate::models::segmenter::{Config, Learner, Lesson, Segmenter, initial, is_decoder};
 use crate::models::weights::Weights;
+use crate::models::{DeviceKind, Placement};
 use crate::train::checkpoint::put;
 use crate::train::data::{Annotated, Order, Pair, Split};
 use crate::train::illama::Learn;
-use crate::train::loading::{Filled, filled, loaders};
+use crate::train::loading::{Filled, Machine, filled, loaders};
 use crate::train::measure::Confusion;
 use crate::train::schedule::Span;
 use crate::train::staged::{StagedValues, survivors};
 use crate::train::task::{Measure, Moment, Task};
 use crate::train::{Error, Stop};
+use crate::types::WeightDtype;
 
 /// Pictures with labels that are ready, with what they are called.
 pub struct Batch {
@@ -44,12 +45,13 @@ pub struct SegmentationTask {
     drops: StagedValues,
     limits: Limits,
     loaders: rayon::ThreadPool,
+    device: DeviceKind,
 }
 
 impl SegmentationTask {
     /// Lists the data, reading every annotation, and makes the network.
     ///
-    /// * `base`: the recipe's folder. `span`: of so many samples. `threads`: that learn, and that prepare.
+    /// * `base`: the recipe's folder. `span`: of so many samples. `machine`: what there is to work with.
     ///
     /// # Errors
     /// [`Stop::Recipe`], [`Stop::Data`], [`Stop::Model`], [`Stop::Media`], [`Stop::File`].
@@ -58,14 +60,14 @@ impl SegmentationTask {
         base: &Path,
         seed: u64,
         span: impl FnOnce(u32) -> Result<Span, Error>,
-        threads: usize,
+        machine: Machine,
     ) -> Result<Self, Stop> {
         let names = recipe.names(base)?;
         let backbone = recipe.model.config(recipe.classes)?;
         let config = Config::new(backbone, &recipe.blocks, recipe.mask_rate)?;
         let labelled = recipe.augment.labelled(config.backbone.side);
         labelled.validate().map_err(|e| Stop::Media(e.to_string()))?;
-        let (limits, loaders) = (Limits::default(), loaders(threads)?);
+        let (limits, loaders) = (Limits::default(), loaders(machine.threads)?);
         let root = base.join(&recipe.data);
         let list = |split| loaders.install(|| Annotated::of_folder(&root, split, recipe.classes, &limits));
         let train = list(Split::Train)?;
@@ -82,10 +84,23 @@ impl SegmentationTask {
             }
             Learn::Head => first.into_iter().partition(|(name, _)| is_decoder(name)),
         };
+        let (variables, device) = (placed(variables, machine.device)?, machine.device);
         let others = state(&others)?;
-        let learner = Learner::new(&config, variables, &others, threads, recipe.blockwise)?;
+        let learner = Learner::new(&config, variables, &others, machine.threads, recipe.blockwise)?;
         let recipe = recipe.clone();
-        Ok(SegmentationTask { recipe, learner, others, names, train, test, labelled, drops, limits, loaders })
+        Ok(SegmentationTask {
+            recipe,
+            learner,
+            others,
+            names,
+            train,
+            test,
+            labelled,
+            drops,
+            limits,
+            loaders,
+            device,
+        })
     }
 
     /// What it learns from.
@@ -160,7 +175,8 @@ impl Task for SegmentationTask {
         let bytes = write_all(&[&self.others, values], Default::default())?;
         let weights = Weights::from_memory("the weights of this step", bytes)?;
         let config = self.learner.config();
-        let model = Segmenter::load(&weights, config, &Placement::cpu())?;
+        let model =
+            Segmenter::load(&weights, config, &Placement::open(self.device, Some(WeightDtype::F32))?)?;
         let nothing = || (Confusion::new(config.classes()), 0);
         let of_pair = |pair: &Pair| -> Result<(Confusion, u32), Stop> {
             let mut sum = nothing();

@@ -13,7 +13,7 @@ use crate::models::segmenter::is_decoder;
 use crate::models::weights::Weights;
 use crate::train::schedule::Cosine;
 use crate::train::task::Task;
-use crate::train::{Plan, Stop, run};
+use crate::train::{Machine, Plan, Stop, run};
 
 /// Draws a picture: ground is 1, squares are 2 and reddish, discs are 3 and bluish, a border says nothing.
 fn draw(root: &Path, split: &str, name: &str, random: &mut Pcg64) {
@@ -87,7 +87,7 @@ fn plan(epochs: usize) -> Plan {
 }
 
 fn open(recipe: &SegmentationRecipe, base: &Path, epochs: usize) -> Result<SegmentationTask, Stop> {
-    SegmentationTask::open(recipe, base, 3, |samples| plan(epochs).span(samples), 2)
+    SegmentationTask::open(recipe, base, 3, |samples| plan(epochs).span(samples), Machine::cpu(2))
 }
 
 fn tensors(path: &Path) -> Values {
