@@ -53,7 +53,6 @@ pub(super) struct TrainArgs {
 }
 
 pub(super) fn run_command(args: &TrainArgs) -> anyhow::Result<ExitCode> {
-    viscache::models::device::hold_memory();
     let recipe = read(&args.recipe, &args.set)?;
     let base = args.recipe.parent().unwrap_or(Path::new("."));
     let threads = match args.threads {
@@ -197,6 +196,8 @@ fn follow<T: Task>(task: &T, recipe: &Recipe, plan: &Plan, args: &TrainArgs) -> 
         }
     })
     .context("interrupts cannot be heard")?;
+    // What was needed to load it goes back first.
+    viscache::models::device::hold_memory();
     let mut screen = Screen::new(args.json);
     let outcome = run(task, plan, out, &mut |news| {
         screen.show(&news);

@@ -46,7 +46,8 @@ pub unsafe fn settle_threads() {
 /// Has the allocator hold what is given back for ten seconds before the system gets it. A step of training asks for the same memory again
 /// and again, and what the system had in between it clears anew: a tenth of a step.
 ///
-/// For programs that allocate with mimalloc; for others it does nothing. To be called before there are threads.
+/// For programs that allocate with mimalloc; for others it does nothing. To be called when what is held for good is loaded: what loading
+/// leaves in between would be held as well.
 pub fn hold_memory() {
     /// `mi_option_purge_delay`, milliseconds, which the crate has no name for. The place is the same in mimalloc 2 and 3.
     const PURGE_DELAY: libmimalloc_sys::mi_option_t = 15;

@@ -108,13 +108,17 @@ fn recipes_that_come_with_the_program_can_be_read() {
 
 #[test]
 fn texts_of_a_batch_are_filled_to_the_longest() {
-    let text = |ids: &[u32], learned| Text { ids: ids.to_vec(), learned, cut: false };
-    let texts = [text(&[1, 5, 6, 2], vec![2..4]), text(&[1, 7, 2], vec![2..3])];
+    let text = |ids: &[u32], learned: &[[usize; 2]]| Text {
+        ids: ids.to_vec(),
+        learned: learned.iter().map(|&[begin, end]| begin..end).collect(),
+        cut: false,
+    };
+    let texts = [text(&[1, 5, 6, 2], &[[2, 4]]), text(&[1, 7, 2], &[[2, 3]])];
     let (ids, labels, length) = padded(texts.iter());
     assert_eq!((ids, length), (vec![1, 5, 6, 2, 1, 7, 2, 0], 4));
     assert_eq!(labels, [0, 0, 6, 2, 0, 0, 2, 0]);
     assert_eq!(padded([].iter()), (vec![], vec![], 0));
-    let talk = [text(&[1, 3, 4, 5, 6, 7, 2], vec![1..3, 5..7]), text(&[1, 8], vec![1..2])];
+    let talk = [text(&[1, 3, 4, 5, 6, 7, 2], &[[1, 3], [5, 7]]), text(&[1, 8], &[[1, 2]])];
     let (_, labels, _) = padded(talk.iter());
     assert_eq!(labels, [0, 3, 4, 0, 0, 7, 2, 0, 8, 0, 0, 0, 0, 0]);
 }
@@ -138,7 +142,7 @@ fn adapters_of_v2_begin_with_the_tensors_of_the_published_ones() {
             let chat = name.starts_with("chat");
             let config = Config { family: Some(whole.family()), ..config };
             assert_eq!(whole.family(), if chat { Family::V2Chat } else { Family::V2Picture });
-            let whole = whole.adapter_values().unwrap();
+            let whole = whole.adapter().values(|_| true).unwrap();
             // The same backbone, from which all of the adapter is left out.
             let values = viscache::models::learning::read(&open()).unwrap();
             let adapted = |name: &str| {
@@ -191,7 +195,8 @@ fn an_adapter_begins_with_the_tensors_of_the_published_one() {
         }
         let config = config_of(&folder);
         let whole = viscache::models::weights::Weights::open(&folder.join("weights.safetensors")).unwrap();
-        let whole = Checkpoint::new(vec![], Some(whole), config.n_heads).adapter_values().unwrap();
+        let whole = Checkpoint::new(vec![], Some(whole), config.n_heads);
+        let whole = whole.adapter().values(|_| true).unwrap();
         let bare = || Checkpoint::new(shards(&folder), None, config.n_heads);
         let sizes = AdapterSizes { rank: Some(6), query_layers: Some(3), ..AdapterSizes::default() };
         let of = |first, second, seed| {
@@ -228,10 +233,17 @@ fn an_adapter_begins_with_the_tensors_of_the_published_one() {
         // What an adapter has already stays, and what it lacks is what it would have begun with.
         let start = viscache::models::learning::write(&first, Default::default()).unwrap();
         let start = viscache::models::weights::Weights::from_memory("start", start).unwrap();
-        let on = bare().adapted_by(start);
-        let on = begin(&on, &config, &sizes, 48, Stages { first: true, second: true }, 9).unwrap();
-        assert_eq!(shapes(&on), shapes(&both));
-        assert!(first.iter().all(|(name, values)| on.get(name) == Some(values)));
+        let on = Checkpoint::new(shards(&folder), Some(start), config.n_heads);
+        let lacking = begin(&on, &config, &sizes, 48, Stages { first: true, second: true }, 1).unwrap();
+        assert!(lacking.iter().all(|(name, values)| both.get(name) == Some(values)));
+        assert!(lacking.keys().all(|name| !first.contains_key(name)));
+        let lacking = viscache::models::learning::write(&lacking, Default::default()).unwrap();
+        let lacking = viscache::models::weights::Weights::from_memory("lacking", lacking).unwrap();
+        let on = on.beginning_with(lacking).into_adapter();
+        assert_eq!(on.values(|_| true).unwrap(), both);
+        assert!(
+            on.has_beside(|name| first.contains_key(name)) && !on.has_beside(|name| both.contains_key(name))
+        );
         let refused = |sizes: AdapterSizes| {
             begin(&bare(), &config, &sizes, 48, Stages { first: true, second: true }, 9).unwrap_err()
         };

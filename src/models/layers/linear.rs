@@ -207,6 +207,14 @@ impl Linear {
         }
     }
 
+    /// The same weights without bias and tuning, where those stand beside them: nothing is held twice.
+    pub(in crate::models) fn untuned(&self) -> Option<Linear> {
+        match &self.weight {
+            Weight::AsGiven(weight) => Some(Linear::held(Weight::AsGiven(weight.clone()), None)),
+            Weight::Full(_) | Weight::Eight(_) | Weight::Blocks(_) | Weight::Half(_) => None,
+        }
+    }
+
     /// The bias.
     pub(in crate::models) fn bias(&self) -> Option<&Tensor> {
         self.bias.as_ref()

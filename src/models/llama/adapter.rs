@@ -134,6 +134,7 @@ impl Adapter {
         config: &Config,
         family: Family,
         queries: &Queries,
+        through: &Projections<'_>,
         placement: &Placement,
     ) -> Result<Option<Self>, Error> {
         let at = |part: &str| format!("llama.layers.{i}.attention.{part}");
@@ -152,12 +153,15 @@ impl Adapter {
         let Some(gate) = gate else {
             return Err(Error::Config(format!("layer {i} has an adapter and no `attention.gate`")));
         };
-        let bare = |name: &str| -> Result<Option<Linear>, Error> {
+        let bare = |name: &str, tuned: &Linear| -> Result<Option<Linear>, Error> {
             let (own, dim) = (at(&format!("bare_{name}")), config.dim);
             // Of a saved decoder; what is too narrow for 8 bits lies there as it is.
             if checkpoint.matrix_shape(&own).is_some() {
                 let weight = format!("{own}.weight");
                 return Ok(Some(checkpoint.linear(&weight, None, [dim, dim], placement)?));
+            }
+            if let Some(untuned) = tuned.untuned() {
+                return Ok(Some(untuned).filter(|_| family != Family::V2Chat));
             }
             let has = |part: String| checkpoint.shape(&at(&part)).is_some();
             let tuned = has(format!("lora_{name}_l1.weight")) || has(format!("{name}.bias"));
@@ -168,7 +172,7 @@ impl Adapter {
         };
         // One row needs no keys.
         let keys = family != Family::ImageBindLlm;
-        let bare = [if keys { bare("wk")? } else { None }, bare("wv")?];
+        let bare = [if keys { bare("wk", through.wk)? } else { None }, bare("wv", through.wv)?];
         Ok(Some(Adapter { query, seen, bare, gate, new_gate, heads }))
     }
 

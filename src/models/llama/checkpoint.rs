@@ -16,21 +16,15 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
 
+use super::adapter_files::{AdapterFiles, CLIP_PREFIX, PREFIX, adapter_file, named};
 use super::config::{Config, Family};
 use super::digest::check_adapter;
 use super::saved::{Saved, matrix_name};
 use crate::kernels::q8::{Lent, Tiles};
 use crate::models::layers::{LayerNorm, Linear, Tuning};
-use crate::models::learning::Values;
 use crate::models::weights::Weights;
 use crate::models::{Error, Placement};
 use crate::types::{Fingerprint, WeightDtype};
-
-const PREFIX: &str = "llama.";
-const OLD_PREFIX: &str = "llma.";
-const CLIP_PREFIX: &str = "clip.";
-/// In the folder of a run, an adapter with the parts that did not learn.
-pub const WHOLE_ADAPTER: &str = "adapter.safetensors";
 
 /// The files of a decoder.
 #[derive(Debug, Clone, Copy)]
@@ -46,7 +40,7 @@ pub struct Files<'a> {
 
 /// Open files.
 pub struct Checkpoint {
-    adapter: Option<Weights>,
+    adapter: AdapterFiles,
     clip: Option<Weights>,
     backbone: Vec<Weights>,
     naming: Naming,
@@ -84,15 +78,6 @@ impl Ready {
     fn shape(&self, name: &str) -> Option<[usize; 2]> {
         self.matrices.get(name).or_else(|| self.blocks.get(name)).copied()
     }
-}
-
-/// The file of an adapter: of a folder that training wrote, the whole adapter, or what learned where that is all of it.
-pub fn adapter_file(path: &Path) -> PathBuf {
-    if !path.is_dir() {
-        return path.to_owned();
-    }
-    let whole = path.join(WHOLE_ADAPTER);
-    if whole.is_file() { whole } else { path.join("weights.safetensors") }
 }
 
 impl Checkpoint {
@@ -166,7 +151,7 @@ impl Checkpoint {
         };
         let claimed = RefCell::default();
         Checkpoint {
-            adapter,
+            adapter: AdapterFiles::new(adapter),
             clip: None,
             backbone,
             naming,
@@ -194,33 +179,19 @@ impl Checkpoint {
         Checkpoint { clip: Some(clip), ..self }
     }
 
-    /// The same backbone with another adapter, whose tensors have their whole names.
-    pub fn adapted_by(self, adapter: Weights) -> Self {
-        Checkpoint { adapter: Some(adapter), ..self }
+    /// The same decoder with first values of what its adapter lacks, under their whole names.
+    pub fn beginning_with(self, begun: Weights) -> Self {
+        Checkpoint { adapter: self.adapter.beginning_with(begun), ..self }
     }
 
-    /// Everything in the adapter file that is an adapter's, by its whole name: not the encoders and the backbone's matrices that a
-    /// checkpoint of training has beside it.
-    ///
-    /// # Errors
-    /// [`Error::Weights`].
-    pub fn adapter_values(&self) -> Result<Values, Error> {
-        let Some(adapter) = &self.adapter else { return Ok(Values::new()) };
-        let kept = |name: &str| match name.strip_prefix(PREFIX) {
-            Some(plain) => ["bias", "gate", "lora", "norm", "scale"].iter().any(|part| plain.contains(part)),
-            None => !["image_bind.", CLIP_PREFIX, "prefix_projector_norm."]
-                .iter()
-                .any(|part| name.starts_with(part)),
-        };
-        let mut values = Values::new();
-        for own in adapter.names() {
-            let name = named(own);
-            if let Some(shape) = adapter.shape(own).filter(|_| kept(&name)) {
-                let numbers = adapter.values(own, shape)?;
-                values.insert(name, (shape.to_vec(), numbers));
-            }
-        }
-        Ok(values)
+    /// The adapter's tensors.
+    pub fn adapter(&self) -> &AdapterFiles {
+        &self.adapter
+    }
+
+    /// The same, of which nothing else is needed any more.
+    pub fn into_adapter(self) -> AdapterFiles {
+        self.adapter
     }
 
     /// Whose adapter the files hold.
@@ -415,8 +386,8 @@ impl Checkpoint {
 
     /// Names of everything in the files, as the adapter's program spells them. Files of Hugging Face's are not listed.
     pub fn names(&self) -> BTreeSet<String> {
-        let files = self.adapter.iter().chain(&self.backbone);
-        files.flat_map(Weights::names).map(named).collect()
+        let backbone = self.backbone.iter().flat_map(Weights::names).map(named);
+        self.adapter.all_names().chain(backbone).collect()
     }
 
     /// Shape of a tensor; `None` when no file has it.
@@ -456,8 +427,7 @@ impl Checkpoint {
 
     /// Whether a tensor is there in this shape.
     fn fits(&self, name: &str, shape: &[usize]) -> Result<(), Error> {
-        let file =
-            self.adapted(name).map(|(file, _)| file).or(self.backbone.first()).or(self.adapter.as_ref());
+        let file = self.adapted(name).map(|(file, _)| file).or(self.backbone.first()).or(self.adapter.file());
         let path = || file.map(|file| file.path().to_owned()).unwrap_or_default();
         let (name, expected) = (name.to_owned(), shape.to_vec());
         match self.shape(&name) {
@@ -489,18 +459,7 @@ impl Checkpoint {
     /// # Errors
     /// [`Error::SurplusTensor`].
     pub fn refuse_surplus(&self) -> Result<(), Error> {
-        let claimed = self.claimed.borrow();
-        let known = |name: &str| {
-            let plain = name.strip_prefix(OLD_PREFIX).unwrap_or(name);
-            claimed.contains(name)
-                || claimed.contains(&format!("{PREFIX}{plain}"))
-                // Encoders of a training checkpoint, and parts of old files that nothing uses.
-                || name.starts_with("image_bind.")
-                || name.starts_with(CLIP_PREFIX)
-                || name.starts_with("prefix_projector_norm.")
-                || name.ends_with("rope.freqs")
-        };
-        self.adapter.as_ref().map_or(Ok(()), |file| file.refuse_surplus(known))
+        self.adapter.refuse_surplus(&self.claimed.borrow())
     }
 
     /// Identifies the files, the adapter's last.
@@ -508,23 +467,19 @@ impl Checkpoint {
     /// # Errors
     /// [`Error::Weights`].
     pub fn fingerprints(&self) -> Result<Vec<Fingerprint>, Error> {
-        self.backbone.iter().chain(&self.clip).chain(&self.adapter).map(Weights::fingerprint).collect()
+        let files = self.backbone.iter().chain(&self.clip).map(Weights::fingerprint);
+        files.chain(self.adapter.fingerprint().transpose()).collect()
     }
 
     /// A tensor that is not the backbone's: the file that has it, and how it is spelled there.
     fn adapted(&self, name: &str) -> Option<(&Weights, String)> {
-        let plain = name.strip_prefix(PREFIX);
-        let spellings = [
-            (&self.adapter, Some(name.to_owned())),
-            (&self.adapter, plain.map(|plain| format!("{OLD_PREFIX}{plain}"))),
-            (&self.adapter, plain.map(str::to_owned)),
-            (&self.clip, Some(name.to_owned())),
-            (&self.clip, name.strip_prefix(CLIP_PREFIX).map(str::to_owned)),
-        ];
-        spellings.into_iter().find_map(|(file, name)| {
-            let (file, name) = (file.as_ref()?, name?);
-            file.shape(&name).is_some().then_some((file, name))
-        })
+        let of_clip = || {
+            let clip = self.clip.as_ref()?;
+            let names = [Some(name), name.strip_prefix(CLIP_PREFIX)];
+            let there = names.into_iter().flatten().find(|name| clip.shape(name).is_some())?;
+            Some((clip, there.to_owned()))
+        };
+        self.adapter.find(name).or_else(of_clip)
     }
 
     fn own_name(&self, name: &str) -> String {
@@ -549,21 +504,6 @@ impl Checkpoint {
             part if INPUTS.contains(&part) => Some(1),
             _ => None,
         }
-    }
-}
-
-/// A name as the adapter's program spells it.
-fn named(name: &str) -> String {
-    match name.strip_prefix(OLD_PREFIX) {
-        Some(plain) => format!("{PREFIX}{plain}"),
-        // The backbone's own files, and the chat program's, leave the prefix out.
-        None if ["layers.", "norm.", "output.", "tok_embeddings."]
-            .iter()
-            .any(|part| name.starts_with(part)) =>
-        {
-            format!("{PREFIX}{name}")
-        }
-        None => name.to_owned(),
     }
 }
 

@@ -13,7 +13,8 @@
 //! chat
 //!   scales, biases, norms      1, 0, as the backbone has them; prompts, where there are any: normal, their gates 0
 //! ```
-//! What an adapter has already stays as it is. Values are drawn for all tensors, so that one that is there changes no other.
+//! What an adapter has already stays in its file, in the floats that it has there. Values are drawn for all tensors, so that one that is
+//! there changes no other.
 //!
 //! Source: the programs published with ImageBind-LLM (arXiv 2309.03905) and LLaMA-Adapter V2 (2304.15010); PyTorch's defaults.
 
@@ -289,8 +290,7 @@ fn chat(config: &Config, sizes: &AdapterSizes) -> Vec<Tensor> {
     all
 }
 
-/// Everything that an adapter begins with: what the checkpoint's adapter has, and first values of what it lacks. A seed gives the
-/// same ones always.
+/// First values of what an adapter lacks, for [`Checkpoint::beginning_with`]. A seed gives the same ones always.
 ///
 /// * `config`: with the family whose adapter it is to be. `width`: components of what it is given: embeddings, or CLIP's tokens.
 ///
@@ -305,10 +305,10 @@ pub fn begin(
     seed: u64,
 ) -> Result<Values, Error> {
     let family = config.family.unwrap_or(Family::ImageBindLlm);
-    let mut values = checkpoint.adapter_values()?;
+    let there = checkpoint.adapter().names();
     let own = checkpoint.family();
     // A bare backbone counts as ImageBind-LLM's.
-    if own != family && !(own == Family::ImageBindLlm && values.is_empty()) {
+    if own != family && !(own == Family::ImageBindLlm && there.is_empty()) {
         let (own, family) = (own.title(), family.title());
         return Err(Error::Config(format!(
             "what it starts from is an adapter of {own}, and {family}'s is trained"
@@ -316,6 +316,7 @@ pub fn begin(
     }
     sizes.check(family, width)?;
     let mut random = Pcg64::seed_from_u64(seed);
+    let mut values = Values::new();
     for (name, shape, begin) in tensors(config, sizes, family, width, stages) {
         let count = shape.iter().product();
         let drawn = match begin {
@@ -328,10 +329,12 @@ pub fn begin(
             Begin::Normal(deviation) => {
                 (0..count).map(|_| (deviation * normal(&mut random)) as f32).collect()
             }
-            Begin::Backbone if values.contains_key(&name) => continue,
+            Begin::Backbone if there.contains(&name) => continue,
             Begin::Backbone => checkpoint.values(&name, &shape)?,
         };
-        values.entry(name).or_insert((shape, drawn));
+        if !there.contains(&name) {
+            values.insert(name, (shape, drawn));
+        }
     }
     Ok(values)
 }

@@ -10,6 +10,7 @@
 //! |---|---|
 //! | `config.rs` | sizes from `params.json` or `config.json` |
 //! | `checkpoint.rs` | tensors from original, converted and adapter files |
+//! | `adapter_files.rs` | of these, an adapter's own |
 //! | `digest.rs` | whether files are what they claim to be |
 //! | `bind.rs` | embedding → visual feature: what ImageBind-LLM's adapter is given |
 //! | `picture/` | picture → visual tokens: what the multimodal LLaMA-Adapter V2 is given |
@@ -30,6 +31,7 @@
 //! programs published with them.
 
 mod adapter;
+mod adapter_files;
 mod attention;
 mod bare;
 mod bind;
@@ -48,10 +50,11 @@ use candle_core::{DType, Tensor};
 use rayon::prelude::*;
 
 use adapter::{Adapter, Addition, Projections, Queries};
+pub use adapter_files::{AdapterFiles, WHOLE_ADAPTER, adapter_file};
 pub use attention::KvCache;
 pub use bare::bare;
 pub use bind::Bind;
-pub use checkpoint::{Checkpoint, Files, WHOLE_ADAPTER, adapter_file};
+pub use checkpoint::{Checkpoint, Files};
 pub use config::{ChannelOrder, Config, Family, PictureConfig};
 pub use digest::check_backbone;
 pub use initial::{AdapterSizes, Stages, begin};
@@ -504,17 +507,20 @@ impl Block {
         let linear = |group: &str, name: &str, out: usize, width: usize| {
             tuned::projection(checkpoint, i, (group, name), [out, width], placement)
         };
+        let (wk, wv) = (linear("attention", "wk", dim, dim)?, linear("attention", "wv", dim, dim)?);
+        let through = Projections { wk: &wk, wv: &wv };
+        let adapter = Adapter::load(checkpoint, i, config, family, queries, &through, placement)?;
         Ok(Block {
             attention_norm: checkpoint.tensor(&at("attention_norm.weight"), &[dim], placement)?,
             wq: linear("attention", "wq", dim, dim)?,
-            wk: linear("attention", "wk", dim, dim)?,
-            wv: linear("attention", "wv", dim, dim)?,
+            wk,
+            wv,
             wo: linear("attention", "wo", dim, dim)?,
             ffn_norm: checkpoint.tensor(&at("ffn_norm.weight"), &[dim], placement)?,
             w1: linear("feed_forward", "w1", hidden, dim)?,
             w2: linear("feed_forward", "w2", dim, hidden)?,
             w3: linear("feed_forward", "w3", hidden, dim)?,
-            adapter: Adapter::load(checkpoint, i, config, family, queries, placement)?,
+            adapter,
         })
     }
 

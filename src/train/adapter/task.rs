@@ -11,7 +11,7 @@ use super::sight::{Gallery, Sight};
 use crate::media::{MediaLimits, Orientation};
 use crate::models::encoder::{Encoder, EncoderOptions};
 use crate::models::learning::{Gradients, Values, Variables, adamw, write, write_all};
-use crate::models::llama::{self, Group, Learner, Stages, WHOLE_ADAPTER};
+use crate::models::llama::{self, AdapterFiles, Group, Learner, Stages, WHOLE_ADAPTER};
 use crate::models::weights::Weights;
 use crate::models::{self, llm, nano};
 use crate::text::SentencePiece;
@@ -68,8 +68,8 @@ pub struct Batch {
 pub struct AdapterTask {
     recipe: AdapterRecipe,
     learner: Learner,
-    /// What of the adapter does not learn.
-    frozen: Values,
+    /// What of the adapter does not learn: where it begins, and the file that is gone on with.
+    frozen: AdapterFiles,
     sight: Sight,
     /// Captions and instructions, to learn from and to test by.
     train: [Texts; 2],
@@ -145,12 +145,17 @@ impl AdapterTask {
             None => checkpoint.shape("clip.visual.proj").and_then(|shape| shape.get(1).copied()).unwrap_or(0),
         };
         let stages = Stages { first: true, second: recipe.phase != Phase::Pretrain };
-        let values = llama::begin(&checkpoint, &config, &recipe.sizes, width, stages, plan.seed)?;
-        let adapter = Weights::from_memory("the adapter as it begins", write(&values, Default::default())?)?;
-        let checkpoint = checkpoint.adapted_by(adapter);
+        let begun = llama::begin(&checkpoint, &config, &recipe.sizes, width, stages, plan.seed)?;
+        let checkpoint = match begun.is_empty() {
+            true => checkpoint,
+            false => {
+                let begun = write(&begun, Default::default())?;
+                checkpoint.beginning_with(Weights::from_memory("the adapter as it begins", begun)?)
+            }
+        };
         let learner = Learner::on(machine.device, &checkpoint, &config, tokenizer.len(), &recipe.groups())?;
         let learner = learner.spread(machine.threads, recipe.blockwise)?;
-        let frozen = values.into_iter().filter(|(name, _)| !learner.variables().contains_key(name)).collect();
+        let frozen = checkpoint.into_adapter();
         let sight = match (seen, learner.picture()) {
             (Some(seen), _) if learner.embedding_width() != Some(seen.width()) => {
                 let why = "the adapter that is gone on with was made for embeddings of another width";
@@ -402,11 +407,13 @@ impl Task for AdapterTask {
     }
 
     fn describe(&self, folder: &Path, values: &Values) -> Result<(), Stop> {
-        if self.frozen.is_empty() {
+        let learns = |name: &str| self.variables().contains_key(name);
+        if !self.frozen.has_beside(learns) {
             // What learned is the whole adapter, and lies there already.
             return Ok(());
         }
-        let whole = write_all(&[&self.frozen, values], Default::default())?;
+        let frozen = self.frozen.values(|name| !learns(name))?;
+        let whole = write_all(&[&frozen, values], Default::default())?;
         put(&folder.join(WHOLE_ADAPTER), &whole)
     }
 }
