@@ -171,6 +171,10 @@ fn pictures_of_v2_that_cannot_be_read_are_named() {
     let left: Vec<Value> =
         log(&run.path("out")).into_iter().filter(|line| line.to_string().contains("broken.png")).collect();
     assert!(!left.is_empty(), "the journal names it");
+    // A test of which nothing can be read says so, and no weights are called the best.
+    fs::write(run.path("test.csv"), "url\tcaption\nbroken.png\ta star\n").unwrap();
+    let said = stderr(&run.run("blind", &[CAPTIONS, "run.epochs=1", "run.batch=13"]));
+    assert!(said.contains("no picture of the test can be read"), "{said}");
 }
 
 const CHAT: &str = r#"

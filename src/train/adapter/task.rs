@@ -246,8 +246,11 @@ impl AdapterTask {
         let mean = |loss: f64, tokens: usize| loss / tokens.max(1) as f64;
         let (loss, tokens, tested) =
             costs.iter().fold((0.0, 0, 0), |sum, cost| (sum.0 + cost.0, sum.1 + cost.1, sum.2 + cost.2));
-        if tokens == 0 {
+        if kinds.is_empty() {
             return Ok(Vec::new());
+        }
+        if tokens == 0 {
+            return Err(Stop::Spoiled { why: "no picture of the test can be read".into() });
         }
         let mut measures = vec![
             measure("log_likelihood".into(), -mean(loss, tokens)),
