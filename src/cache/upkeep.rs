@@ -304,9 +304,8 @@ impl Cache {
             let (record, shown, _writing) = {
                 let state = self.state()?;
                 let shown = self.snapshot();
-                let tags = TAG_COPIES * shown.generation_record().tags_bytes.unwrap_or(0);
-                let needed = shown.index().write_needs() + tags;
-                let (record, writing) = (state.record.clone(), self.reserve_writing(needed)?);
+                let writing = self.reserve_writing(writing_needs(&shown))?;
+                let record = state.record.clone();
                 (record, shown.clone(), writing)
             };
             if !upkeep.belongs_to(&shown.frozen) {
@@ -515,13 +514,15 @@ impl Cache {
         Ok(Queries::from([(APART.to_owned(), apart(&rows, shown.index().mean(), RECALL_SAMPLE))]))
     }
 
-    /// Reserves the memory that so many rows need beside what is held, as far as there is any; it is taken a chunk at a time. Says
-    /// which places that is for.
+    /// Reserves the memory that so many rows need beside what is held, as far as there is any beside what a generation takes; it is
+    /// taken a chunk at a time. Says which places that is for.
     ///
     /// * `reuse`: as [`Upkeep::step`] has it.
     fn reserve_places(&self, frozen: &Frozen, count: usize, reuse: bool) -> Places {
         let index = &frozen.index;
-        let room = self.options.memory_budget.saturating_sub(self.held());
+        // What places take they keep: were it all, no generation could be written any more.
+        let held = self.held() + self.unreserved_writing(&self.snapshot());
+        let room = self.options.memory_budget.saturating_sub(held);
         let chunk = chunk_bytes(frozen);
         let there = index.capacity() - index.len();
         let missing = (index.len() + count).next_multiple_of(CHUNK).saturating_sub(index.capacity());
@@ -550,10 +551,20 @@ impl Cache {
         Ok(Reserved(&self.writing))
     }
 
+    /// Bytes that writing a generation of what is shown takes, and that are not reserved for it yet.
+    pub(super) fn unreserved_writing(&self, now: &Snapshot) -> u64 {
+        writing_needs(now).saturating_sub(self.writing.load(Ordering::Relaxed))
+    }
+
     fn overtaken(&self) -> Error {
         let published = self.snapshot().record().current.unwrap_or(Generation(0));
         Error::Overtaken { cache: self.name(), published }
     }
+}
+
+/// Bytes that writing a generation of a snapshot takes.
+fn writing_needs(shown: &Snapshot) -> u64 {
+    shown.index().write_needs() + TAG_COPIES * shown.generation_record().tags_bytes.unwrap_or(0)
 }
 
 /// Bytes that a chunk of slots takes.

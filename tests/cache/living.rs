@@ -246,6 +246,39 @@ fn a_cache_is_never_full_of_its_own_past() {
     check(&cache.snapshot(), &model, &mut random);
 }
 
+/// What new places take is gone for good; what writing a generation takes is not given to them, however the room divides.
+#[test]
+fn places_leave_room_for_the_next_generation() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut random, mut model) = (Pcg64::seed_from_u64(crate::common::seed()), Model::new());
+    make(folder.path(), RowType::F32, &mut model, &mut random);
+    let plan = open(folder.path(), RowsMode::Ram, 1 << 30).snapshot().loaded().plan.total();
+    // Three chunks of places, and next to nothing beside them.
+    let budget = plan + 3 * (plan / ITEMS * 4096) + 1024 * 200;
+    let (cache, background) = (open(folder.path(), RowsMode::Ram, budget), Background::default());
+    let by_hand = CompactOptions { after_changes: 1 << 30, ..options() };
+    for start in (0..ITEMS).step_by(100) {
+        let rows: Vec<Vec<f32>> = (0..100).map(|_| row(&mut random)).collect();
+        let items = (start..).zip(&rows).map(|(id, row)| item(Some(id), row, "new 3"));
+        // Refused until what is dead has made room: that is not what this is about.
+        while let Err(problem) = cache.upsert(items.clone().collect()) {
+            assert!(matches!(problem, viscache::cache::Error::Full { .. }), "{problem}");
+            cache.compact_for_room(&by_hand, &background);
+        }
+        model.extend((start..).zip(rows.iter().map(|row| (row.clone(), "new 3".to_owned()))));
+        cache.compact_if_due(&by_hand, &background);
+    }
+    while cache.compacting() {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let now = cache.snapshot();
+    let (shown, delta, places) = (now.loaded().plan, now.delta(), now.index().capacity());
+    drop(now);
+    let compacted = cache.compact(&options());
+    assert!(compacted.is_ok(), "{compacted:?}: {shown:?} {delta:?} {places} places, budget {budget}");
+    check(&cache.snapshot(), &model, &mut random);
+}
+
 /// Rows that a build stored and never indexed are in no log: the next generation has them all the same.
 #[test]
 fn what_a_build_left_unindexed_is_in_the_next_generation() {
