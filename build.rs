@@ -19,6 +19,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     std::fs::write(out.join("descriptor.bin"), compiler.encode_file_descriptor_set())?;
     tonic_prost_build::configure()
         .bytes(".viscache")
+        .codec_path("crate::serve::codec::Counted")
         .extern_path(".google.rpc.Status", "::tonic_types::pb::Status")
         .compile_fds(compiler.file_descriptor_set())?;
     if std::env::var_os("CARGO_FEATURE_CUDA").is_some() {

@@ -132,7 +132,8 @@ fn agree(
     query: &[f32],
 ) {
     let query = [query.to_vec()];
-    let direct = flow::enhance(app, flow_request(&query), &Call::default()).unwrap();
+    let direct =
+        flow::enhance(app, flow_request(&query), &Call::default(), |_, enhanced| Ok(enhanced)).unwrap();
     let reply = runtime.block_on(client.enhance(message(&query))).unwrap().into_inner();
     let remote = decode_tensor(&reply.vectors.unwrap()).unwrap();
     assert_eq!(direct.results[0].as_ref().unwrap().embedding.as_slice(), remote.values);
@@ -144,7 +145,9 @@ fn unary_direct(app: &App, queries: &[Vec<f32>]) -> Vec<f64> {
         .map(|query| {
             let request = flow_request(std::slice::from_ref(query));
             let start = Instant::now();
-            std::hint::black_box(flow::enhance(app, request, &Call::default()).unwrap());
+            std::hint::black_box(
+                flow::enhance(app, request, &Call::default(), |_, enhanced| Ok(enhanced)).unwrap(),
+            );
             start.elapsed().as_secs_f64() * 1e3
         })
         .collect()
@@ -193,7 +196,9 @@ fn batches_direct(app: &App, queries: &[Vec<f32>]) -> f64 {
         for caller in 0..callers {
             scope.spawn(move || {
                 for batch in mine(queries, caller, callers) {
-                    let done = flow::enhance(app, flow_request(batch), &Call::default()).unwrap();
+                    let done =
+                        flow::enhance(app, flow_request(batch), &Call::default(), |_, enhanced| Ok(enhanced))
+                            .unwrap();
                     std::hint::black_box(done);
                 }
             });

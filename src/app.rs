@@ -55,7 +55,8 @@ pub fn open(config: &Config, wants: Wants) -> anyhow::Result<App> {
         false => None,
     };
     let mut caches: BTreeMap<CacheName, ServedCache> = BTreeMap::new();
-    for (record, store) in records.iter().zip(store.iter().cycle()) {
+    let of_store = store.iter().flat_map(|store| records.iter().map(move |record| (store, record)));
+    for (store, record) in of_store {
         let expected = encoder.as_ref().map(Encoder::origin);
         let opened = Cache::open_early(store, &record.name, expected, config.load_options());
         let opened = match opened {
@@ -91,6 +92,7 @@ pub fn open(config: &Config, wants: Wants) -> anyhow::Result<App> {
     let generator = llm.map(|llm| Generator::start(llm, config.answers())).transpose()?;
     app.generator = generator;
     app.load = config.load_options();
+    app.budget = config.request_memory();
     app.source = source;
     if !config.caches.is_empty() {
         app.caches.serve_only(config.caches.clone());

@@ -9,6 +9,7 @@
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use figment::error::Kind;
@@ -17,6 +18,7 @@ use figment::{Figment, Metadata};
 use serde::{Deserialize, Serialize};
 use viscache::batch::{self, GenerateOptions};
 use viscache::blend::BlendParams;
+use viscache::budget::Budget;
 use viscache::cache::{CompactOptions, LoadOptions, RowsMode};
 use viscache::flow::{ExpertSettings, Limits, SamplingOptions, VideoLimits};
 use viscache::index::{SearchParams, TargetRecall};
@@ -102,8 +104,20 @@ pub struct Config {
     pub experts: ExpertSettings,
     /// What a server tells of itself in numbers.
     pub metrics: MetricSettings,
+    /// How a server ends.
+    pub stop: StopSettings,
     /// What is refused beyond.
     pub limits: LimitSettings,
+}
+
+/// How a server ends when it is told to.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct StopSettings {
+    /// Seconds between the word that it stops (health says NOT_SERVING) and the moment from which it takes nothing new.
+    pub delay_seconds: u32,
+    /// Seconds that what has begun may take from then on; a second signal ends it at once.
+    pub drain_seconds: u32,
 }
 
 /// Defaults of the search.
@@ -152,6 +166,16 @@ pub struct LimitSettings {
     pub max_parts: usize,
     /// Requests worked on or waiting.
     pub max_concurrent: usize,
+    /// Streams of requests that are open; each of their messages is a request while it is worked on.
+    pub max_streams: usize,
+    /// Connections; fewer where the system lets the process open fewer files.
+    pub max_connections: usize,
+    /// Memory of all requests together (messages, what becomes of them, replies), MiB.
+    pub max_request_memory_mib: u64,
+    /// Seconds without a byte after which a request that arrives, or a reply that is read, is given up.
+    pub stall_seconds: u32,
+    /// Seconds without a request after which a connection is closed.
+    pub idle_seconds: u32,
     /// Caches of the store, beyond which none is made by request.
     pub max_caches: usize,
     /// Bytes of one picture file, MiB.
@@ -216,8 +240,16 @@ impl Default for Config {
             recall_sampling: SamplingOptions::default(),
             experts: ExpertSettings::default(),
             metrics: MetricSettings::default(),
+            stop: StopSettings::default(),
             limits: LimitSettings::default(),
         }
+    }
+}
+
+impl Default for StopSettings {
+    fn default() -> Self {
+        let Limits { stop_delay, drain, .. } = Limits::default();
+        StopSettings { delay_seconds: stop_delay.as_secs() as u32, drain_seconds: drain.as_secs() as u32 }
     }
 }
 
@@ -243,6 +275,11 @@ impl Default for LimitSettings {
             max_batch: limits.max_batch,
             max_parts: limits.max_parts,
             max_concurrent: limits.max_concurrent,
+            max_streams: limits.max_streams,
+            max_connections: limits.max_connections,
+            max_request_memory_mib: Limits::DEFAULT_REQUEST_MEMORY >> 20,
+            stall_seconds: limits.stall.as_secs() as u32,
+            idle_seconds: limits.idle.as_secs() as u32,
             max_caches: limits.max_caches,
             max_image_mib: limits.media.image.max_bytes >> 20,
             max_image_side: limits.media.image.max_side,
@@ -304,6 +341,11 @@ impl Config {
             ("max_batch", limits.max_batch),
             ("max_parts", limits.max_parts),
             ("max_concurrent", limits.max_concurrent),
+            ("max_streams", limits.max_streams),
+            ("max_connections", limits.max_connections),
+            ("max_request_memory_mib", limits.max_request_memory_mib as usize),
+            ("stall_seconds", limits.stall_seconds as usize),
+            ("idle_seconds", limits.idle_seconds as usize),
             ("max_caches", limits.max_caches),
             ("max_image_mib", limits.max_image_mib),
             ("max_image_side", limits.max_image_side as usize),
@@ -387,6 +429,12 @@ impl Config {
             max_batch: limits.max_batch,
             max_parts: limits.max_parts,
             max_concurrent: limits.max_concurrent,
+            max_streams: limits.max_streams,
+            max_connections: limits.max_connections,
+            stall: Duration::from_secs(limits.stall_seconds.into()),
+            idle: Duration::from_secs(limits.idle_seconds.into()),
+            stop_delay: Duration::from_secs(self.stop.delay_seconds.into()),
+            drain: Duration::from_secs(self.stop.drain_seconds.into()),
             max_caches: limits.max_caches,
             media: MediaLimits {
                 image: media::Limits {
@@ -407,6 +455,11 @@ impl Config {
                 timeout_seconds: limits.video_timeout_seconds,
             },
         }
+    }
+
+    /// Memory of all requests together.
+    pub fn request_memory(&self) -> Budget {
+        Budget::of(self.limits.max_request_memory_mib << 20)
     }
 
     /// How inputs wait for the model.

@@ -16,7 +16,7 @@
 //!            train          what learning is made of, but for the networks
 //! 2 parts    models · index · store
 //! 1 pure     media · text · scenes · kernels · blend
-//! 0 ground   types · metrics
+//! 0 ground   types · metrics · budget
 //! ```
 //!
 //! # The two straight ways
@@ -28,6 +28,7 @@
 
 pub mod batch;
 pub mod blend;
+pub mod budget;
 pub mod cache;
 pub mod flow;
 pub mod index;

@@ -11,7 +11,7 @@ use std::path::Path;
 
 /// The modules, each on its floor. The last floor is the program; the others are the library.
 const FLOORS: &[&[&str]] = &[
-    &["types", "metrics"],
+    &["types", "metrics", "budget"],
     &["media", "text", "scenes", "kernels", "blend"],
     &["models", "index", "store"],
     &["cache", "batch", "train"],

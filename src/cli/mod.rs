@@ -30,6 +30,7 @@ mod train;
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use tracing::warn;
@@ -48,6 +49,8 @@ pub const UNREAD: u8 = 141;
 pub const SOME_BAD: u8 = 3;
 /// Exit code of a command that the user interrupted: the shell's for the signal that ends other programs then.
 pub const INTERRUPTED: u8 = 130;
+/// Time that work has to end which nobody waits for any more.
+const LEFT_OVER: Duration = Duration::from_millis(500);
 
 /// A training-free visual cache for multimodal models.
 ///
@@ -453,7 +456,13 @@ pub fn run() -> anyhow::Result<ExitCode> {
             std::io::stdout().write_all(config::print(&config, &origins)?.as_bytes())?;
             Ok(ExitCode::SUCCESS)
         }
-        command => tokio::runtime::Runtime::new()?.block_on(dispatch(command, config)),
+        command => {
+            let runtime = tokio::runtime::Runtime::new()?;
+            let done = runtime.block_on(dispatch(command, config));
+            // Work that nobody waits for any more, such as a compaction, ends with the process.
+            runtime.shutdown_timeout(LEFT_OVER);
+            done
+        }
     }
 }
 

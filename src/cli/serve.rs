@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
-use tracing::info;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tracing::{info, warn};
 use viscache::flow::Sampler;
 use viscache::serve;
 use viscache::store::Access;
@@ -53,18 +53,32 @@ pub async fn run(config: &Config) -> anyhow::Result<ExitCode> {
     info!(%address, "serving");
     // For scripts that asked for port 0. Who does not listen may ask the log.
     let _ = writeln!(std::io::stdout(), "listening on {address}");
-    serve::run(listener, Arc::new(app), stop_signal()?).await?;
-    info!("every request is answered; goodbye");
+    let stopped = serve::run(listener, Arc::new(app), stop_signal()?).await?;
+    match stopped.cut {
+        0 => info!("every request is answered; goodbye"),
+        cut => warn!(cut, "requests took longer than stop.drain_seconds and were cut off; goodbye"),
+    }
     Ok(ExitCode::SUCCESS)
 }
 
+/// The first SIGINT or SIGTERM. A second one ends the process at once.
 fn stop_signal() -> anyhow::Result<impl Future<Output = ()>> {
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     Ok(async move {
-        tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
-        }
-        info!("stopping: no new requests");
+        told(&mut interrupt, &mut terminate).await;
+        info!("stopping: what has begun is answered; another signal ends it at once");
+        tokio::spawn(async move {
+            told(&mut interrupt, &mut terminate).await;
+            warn!("ended by a second signal");
+            // What is acknowledged is on disk.
+            std::process::exit(super::INTERRUPTED.into());
+        });
     })
+}
+
+async fn told(interrupt: &mut Signal, terminate: &mut Signal) {
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
 }

@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use super::{Caches, Error, ExpertSettings, Experts, Sampler, VideoLimits};
 use crate::batch::{Embedder, Generator};
 use crate::blend::BlendParams;
+use crate::budget::Budget;
 use crate::cache::{Background, Cache, CompactOptions, LoadOptions};
 use crate::index::{SearchParams, Searcher, TargetRecall};
 use crate::media::MediaLimits;
@@ -25,6 +27,18 @@ pub struct Limits {
     pub max_parts: usize,
     /// Requests worked on or waiting.
     pub max_concurrent: usize,
+    /// Streams of requests that are open.
+    pub max_streams: usize,
+    /// Connections.
+    pub max_connections: usize,
+    /// Time without a byte after which a request that arrives, or a reply that is read, is given up.
+    pub stall: Duration,
+    /// Time without a request after which a connection is closed.
+    pub idle: Duration,
+    /// Time between the word that the server stops and the moment from which it takes nothing new.
+    pub stop_delay: Duration,
+    /// Time that what has begun may take from then on.
+    pub drain: Duration,
     /// Caches of the store, beyond which none is made.
     pub max_caches: usize,
     /// What one file may cost.
@@ -42,6 +56,18 @@ impl Limits {
     pub const DEFAULT_MAX_PARTS: usize = 16;
     /// Default of [`Limits::max_concurrent`].
     pub const DEFAULT_MAX_CONCURRENT: usize = 256;
+    /// Default of [`Limits::max_streams`].
+    pub const DEFAULT_MAX_STREAMS: usize = 1024;
+    /// Default of [`Limits::max_connections`].
+    pub const DEFAULT_MAX_CONNECTIONS: usize = 1024;
+    /// Default of [`Limits::stall`].
+    pub const DEFAULT_STALL: Duration = Duration::from_secs(30);
+    /// Default of [`Limits::idle`].
+    pub const DEFAULT_IDLE: Duration = Duration::from_secs(3600);
+    /// Default of [`Limits::drain`].
+    pub const DEFAULT_DRAIN: Duration = Duration::from_secs(30);
+    /// Default of [`App::budget`]: 2 GiB.
+    pub const DEFAULT_REQUEST_MEMORY: u64 = 2 << 30;
     /// Default of [`Limits::max_caches`].
     pub const DEFAULT_MAX_CACHES: usize = 4096;
 
@@ -58,6 +84,12 @@ impl Default for Limits {
             max_batch: Self::DEFAULT_MAX_BATCH,
             max_parts: Self::DEFAULT_MAX_PARTS,
             max_concurrent: Self::DEFAULT_MAX_CONCURRENT,
+            max_streams: Self::DEFAULT_MAX_STREAMS,
+            max_connections: Self::DEFAULT_MAX_CONNECTIONS,
+            stall: Self::DEFAULT_STALL,
+            idle: Self::DEFAULT_IDLE,
+            stop_delay: Duration::ZERO,
+            drain: Self::DEFAULT_DRAIN,
             max_caches: Self::DEFAULT_MAX_CACHES,
             media: MediaLimits::default(),
             video: VideoLimits::default(),
@@ -98,6 +130,8 @@ pub struct App {
     pub background: Background,
     /// What is refused beyond.
     pub limits: Limits,
+    /// Memory of all requests together: messages, what becomes of them, replies.
+    pub budget: Budget,
     searchers: Mutex<Vec<Searcher>>,
 }
 
@@ -126,6 +160,7 @@ impl App {
             compact: CompactOptions::default(),
             background: Background::default(),
             limits,
+            budget: Budget::of(Limits::DEFAULT_REQUEST_MEMORY),
             searchers: Mutex::new(Vec::new()),
         }
     }

@@ -71,10 +71,17 @@ pub struct Enhanced {
 
 /// Enhances a batch of queries.
 ///
+/// * `keep`: what is kept of each, as in [`super::search()`].
+///
 /// # Errors
 /// For the request as a whole: an unknown cache, a bad parameter, a missing model, another digest than expected, tags that
 /// cannot be read, deadline and cancellation. For every query: [`Error::NoMatch`].
-pub fn enhance(app: &App, request: Request, call: &Call) -> Result<Searched<Enhanced>, Error> {
+pub fn enhance<R: Send>(
+    app: &App,
+    request: Request,
+    call: &Call,
+    keep: impl Fn(&SnapshotRef, Enhanced) -> Result<R, Error> + Sync,
+) -> Result<Searched<R>, Error> {
     let cache = app.cache(&request.cache)?;
     let snapshot = cache.snapshot();
     let actual = snapshot.record().origin.weights.map(String::from).unwrap_or_default();
@@ -109,8 +116,8 @@ pub fn enhance(app: &App, request: Request, call: &Call) -> Result<Searched<Enha
         }
         Ok(Asked { query, kind, more: norm })
     })?;
-    let found = way.find(call, mixed, request.blend.top_k)?;
-    let results = each(call, found, |(Asked { query, more: norm, .. }, answer)| {
+    let by = SnapshotRef(snapshot.clone());
+    let results = way.find(call, mixed, request.blend.top_k, |Asked { query, more: norm, .. }, answer| {
         let Answer { found, params, took: search } = answer;
         let start = Instant::now();
         let blended = blend::blend(&query, &found.hits, &request.blend)?;
@@ -118,7 +125,7 @@ pub fn enhance(app: &App, request: Request, call: &Call) -> Result<Searched<Enha
             Some(norm) => blend::restore_norm(&blended.embedding, norm)?,
             None => blended.embedding,
         };
-        Ok(Enhanced {
+        let enhanced = Enhanced {
             embedding,
             hits: found.hits,
             weights: blended.weights,
@@ -131,10 +138,11 @@ pub fn enhance(app: &App, request: Request, call: &Call) -> Result<Searched<Enha
             matching: found.matching,
             search,
             blend: start.elapsed(),
-        })
+        };
+        keep(&by, enhanced)
     })?;
     drop(filtered);
-    Ok(Searched { snapshot: SnapshotRef(snapshot), results, embed })
+    Ok(Searched { snapshot: by, results, embed })
 }
 
 /// The query to search with and, for the image-generation variant, the length to give back.

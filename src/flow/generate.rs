@@ -200,7 +200,7 @@ fn show(app: &App, generator: &Generator, asked: Conditioning, call: &Call) -> R
             variant: Variant::Condition,
             expected_weights: String::new(),
         };
-        let mut found = enhance(app, request, call)?;
+        let mut found = enhance(app, request, call, |_, enhanced| Ok(enhanced))?;
         let enhanced = found.results.pop().ok_or(Error::Cancelled)??;
         let seen = Some(Seen::Embedding(enhanced.embedding.clone()));
         Ok(Shown { seen, enhanced: Some((enhanced, found.snapshot)) })

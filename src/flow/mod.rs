@@ -32,6 +32,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
+use crate::budget::{self, Tab};
 use crate::index::TargetRecall;
 use crate::types::{CacheName, Embedding, Modality, QueryKind};
 use crate::{batch, blend, cache, media, models};
@@ -142,6 +143,9 @@ pub enum Error {
         /// What went wrong.
         why: String,
     },
+    /// There is no memory for it.
+    #[error(transparent)]
+    Memory(#[from] budget::Full),
     /// Too much waits for the model.
     #[error("{0}")]
     Busy(String),
@@ -172,6 +176,8 @@ pub struct Call {
     pub deadline: Option<Instant>,
     /// Set when the caller has gone.
     pub cancelled: Arc<AtomicBool>,
+    /// What the request holds in memory: written down before it is taken.
+    pub tab: Tab,
 }
 
 impl Call {

@@ -15,8 +15,10 @@ use crate::{blend, metrics};
 
 /// Queries of one request that are searched before the work is shared between cores.
 const SHARE_ABOVE: usize = 4;
-/// Most queries that a thread takes together; between such shares it is asked whether the caller still waits.
+/// Most queries that a thread takes together, and bytes of the rows of their hits, of which there are as many as are asked for; between
+/// such shares it is asked whether the caller still waits.
 const IN_TURN: usize = 32;
+const IN_TURN_BYTES: usize = 8 << 20;
 
 /// What to search.
 #[derive(Debug)]
@@ -68,10 +70,17 @@ impl std::fmt::Debug for SnapshotRef {
 
 /// Searches a batch of queries.
 ///
+/// * `keep`: what is kept of an answer, as soon as it is there: the rows of all hits of a batch would be more than all the rest.
+///
 /// # Errors
 /// For the request as a whole: an unknown cache, a bad parameter, a missing model, tags that cannot be read, deadline and
 /// cancellation.
-pub fn search(app: &App, request: Request, call: &Call) -> Result<Searched<Answer>, Error> {
+pub fn search<R: Send>(
+    app: &App,
+    request: Request,
+    call: &Call,
+    keep: impl Fn(&SnapshotRef, Answer) -> Result<R, Error> + Sync,
+) -> Result<Searched<R>, Error> {
     let snapshot = app.cache(&request.cache)?.snapshot();
     request.search.validate().map_err(crate::cache::Error::from)?;
     let filtered = request.filter.map(|filter| snapshot.filtered(&filter)).transpose()?;
@@ -93,10 +102,10 @@ pub fn search(app: &App, request: Request, call: &Call) -> Result<Searched<Answe
         };
         Ok(Asked { query, kind, more: () })
     })?;
-    let found = way.find(call, mixed, request.top_k)?;
-    let results = found.into_iter().map(|result| result.map(|(_, answer)| answer)).collect();
+    let by = SnapshotRef(snapshot.clone());
+    let results = way.find(call, mixed, request.top_k, |_, answer| keep(&by, answer))?;
     drop(filtered);
-    Ok(Searched { snapshot: SnapshotRef(snapshot), results, embed })
+    Ok(Searched { snapshot: by, results, embed })
 }
 
 /// A query that is ready to be searched for.
@@ -107,9 +116,6 @@ pub(super) struct Asked<T> {
     /// What its caller will want to know again.
     pub(super) more: T,
 }
-
-/// A query with its answer.
-pub(super) type Told<T> = (Asked<T>, Answer);
 
 /// How the queries of one request are searched, and where.
 pub(super) struct Way<'a> {
@@ -152,21 +158,27 @@ impl Way<'_> {
     /// The hits of every query that is still good, on all cores when there are many; of a batch, a thread works on several
     /// queries in turn, and says of each that it took its part of their time.
     ///
+    /// * `keep`: what is kept of an answer.
+    ///
     /// # Errors
     /// As [`each`].
-    pub(super) fn find<T: Send>(
+    pub(super) fn find<T: Send, R: Send>(
         &self,
         call: &Call,
         queries: Vec<Result<Asked<T>, Error>>,
         top_k: usize,
-    ) -> Result<Vec<Result<Told<T>, Error>>, Error> {
+        keep: impl Fn(Asked<T>, Answer) -> Result<R, Error> + Sync,
+    ) -> Result<Vec<Result<R, Error>>, Error> {
+        let one = |asked: Asked<T>| {
+            let answer = self.find_one(&asked, top_k)?;
+            keep(asked, answer)
+        };
         if queries.len() <= SHARE_ABOVE {
-            return each(call, queries, |asked| {
-                let answer = self.find_one(&asked, top_k)?;
-                Ok((asked, answer))
-            });
+            return each(call, queries, one);
         }
-        let share = queries.len().div_ceil(rayon::current_num_threads()).clamp(1, IN_TURN);
+        let hits = top_k.min(self.snapshot.live()).max(1);
+        let most = (IN_TURN_BYTES / (hits * self.snapshot.record().dim * size_of::<f32>())).clamp(1, IN_TURN);
+        let share = queries.len().div_ceil(rayon::current_num_threads()).clamp(1, most);
         let mut shares = Vec::with_capacity(queries.len().div_ceil(share));
         let mut queries = queries.into_iter().peekable();
         while queries.peek().is_some() {
@@ -174,27 +186,26 @@ impl Way<'_> {
         }
         let found = shares.into_par_iter().map(|share| {
             call.check()?;
-            Ok(self.find_share(share, top_k))
+            Ok(self.find_share(share, top_k, &one, &keep))
         });
         Ok(found.collect::<Result<Vec<_>, Error>>()?.into_iter().flatten().collect())
     }
 
     /// One thread's share of [`Way::find`].
-    fn find_share<T>(
+    ///
+    /// * `one`: finds one alone.
+    fn find_share<T, R>(
         &self,
         queries: Vec<Result<Asked<T>, Error>>,
         top_k: usize,
-    ) -> Vec<Result<Told<T>, Error>> {
+        one: &impl Fn(Asked<T>) -> Result<R, Error>,
+        keep: &impl Fn(Asked<T>, Answer) -> Result<R, Error>,
+    ) -> Vec<Result<R, Error>> {
         let good = || queries.iter().filter_map(|query| query.as_ref().ok());
         let alike = good().map(|asked| &asked.kind).collect::<std::collections::HashSet<_>>().len() == 1;
         let params = good().next().map(|asked| self.params(asked.kind.as_ref(), top_k));
         let Some(Ok(params)) = params.filter(|_| alike && self.filtered.is_none()) else {
-            let one = |asked: Result<Asked<T>, Error>| {
-                let asked = asked?;
-                let answer = self.find_one(&asked, top_k)?;
-                Ok((asked, answer))
-            };
-            return queries.into_iter().map(one).collect();
+            return queries.into_iter().map(|asked| one(asked?)).collect();
         };
         let params = SearchParams { deadline: self.deadline, ..params };
         let embeddings: Vec<&Embedding> = good().map(|asked| &asked.query).collect();
@@ -204,13 +215,13 @@ impl Way<'_> {
             .with_searcher(|searcher| self.snapshot.search_all(searcher, &embeddings, top_k, &params));
         let took = start.elapsed() / embeddings.len() as u32;
         let mut found = found.into_iter();
-        let one = |asked: Result<Asked<T>, Error>| {
+        let told = |asked: Result<Asked<T>, Error>| {
             let asked = asked?;
             let found = found.next().expect("a search of many answers each, because it says so");
             let answer = self.answered(&asked, top_k, params, found, took)?;
-            Ok((asked, answer))
+            keep(asked, answer)
         };
-        queries.into_iter().map(one).collect()
+        queries.into_iter().map(told).collect()
     }
 
     /// The hits of one query.

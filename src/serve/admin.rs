@@ -114,7 +114,7 @@ impl AdminService for Service {
     ) -> Result<Response<Self::UpsertStreamStream>, Status> {
         let (metadata, _, requests) = request.into_parts();
         let (app, door, metadata) = (self.app.clone(), self.door.clone(), Arc::new(metadata));
-        Ok(Response::new(answer_each(requests, move |message: proto::UpsertStreamRequest| {
+        Ok(Response::new(answer_each(&self.door, requests, move |message: proto::UpsertStreamRequest| {
             let (app, door, metadata) = (app.clone(), door.clone(), metadata.clone());
             async move {
                 let answer = items::upsert(&app, &door, &metadata, message.request.unwrap_or_default()).await;

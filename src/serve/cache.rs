@@ -12,7 +12,7 @@ use super::proto::{self, Dtype, cache_service_server::CacheService, part};
 use super::status::{self, failures};
 use super::stream::{Answers, answer_each};
 use crate::cache::{Cache, Snapshot};
-use crate::flow::{self, Answer, App, Enhanced, SnapshotRef};
+use crate::flow::{self, Answer, App, Enhanced};
 use crate::index::{Cost, Plan, SearchParams};
 use crate::kernels::Kernels;
 use crate::store::{ItemRecord, RowType};
@@ -47,7 +47,7 @@ impl CacheService for Service {
     ) -> Result<Response<Self::EnhanceStreamStream>, Status> {
         let (metadata, _, requests) = request.into_parts();
         let (app, door, metadata) = (self.app.clone(), self.door.clone(), Arc::new(metadata));
-        Ok(Response::new(answer_each(requests, move |message: proto::EnhanceStreamRequest| {
+        Ok(Response::new(answer_each(&self.door, requests, move |message: proto::EnhanceStreamRequest| {
             let (app, door, metadata) = (app.clone(), door.clone(), metadata.clone());
             async move {
                 let answer = enhance(&app, &door, &metadata, message.request.unwrap_or_default()).await;
@@ -67,6 +67,7 @@ impl CacheService for Service {
         let work = move |app: &App, call: &flow::Call| {
             let vectors = request.return_vectors.then_some(Dtype::F32);
             let named = if request.vectors.is_some() { "vectors" } else { "queries" };
+            convert::check_rows(call, request.vectors.as_ref())?;
             let search = flow::SearchRequest {
                 queries: convert::queries(app, request.vectors.as_ref(), request.queries, true)?,
                 top_k: convert::top_k(app, request.top_k)?,
@@ -75,12 +76,18 @@ impl CacheService for Service {
                 filter: convert::filter(request.filter)?,
                 cache: request.cache,
             };
-            let searched = flow::search(app, search, call)?;
-            let results = searched.results.into_iter().enumerate().map(|(i, result)| {
-                let found = result.and_then(|Answer { found, params, took }| {
-                    let cost = cost(found.cost, found.plan, found.matching, &params);
-                    Ok((convert::neighbors(&searched.snapshot, &found.hits, &[], vectors)?, cost, took))
-                });
+            call.tab.add(convert::neighbors_need(
+                app,
+                &search.cache,
+                search.queries.len(),
+                search.top_k,
+                vectors,
+            ))?;
+            let searched = flow::search(app, search, call, |snapshot, Answer { found, params, took }| {
+                let cost = cost(found.cost, found.plan, found.matching, &params);
+                Ok((convert::neighbors(snapshot, &found.hits, &[], vectors, call)?, cost, took))
+            })?;
+            let results = searched.results.into_iter().enumerate().map(|(i, found)| {
                 let status = Some(status::outcome(&found, &format!("{named}[{i}]")));
                 match found {
                     Ok((neighbors, cost, took)) => proto::SearchResult {
@@ -107,14 +114,14 @@ impl CacheService for Service {
     ) -> Result<Response<proto::GetItemsResponse>, Status> {
         let mut pass = self.door.enter("viscache.v1.CacheService/GetItems")?;
         let (metadata, _, request) = request.into_parts();
-        let work = move |app: &App, _: &flow::Call| {
+        let work = move |app: &App, call: &flow::Call| {
             let limit = app.limits.max_batch;
             if request.ids.is_empty() || request.ids.len() > limit {
                 let why = format!("1 to {limit} ids are taken, {} were sent", request.ids.len());
                 return Err(convert::argument("ids", why));
             }
             let snapshot = app.cache(&request.cache)?.snapshot();
-            let item = |&id: &u64| item(&snapshot, id, request.return_vectors);
+            let item = |&id: &u64| item(&snapshot, id, request.return_vectors, call);
             let items = request.ids.iter().map(item).collect::<Result<_, _>>()?;
             Ok(proto::GetItemsResponse { items, source: Some(convert::source(&snapshot)) })
         };
@@ -149,6 +156,7 @@ async fn enhance(
         let ready = request.vectors_are_mixed;
         let named = if request.vectors.is_some() { "vectors" } else { "queries" };
         let (neighbors, vectors) = (request.return_neighbors, request.return_vectors.then_some(dtype));
+        convert::check_rows(call, request.vectors.as_ref())?;
         let enhance = flow::EnhanceRequest {
             queries: convert::queries(app, request.vectors.as_ref(), request.queries, ready)?,
             blend: convert::blend_params(app, request.blend)?,
@@ -159,13 +167,20 @@ async fn enhance(
             cache: request.cache,
             expected_weights: request.expected_weights_fingerprint,
         };
-        let enhanced = flow::enhance(app, enhance, call)?;
-        let rows = enhanced.results.iter().map(|r| r.as_ref().ok().map(|e| e.embedding.as_slice()));
+        if neighbors {
+            let (queries, top_k) = (enhance.queries.len(), enhance.blend.top_k);
+            call.tab.add(convert::neighbors_need(app, &enhance.cache, queries, top_k, vectors))?;
+        }
+        let enhanced = flow::enhance(app, enhance, call, |snapshot, enhanced| {
+            let neighbors = match neighbors {
+                true => convert::neighbors(snapshot, &enhanced.hits, &enhanced.weights, vectors, call)?,
+                false => Vec::new(),
+            };
+            Ok((neighbors, Enhanced { hits: Vec::new(), weights: Vec::new(), ..enhanced }))
+        })?;
+        let rows = enhanced.results.iter().map(|r| r.as_ref().ok().map(|(_, e)| e.embedding.as_slice()));
         let tensor = convert::stack(rows, enhanced.snapshot.0.record().dim, dtype);
-        let result = |(i, result)| {
-            let field = format!("{named}[{i}]");
-            enhance_result(&enhanced.snapshot, result, &field, enhanced.embed, neighbors, vectors)
-        };
+        let result = |(i, result)| enhance_result(result, &format!("{named}[{i}]"), enhanced.embed);
         Ok(proto::EnhanceResponse {
             vectors: Some(tensor),
             source: Some(convert::source(&enhanced.snapshot.0)),
@@ -219,23 +234,13 @@ fn load(app: &App, request: &proto::EnhanceRequest) -> Load {
 }
 
 fn enhance_result(
-    snapshot: &SnapshotRef,
-    result: Result<Enhanced, flow::Error>,
+    result: Result<(Vec<proto::Neighbor>, Enhanced), flow::Error>,
     field: &str,
     embed: Duration,
-    neighbors: bool,
-    vectors: Option<Dtype>,
 ) -> proto::EnhanceResult {
-    let result = result.and_then(|enhanced| {
-        let found = match neighbors {
-            true => convert::neighbors(snapshot, &enhanced.hits, &enhanced.weights, vectors)?,
-            false => Vec::new(),
-        };
-        Ok((enhanced, found))
-    });
     let status = Some(status::outcome(&result, field));
     match result {
-        Ok((enhanced, neighbors)) => proto::EnhanceResult {
+        Ok((neighbors, enhanced)) => proto::EnhanceResult {
             status,
             neighbors,
             entropy: enhanced.entropy,
@@ -248,7 +253,13 @@ fn enhance_result(
     }
 }
 
-fn item(snapshot: &Snapshot, id: u64, vectors: bool) -> Result<proto::ItemResult, flow::Error> {
+fn item(
+    snapshot: &Snapshot,
+    id: u64,
+    vectors: bool,
+    call: &flow::Call,
+) -> Result<proto::ItemResult, flow::Error> {
+    call.check()?;
     let (store, cache) = (snapshot.store(), snapshot.record());
     let fail = |e: crate::store::Error| flow::Error::Cache(e.into());
     let Some(record) = store.item(cache.id, ItemId(id)).map_err(fail)? else {
@@ -260,6 +271,8 @@ fn item(snapshot: &Snapshot, id: u64, vectors: bool) -> Result<proto::ItemResult
         false => None,
     };
     let row = row.map(|row| crate::cache::decode_row(&row, cache.rows));
+    let values = row.as_ref().map_or(0, |row| 2 * size_of_val(&row[..]) as u64);
+    call.tab.add(convert::record_needs(&record) + values)?;
     Ok(item_of(ItemId(id), record, row))
 }
 

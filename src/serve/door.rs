@@ -1,9 +1,10 @@
 //! Who may come in, how long they wait, and what is counted.
 //!
-//! A request takes one of `max_concurrent` places or is refused at once, in words that say when to come back. Inside,
-//! it waits for one of a few workers, because more threads than cores only make everyone slower. Its deadline is the
-//! client's `grpc-timeout`; when that passes, or the client goes, the flag in its [`Call`] stops the work. Work of a
-//! fraction of a millisecond is done on the thread it arrived on: handing it over would cost as much as doing it.
+//! A request takes one of `max_concurrent` places or is refused at once, in words that say when to come back; it keeps the place until
+//! its reply has gone ([`Seat`]). A stream has a place among streams, and each of its messages one among requests while it is worked
+//! on. Inside, a request waits for one of a few workers, because more threads than cores only make everyone slower. Its deadline is
+//! the client's `grpc-timeout`; when that passes, or the client goes, the flag in its [`Call`] stops the work. Work of a fraction of a
+//! millisecond is done on the thread it arrived on: handing it over would cost as much as doing it.
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -12,11 +13,16 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tonic::metadata::MetadataMap;
 use tonic::{Code, Status};
+use tracing::Span;
 
+use super::body::Replies;
+use super::methods::Method;
+use super::seat::Seat;
 use super::status;
+use crate::budget::{Budget, Tab};
 use crate::flow::{self, App, Call, Limits};
 use crate::metrics;
 
@@ -25,9 +31,17 @@ const TIMEOUT_MARGIN: Duration = Duration::from_millis(2);
 
 /// The way in of one server.
 pub(super) struct Door {
+    /// What is refused beyond.
+    pub(super) limits: Limits,
+    /// Replies on their way.
+    pub(super) replies: Replies,
+    /// Memory of all requests together.
+    budget: Budget,
     places: Arc<Semaphore>,
+    streams: Arc<Semaphore>,
     workers: Arc<Semaphore>,
-    capacity: usize,
+    /// Whether the server stops, and takes nothing new.
+    stopping: watch::Sender<bool>,
     started: Instant,
     methods: Mutex<BTreeMap<&'static str, Arc<Counts>>>,
 }
@@ -43,7 +57,9 @@ pub(super) struct Counts {
 
 /// A place taken; counts its call when it ends.
 pub(super) struct Pass {
-    _place: OwnedSemaphorePermit,
+    /// Of a message of a stream; other requests have theirs in their seat.
+    _place: Option<OwnedSemaphorePermit>,
+    seat: Option<Arc<Seat>>,
     method: &'static str,
     counts: Arc<Counts>,
     /// How the call ends, as far as is known: one that is dropped half-way was cancelled.
@@ -93,35 +109,103 @@ impl Drop for CancelOnDrop {
 }
 
 impl Door {
-    pub(super) fn new(limits: &Limits) -> Self {
+    pub(super) fn new(limits: &Limits, budget: &Budget) -> Self {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         Door {
+            limits: *limits,
+            replies: Replies::default(),
+            budget: budget.clone(),
             places: Arc::new(Semaphore::new(limits.max_concurrent)),
+            streams: Arc::new(Semaphore::new(limits.max_streams)),
             workers: Arc::new(Semaphore::new(2 * cores)),
-            capacity: limits.max_concurrent,
+            stopping: watch::Sender::new(false),
             started: Instant::now(),
             methods: Mutex::default(),
         }
     }
 
-    /// Takes a place.
+    /// Takes a place for a request whose first header has come.
+    ///
+    /// * `span`: what the log calls it. `packed`: whether replies are compressed.
     ///
     /// # Errors
-    /// RESOURCE_EXHAUSTED when there is none.
-    pub(super) fn enter(&self, method: &'static str) -> Result<Pass, Status> {
-        let counts = {
-            let mut methods = self.methods.lock().unwrap_or_else(PoisonError::into_inner);
-            methods.entry(method).or_default().clone()
+    /// RESOURCE_EXHAUSTED when there is none; UNAVAILABLE while the server stops.
+    pub(super) fn seat(
+        &self,
+        method: &'static Method,
+        span: Span,
+        packed: bool,
+    ) -> Result<Arc<Seat>, Status> {
+        let place = match method {
+            _ if *self.stopping.borrow() => Err(status::stopping()),
+            // Whoever looks after a full house asks for these numbers.
+            Method { always: true, .. } => Ok(None),
+            Method { stream: true, .. } => {
+                self.place(&self.streams, self.limits.max_streams, "streams").map(Some)
+            }
+            _ => self.place(&self.places, self.limits.max_concurrent, "requests").map(Some),
         };
-        match self.places.clone().try_acquire_owned() {
-            Ok(place) => Ok(Pass { _place: place, method, counts, code: Code::Cancelled }),
-            Err(_) => {
-                counts.calls.fetch_add(1, Ordering::Relaxed);
-                counts.errors.fetch_add(1, Ordering::Relaxed);
-                metrics::observe_request(method, status::code_name(Code::ResourceExhausted));
-                Err(status::exhausted(self.capacity))
+        match place {
+            Ok(place) => {
+                let limit = self.limits.max_message_bytes;
+                Ok(Arc::new(Seat::new(method, span, packed, limit, &self.budget, place)))
+            }
+            Err(refused) => {
+                self.refused(&method.name, &refused);
+                Err(refused)
             }
         }
+    }
+
+    /// Lets a request in that the caller works for, or one message of a stream.
+    ///
+    /// # Errors
+    /// RESOURCE_EXHAUSTED when there is no place for a message.
+    pub(super) fn enter(&self, method: &'static str) -> Result<Pass, Status> {
+        let seat = Seat::current();
+        let seated = seat.as_ref().is_some_and(|seat| !seat.method.stream);
+        let place = match seated {
+            true => None,
+            false => match self.place(&self.places, self.limits.max_concurrent, "requests") {
+                Ok(place) => Some(place),
+                Err(refused) => {
+                    self.refused(method, &refused);
+                    return Err(refused);
+                }
+            },
+        };
+        Ok(Pass { _place: place, seat, method, counts: self.counts_of(method), code: Code::Cancelled })
+    }
+
+    fn place(
+        &self,
+        places: &Arc<Semaphore>,
+        capacity: usize,
+        what: &str,
+    ) -> Result<OwnedSemaphorePermit, Status> {
+        places.clone().try_acquire_owned().map_err(|_| status::exhausted(capacity, what))
+    }
+
+    fn counts_of(&self, method: &'static str) -> Arc<Counts> {
+        let mut methods = self.methods.lock().unwrap_or_else(PoisonError::into_inner);
+        methods.entry(method).or_default().clone()
+    }
+
+    fn refused(&self, method: &'static str, status: &Status) {
+        let counts = self.counts_of(method);
+        counts.calls.fetch_add(1, Ordering::Relaxed);
+        counts.errors.fetch_add(1, Ordering::Relaxed);
+        metrics::observe_request(method, status::code_name(status.code()));
+    }
+
+    /// Takes nothing new from now on, and ends the streams after what they work on.
+    pub(super) fn stop(&self) {
+        self.stopping.send_replace(true);
+    }
+
+    /// Whether the server stops, for who waits for it.
+    pub(super) fn stopping(&self) -> watch::Receiver<bool> {
+        self.stopping.subscribe()
     }
 
     /// Runs work as one of the workers, within the caller's deadline. The pass is told how it ended.
@@ -136,21 +220,24 @@ impl Door {
         load: Load,
         work: impl FnOnce(&App, &Call) -> Result<T, flow::Error> + Send + 'static,
     ) -> Result<(T, Duration), Status> {
-        let done = self.run(app, metadata, load, work).await;
+        let done = self.run(pass.seat.clone(), app, metadata, load, work).await;
         pass.code = done.as_ref().map_or_else(Status::code, |_| Code::Ok);
         done
     }
 
     async fn run<T: Send + 'static>(
         &self,
+        seat: Option<Arc<Seat>>,
         app: &Arc<App>,
         metadata: &MetadataMap,
         load: Load,
         work: impl FnOnce(&App, &Call) -> Result<T, flow::Error> + Send + 'static,
     ) -> Result<(T, Duration), Status> {
         let arrived = Instant::now();
-        let deadline = timeout(metadata).map(|t| arrived + t.saturating_sub(TIMEOUT_MARGIN));
-        let call = Call { deadline, ..Call::default() };
+        // One that is too far away to be told is none.
+        let deadline = timeout(metadata).and_then(|t| arrived.checked_add(t.saturating_sub(TIMEOUT_MARGIN)));
+        let tab = seat.as_ref().map_or_else(|| Tab::of(&self.budget), |seat| seat.tab());
+        let call = Call { deadline, tab, ..Call::default() };
         let _cancel = CancelOnDrop(call.cancelled.clone());
         if let (Load::Light, Ok(_worker)) = (load, self.workers.try_acquire()) {
             let done = catch_unwind(AssertUnwindSafe(|| call.check().and_then(|()| work(app, &call))));
@@ -168,8 +255,14 @@ impl Door {
             let waited = arrived.elapsed();
             let done = tokio::task::spawn_blocking(move || {
                 let _worker = worker;
-                call.check()?;
-                work(&app, &call)
+                let work = || {
+                    call.check()?;
+                    work(&app, &call)
+                };
+                match &seat {
+                    Some(seat) => seat.within(work),
+                    None => work(),
+                }
             });
             answer(done.await.map_err(|_| ())).map(|result| (result, waited))
         };
@@ -188,7 +281,12 @@ impl Door {
 
     /// Places taken.
     pub(super) fn in_flight(&self) -> usize {
-        self.capacity - self.places.available_permits()
+        self.limits.max_concurrent - self.places.available_permits()
+    }
+
+    /// Streams that are open.
+    pub(super) fn open_streams(&self) -> usize {
+        self.limits.max_streams - self.streams.available_permits()
     }
 
     /// Counts of every method that was called.
@@ -203,7 +301,7 @@ fn answer<T>(done: Result<Result<T, flow::Error>, ()>) -> Result<T, Status> {
     match done {
         Ok(Ok(result)) => Ok(result),
         Ok(Err(error)) => Err(status::of(&error)),
-        Err(()) => Err(status::internal("the request's work crashed; the server goes on")),
+        Err(()) => Err(status::crashed()),
     }
 }
 
@@ -236,14 +334,15 @@ mod tests {
         };
         assert_eq!(read("250m"), Some(Duration::from_millis(250)));
         assert_eq!(read("2H"), Some(Duration::from_secs(7200)));
-        for bad in ["", "5", "x", "5x", "99999999999999999999S", "-1S"] {
+        assert_eq!(read("9999999999999999999S"), Some(Duration::from_secs(9999999999999999999)));
+        for bad in ["", "5", "x", "5x", "99999999999999999999S", "-1S", "9999999999999999999H"] {
             assert_eq!(read(bad), None, "{bad}");
         }
     }
 
     #[test]
     fn a_full_house_refuses_and_a_leaver_makes_room() {
-        let door = Door::new(&Limits { max_concurrent: 1, ..Limits::default() });
+        let door = Door::new(&Limits { max_concurrent: 1, ..Limits::default() }, &Budget::unlimited());
         let pass = door.enter("a").unwrap();
         let refused = door.enter("a").err().unwrap();
         assert_eq!(refused.code(), tonic::Code::ResourceExhausted);

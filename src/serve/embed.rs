@@ -44,7 +44,7 @@ impl EmbedService for Service {
     ) -> Result<Response<Self::EmbedStreamStream>, Status> {
         let (metadata, _, requests) = request.into_parts();
         let (app, door, metadata) = (self.app.clone(), self.door.clone(), Arc::new(metadata));
-        Ok(Response::new(answer_each(requests, move |message: proto::EmbedStreamRequest| {
+        Ok(Response::new(answer_each(&self.door, requests, move |message: proto::EmbedStreamRequest| {
             let (app, door, metadata) = (app.clone(), door.clone(), metadata.clone());
             async move {
                 let answer = embed(&app, &door, &metadata, message.request.unwrap_or_default()).await;

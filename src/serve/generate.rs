@@ -62,7 +62,7 @@ impl GenerateService for Service {
             let question = question(app, request)?;
             let llm = llm(app)?;
             let begun = flow::generate(app, question, call)?;
-            let with_begin = |branch: Branch| Ok((begin(llm, &branch, neighbors)?, branch));
+            let with_begin = |branch: Branch| Ok((begin(llm, &branch, neighbors, call)?, branch));
             begun.into_iter().map(with_begin).collect::<Result<Vec<_>, flow::Error>>()
         };
         let (branches, _) = self.door.work(&mut pass, &self.app, &metadata, Load::Model, work).await?;
@@ -188,10 +188,15 @@ fn llm(app: &App) -> Result<&Llm, flow::Error> {
     app.generator.as_ref().map(batch::Generator::llm).ok_or(flow::Error::NoDecoder)
 }
 
-fn begin(llm: &Llm, branch: &Branch, neighbors: bool) -> Result<proto::Begin, flow::Error> {
+fn begin(
+    llm: &Llm,
+    branch: &Branch,
+    neighbors: bool,
+    call: &flow::Call,
+) -> Result<proto::Begin, flow::Error> {
     let enhanced = branch.shown.enhanced.as_ref();
     let neighbors = match enhanced.filter(|_| neighbors) {
-        Some((found, snapshot)) => convert::neighbors(snapshot, &found.hits, &found.weights, None)?,
+        Some((found, snapshot)) => convert::neighbors(snapshot, &found.hits, &found.weights, None, call)?,
         None => Vec::new(),
     };
     Ok(proto::Begin {

@@ -42,6 +42,7 @@ fn stored(
     let id = convert::request_id(&request.request_id)?.map(str::to_owned);
     let id = id.map(|id| (id, convert::content(&request)));
     let named: Vec<ItemId> = request.items.iter().filter_map(|item| item.id.map(ItemId)).collect();
+    convert::check_rows(call, request.vectors.as_ref())?;
     let items = convert::upserts(app, request.vectors.as_ref(), request.items)?;
     let refused = |_, refusal: Refusal<'_>| status::remembered(&refusal);
     let again = id.as_ref().map(|(id, content)| Again { id, content: *content, refused: &refused });

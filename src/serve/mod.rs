@@ -1,13 +1,20 @@
 //! gRPC and nothing else: convert, call one flow, convert.
 //!
 //! ```text
-//! request ─► door: a place, a deadline ─► convert (field paths) ─► flow, on a blocking thread ─► convert ─► reply
-//!               └ none left: RESOURCE_EXHAUSTED with a delay        └ caller gone: its flag stops the work
+//! connection ─► gate: a place, an id, a share of memory ─► codec: counted, then decoded ─► door: a worker, a deadline
+//!                 └ none left: RESOURCE_EXHAUSTED with a delay
+//!     ─► convert (field paths) ─► flow, on a blocking thread ─► convert ─► reply, in pieces ─► all of it given back
+//!                                  └ caller gone: its flag stops the work  └ not read: given up
 //! ```
 //!
 //! | file | its one idea |
 //! |---|---|
-//! | `proto.rs` | the generated messages |
+//! | `proto.rs` `methods.rs` | the generated messages; the methods that take them |
+//! | `listen.rs` | connections: how many, and which have to go |
+//! | `gate.rs` | the layer around all services |
+//! | `seat.rs` | what one request holds |
+//! | `body.rs` | bodies in and out: counted, and given up where nothing moves |
+//! | `cost.rs` `codec.rs` | what a message takes, told from its bytes; decoding after that |
 //! | `door.rs` | who may come in, how long they wait, what is counted |
 //! | `convert/` | messages ⇄ domain; every check of a request is there |
 //! | `tensor.rs` | tensors ⇄ embeddings |
@@ -18,32 +25,42 @@
 //! | `items.rs` | what `admin.rs` does with items |
 
 mod admin;
+mod body;
 mod cache;
+mod codec;
 mod convert;
+mod cost;
 mod door;
 mod embed;
+mod gate;
 mod generate;
 mod items;
+mod listen;
+mod methods;
 mod packing;
 pub mod proto;
+mod seat;
 mod status;
 mod stream;
 mod tensor;
 
 use std::future::Future;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use tokio::net::TcpListener;
 use tonic::codec::CompressionEncoding::{Gzip, Zstd};
-use tonic::transport::server::{Router, TcpIncoming};
+use tonic::transport::server::Router;
 use tonic::transport::{Channel, Endpoint, Server};
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
+use tower::layer::util::{Identity, Stack};
+use tracing::warn;
 
 use crate::flow::App;
 use crate::types::Modality;
 use door::Door;
+use listen::Connections;
 use proto::admin_service_server::AdminServiceServer;
 use proto::cache_service_server::CacheServiceServer;
 use proto::embed_service_server::EmbedServiceServer;
@@ -60,8 +77,21 @@ const MAX_REPLY_BYTES: usize = 1 << 30;
 /// whose deadline passes cancels all that it has under way at once, and each of them costs a few hundred bytes until then.
 const MAX_CANCELLED: usize = 1024;
 
-/// Time that requests under way have when the server is told to stop.
-const DRAIN_LIMIT: Duration = Duration::from_secs(10);
+/// Calls that one connection may have under way at least, whatever the places are.
+const MIN_STREAMS: usize = 256;
+
+/// Bytes of a call's headers.
+const MAX_HEADER_BYTES: u32 = 32 << 10;
+
+/// Bytes of a call that may be on their way unread; of a whole connection, twice as many. They are beside the budget.
+const WINDOW_BYTES: u32 = 1 << 20;
+
+/// How often somebody looks for replies that nobody reads, and for connections that say nothing.
+const SWEEP: Duration = Duration::from_secs(1);
+
+/// How often a stopping server looks whether all is answered, and what it leaves the last bytes.
+const LOOK: Duration = Duration::from_millis(10);
+const LAST_BYTES: Duration = Duration::from_millis(100);
 
 /// What the pipe of [`in_process`] holds before a writer waits.
 const PIPE_BYTES: usize = 4 << 20;
@@ -83,7 +113,18 @@ pub enum Error {
     Reflection(String),
 }
 
+/// How a server ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stopped {
+    /// Requests that were still worked on when its patience ended.
+    pub cut: usize,
+}
+
 /// Serves until `shutdown` is ready, then answers what has begun and returns.
+///
+/// ```text
+/// shutdown ─► health: NOT_SERVING ─ stop_delay ─► nothing new; streams end ─ all answered, or `drain` is over ─► end
+/// ```
 ///
 /// # Errors
 /// [`Error`].
@@ -91,28 +132,54 @@ pub async fn run(
     listener: TcpListener,
     app: Arc<App>,
     shutdown: impl Future<Output = ()>,
-) -> Result<(), Error> {
-    let (router, health) = router(app).await?;
+) -> Result<Stopped, Error> {
+    let limits = app.limits;
+    let Served { router, health, door } = served(app).await?;
+    let connections = Arc::new(Connections::new(limits.max_connections));
+    tokio::spawn(sweep(Arc::downgrade(&door), Some(connections.clone())));
     let draining = Arc::new(tokio::sync::Notify::new());
-    let begun = draining.clone();
-    // When the drain begins, health says so at once: balancers then send nothing new.
+    let (begun, stopped) = (draining.clone(), door.clone());
+    // Health says it first, so that balancers send nothing new by the time that we take nothing new.
     let drain = async move {
         shutdown.await;
         for service in ["", CACHE_SERVICE, ADMIN_SERVICE, EMBED_SERVICE, GENERATE_SERVICE] {
             health.set_service_status(service, ServingStatus::NotServing).await;
         }
+        tokio::time::sleep(limits.stop_delay).await;
+        stopped.stop();
         begun.notify_one();
     };
-    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
-    let serving = router.serve_with_incoming_shutdown(incoming, drain);
-    // A stream that nobody closes (a health watch, say) must not keep the process for ever.
+    let serving = router.serve_with_incoming_shutdown(listen::accept(listener, connections), drain);
+    // A connection that nobody closes (a health watch, say) must not keep the process.
     let patience = async {
         draining.notified().await;
-        tokio::time::sleep(DRAIN_LIMIT).await;
+        let until = tokio::time::Instant::now() + limits.drain;
+        while door.in_flight() + door.open_streams() > 0 && tokio::time::Instant::now() < until {
+            tokio::time::sleep(LOOK).await;
+        }
+        let cut = door.in_flight();
+        // What was written last has yet to leave.
+        tokio::time::sleep(LAST_BYTES).await;
+        cut
     };
     tokio::select! {
-        served = serving => Ok(served?),
-        () = patience => Ok(()),
+        served = serving => served.map(|()| Stopped { cut: 0 }).map_err(Error::from),
+        cut = patience => Ok(Stopped { cut }),
+    }
+}
+
+/// Looks after replies that nobody reads, and connections that say nothing, for as long as there is a server.
+async fn sweep(door: Weak<Door>, connections: Option<Arc<Connections>>) {
+    loop {
+        tokio::time::sleep(SWEEP).await;
+        let Some(door) = door.upgrade() else { return };
+        let given_up = door.replies.sweep(door.limits.stall);
+        if given_up > 0 {
+            warn!(given_up, "replies that nobody read were given up");
+        }
+        if let Some(connections) = &connections {
+            connections.sweep(door.limits.idle);
+        }
     }
 }
 
@@ -122,7 +189,8 @@ pub async fn run(
 /// [`Error`].
 pub async fn in_process(app: Arc<App>) -> Result<Channel, Error> {
     let (client, server) = tokio::io::duplex(PIPE_BYTES);
-    let (router, _) = router(app).await?;
+    let Served { router, door, .. } = served(app).await?;
+    tokio::spawn(sweep(Arc::downgrade(&door), None));
     tokio::spawn(router.serve_with_incoming(tokio_stream::once(Ok::<_, std::io::Error>(server))));
     let mut client = Some(client);
     let connector = tower::service_fn(move |_: tonic::transport::Uri| {
@@ -132,8 +200,15 @@ pub async fn in_process(app: Arc<App>) -> Result<Channel, Error> {
     Ok(Endpoint::from_static("http://in.process").connect_with_connector(connector).await?)
 }
 
-async fn router(app: Arc<App>) -> Result<(Router<packing::Stack>, HealthReporter), Error> {
-    let door = Arc::new(Door::new(&app.limits));
+/// A server before it listens.
+struct Served {
+    router: Router<Stack<gate::Layer, Stack<packing::Layer, Identity>>>,
+    health: HealthReporter,
+    door: Arc<Door>,
+}
+
+async fn served(app: Arc<App>) -> Result<Served, Error> {
+    let door = Arc::new(Door::new(&app.limits, &app.budget));
     let (health, health_service) = tonic_health::server::health_reporter();
     let embeds = app.encoder().is_some_and(|e| e.modalities().iter().any(|m| Modality::ALL.contains(m)));
     let answers = app.generator.is_some();
@@ -167,6 +242,7 @@ async fn router(app: Arc<App>) -> Result<(Router<packing::Stack>, HealthReporter
         };
     }
     let limit = app.limits.max_message_bytes;
+    let streams = u32::try_from(app.limits.max_concurrent.max(MIN_STREAMS)).unwrap_or(u32::MAX);
     let cancelled = MAX_CANCELLED.max(app.limits.max_concurrent);
     let cache = CacheServiceServer::new(cache::Service::new(app.clone(), door.clone()))
         .max_decoding_message_size(limit)
@@ -177,17 +253,19 @@ async fn router(app: Arc<App>) -> Result<(Router<packing::Stack>, HealthReporter
     let generate = GenerateServiceServer::new(generate::Service::new(app.clone(), door.clone()))
         .max_decoding_message_size(limit)
         .max_encoding_message_size(MAX_REPLY_BYTES);
-    let admin = AdminServiceServer::new(admin::Service::new(app, door))
+    let admin = AdminServiceServer::new(admin::Service::new(app, door.clone()))
         .max_decoding_message_size(limit)
         .max_encoding_message_size(MAX_REPLY_BYTES);
 
     let router = Server::builder()
         .http2_keepalive_interval(Some(Duration::from_secs(60)))
-        .initial_stream_window_size(1 << 20)
-        .initial_connection_window_size(4 << 20)
+        .http2_max_header_list_size(MAX_HEADER_BYTES)
+        .max_concurrent_streams(streams)
+        .initial_stream_window_size(WINDOW_BYTES)
+        .initial_connection_window_size(2 * WINDOW_BYTES)
         .http2_max_pending_accept_reset_streams(Some(cancelled))
-        .tcp_nodelay(true)
         .layer(packing::layer())
+        .layer(gate::Layer(door.clone()))
         .add_service(packed!(health_service))
         .add_service(packed!(v1))
         .add_service(packed!(v1alpha))
@@ -195,5 +273,5 @@ async fn router(app: Arc<App>) -> Result<(Router<packing::Stack>, HealthReporter
         .add_service(packed!(embed))
         .add_service(packed!(generate))
         .add_service(packed!(admin));
-    Ok((router, health))
+    Ok(Served { router, health, door })
 }

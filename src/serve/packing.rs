@@ -3,24 +3,26 @@
 //! Left out: compressing for everybody who accepts it. The usual clients say that they accept gzip without being asked to, and
 //! embeddings hardly become smaller: packing a reply would take longer than the search.
 
-use tonic::codegen::http::{HeaderValue, Request, header::HeaderName};
-use tower::layer::util::{Identity, Stack as TowerStack};
+use tonic::codegen::http::{HeaderMap, HeaderValue, Request, header::HeaderName};
 use tower::util::MapRequestLayer;
 
 const ENCODING: HeaderName = HeaderName::from_static("grpc-encoding");
 const ACCEPTED: HeaderName = HeaderName::from_static("grpc-accept-encoding");
 
 /// What a request goes through before it comes to a service.
-pub(super) type Stack = TowerStack<Layer, Identity>;
-type Layer = MapRequestLayer<fn(Request<tonic::body::Body>) -> Request<tonic::body::Body>>;
+pub(super) type Layer = MapRequestLayer<fn(Request<tonic::body::Body>) -> Request<tonic::body::Body>>;
 
 /// Takes what a caller accepts out of a request that is not compressed itself.
 pub(super) fn layer() -> Layer {
     MapRequestLayer::new(|mut request| {
-        let plain = |encoding: &HeaderValue| encoding == "identity";
-        if request.headers().get(ENCODING).is_none_or(plain) {
+        if !is_packed(request.headers()) {
             request.headers_mut().remove(ACCEPTED);
         }
         request
     })
+}
+
+/// Whether the messages of a request may be compressed.
+pub(super) fn is_packed(headers: &HeaderMap) -> bool {
+    headers.get(ENCODING).is_some_and(|encoding: &HeaderValue| encoding != "identity")
 }

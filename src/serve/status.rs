@@ -21,13 +21,19 @@
 //! | `BAD_PROMPT` | INVALID_ARGUMENT | shorten the prompt, or send one |
 //! | `FFMPEG_MISSING` | FAILED_PRECONDITION | install ffmpeg beside the server, or send frames |
 //! | `EXPERT_UNAVAILABLE` | FAILED_PRECONDITION | install the expert's program beside the server, mend the setting, or ask without it |
-//! | `TOO_MANY_REQUESTS`, `MODEL_BUSY`, `MEMORY_BUDGET` | RESOURCE_EXHAUSTED | try again after the stated delay; raise the budget |
+//! | `TOO_MANY_REQUESTS`, `MODEL_BUSY`, `REQUEST_MEMORY` | RESOURCE_EXHAUSTED | try again after the stated delay |
+//! | `REQUEST_TOO_LARGE` | INVALID_ARGUMENT | send less at a time: it would take more memory than all requests together may |
+//! | `MEMORY_BUDGET` | RESOURCE_EXHAUSTED | the cache is full: delete items, or raise the budget |
 //! | `STORE_LOCKED`, `COMPACTING` | UNAVAILABLE | try again after the stated delay |
+//! | `STOPPING` | UNAVAILABLE | the server stops; ask another, or the same one after a while |
 //! | `OVERTAKEN` | ABORTED | another generation was published meanwhile; ask again if it is still wanted |
 //! | `DEADLINE` | DEADLINE_EXCEEDED | allow more time or send less |
 //! | `CANCELLED` | CANCELLED | – |
-//! | `DATA_DAMAGED` | DATA_LOSS | run `index-builder verify` |
+//! | `DATA_DAMAGED` | DATA_LOSS | run `index-builder verify`; the log has the causes |
 //! | `INTERNAL` | INTERNAL | a bug or a broken disk; the log has the causes |
+//!
+//! What is nobody's business but the operator's (INTERNAL, DATA_LOSS, and a store that another process holds) goes into the log, with
+//! method, peer and the id of the request, and the caller is told that it is there.
 //!
 //! Two statuses are not ours: a message larger than the limit is refused by the transport with the limit in its text, as
 //! OUT_OF_RANGE before any of it is read, and as RESOURCE_EXHAUSTED where a compressed one turns out so while it is unpacked.
@@ -41,14 +47,18 @@ use std::time::Duration;
 use prost::Message;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, FieldViolation, StatusExt, pb};
+use tracing::{error, warn};
 
+use crate::budget::Full;
 use crate::flow::Refusal;
 use crate::store::RequestResult;
 use crate::{blend, cache, flow, index, models, store};
 
 const DOMAIN: &str = "viscache";
-/// When a refused request may come back.
-const RETRY_DELAY: Duration = Duration::from_millis(200);
+/// When a request may come back that was refused because of others, that a moment's work stands in the way of, and that minutes do.
+const SOON: Duration = Duration::from_millis(200);
+const LATER: Duration = Duration::from_secs(2);
+const MUCH_LATER: Duration = Duration::from_secs(30);
 /// Bytes of a sentence that is remembered with a request.
 const REMEMBERED_BYTES: usize = 512;
 
@@ -60,7 +70,17 @@ pub(super) fn of(error: &flow::Error) -> Status {
 /// The status of an error, blamed on a field of the request when it does not itself name one.
 fn at(error: &flow::Error, field: Option<&str>) -> Status {
     let (code, reason) = classify(error);
-    let message = told(error);
+    let message = match operators(code, reason) {
+        Some(public) => {
+            let cause = told(error);
+            match code {
+                Code::Unavailable => warn!(code = code_name(code), cause, "refused"),
+                _ => error!(code = code_name(code), cause, "failed"),
+            }
+            public.to_owned()
+        }
+        None => told(error),
+    };
     let mut details = ErrorDetails::with_error_info(reason, DOMAIN, HashMap::new());
     if let flow::Error::Argument { field, description } = error {
         details.set_bad_request(vec![FieldViolation::new(field, description)]);
@@ -72,8 +92,42 @@ fn at(error: &flow::Error, field: Option<&str>) -> Status {
         };
         details.set_bad_request(vec![FieldViolation::new(field, &message)]);
     }
-    if matches!(code, Code::ResourceExhausted | Code::Unavailable) {
-        details.set_retry_info(Some(RETRY_DELAY));
+    if let Some(delay) = delay(reason) {
+        details.set_retry_info(Some(delay));
+    }
+    Status::with_error_details(code, message, details)
+}
+
+/// What a caller is told in the place of causes that are the operator's.
+fn operators(code: Code, reason: &str) -> Option<&'static str> {
+    match (code, reason) {
+        (Code::Internal, _) => {
+            Some("the server failed at this; its log has the cause under the request's id")
+        }
+        (Code::DataLoss, _) => Some(
+            "stored data is damaged; the server's log says which, and `index-builder verify` finds all of it",
+        ),
+        (_, "STORE_LOCKED") => {
+            Some("another process writes to the server's store; try again when it has ended")
+        }
+        _ => None,
+    }
+}
+
+/// When what was refused for this reason may come back; nothing where time alone mends nothing.
+fn delay(reason: &str) -> Option<Duration> {
+    match reason {
+        "TOO_MANY_REQUESTS" | "MODEL_BUSY" | "REQUEST_MEMORY" => Some(SOON),
+        "STORE_LOCKED" | "STOPPING" => Some(LATER),
+        "COMPACTING" => Some(MUCH_LATER),
+        _ => None,
+    }
+}
+
+fn with_reason(code: Code, reason: &str, message: impl Into<String>) -> Status {
+    let mut details = ErrorDetails::with_error_info(reason, DOMAIN, HashMap::new());
+    if let Some(delay) = delay(reason) {
+        details.set_retry_info(Some(delay));
     }
     Status::with_error_details(code, message, details)
 }
@@ -117,17 +171,38 @@ pub(super) fn again(result: &RequestResult, field: &str) -> pb::Status {
 }
 
 /// The status of a full house.
-pub(super) fn exhausted(capacity: usize) -> Status {
-    let mut details = ErrorDetails::with_error_info("TOO_MANY_REQUESTS", DOMAIN, HashMap::new());
-    details.set_retry_info(Some(RETRY_DELAY));
-    let message = format!("{capacity} requests are being worked on or waiting; try again shortly");
-    Status::with_error_details(Code::ResourceExhausted, message, details)
+///
+/// * `what`: that there are so many of: requests, or streams.
+pub(super) fn exhausted(capacity: usize, what: &str) -> Status {
+    let message = format!("{capacity} {what} are being worked on or waiting; try again shortly");
+    with_reason(Code::ResourceExhausted, "TOO_MANY_REQUESTS", message)
 }
 
-/// The status of a bug.
-pub(super) fn internal(message: &str) -> Status {
-    let details = ErrorDetails::with_error_info("INTERNAL", DOMAIN, HashMap::new());
-    Status::with_error_details(Code::Internal, message, details)
+/// The status of a request that there is no memory for.
+pub(super) fn full(full: &Full) -> Status {
+    of(&(*full).into())
+}
+
+/// The status of a message of too many parts.
+///
+/// * `most`: bytes that it may take when it is decoded.
+pub(super) fn too_many_parts(most: u64) -> Status {
+    let message = format!(
+        "the message has so many parts that it takes more than {} MiB; send fewer at a time",
+        most >> 20
+    );
+    with_reason(Code::InvalidArgument, "REQUEST_TOO_LARGE", message)
+}
+
+/// The status of what comes while the server stops.
+pub(super) fn stopping() -> Status {
+    with_reason(Code::Unavailable, "STOPPING", "the server stops; ask another, or this one after a while")
+}
+
+/// The status of work that crashed; the crash itself is in the log.
+pub(super) fn crashed() -> Status {
+    error!(code = code_name(Code::Internal), "the request's work crashed");
+    with_reason(Code::Internal, "INTERNAL", "the request's work crashed; the server goes on")
 }
 
 /// The status of an item that is not there.
@@ -169,6 +244,8 @@ fn classify(error: &flow::Error) -> (Code, &'static str) {
         flow::Error::NoModel { .. } => (Code::FailedPrecondition, "MODEL_NOT_LOADED"),
         flow::Error::Part { source, .. } => classify(source),
         flow::Error::Prepare(_) => (Code::InvalidArgument, "BAD_MEDIA"),
+        flow::Error::Memory(full) if full.for_good() => (Code::InvalidArgument, "REQUEST_TOO_LARGE"),
+        flow::Error::Memory(_) => (Code::ResourceExhausted, "REQUEST_MEMORY"),
         flow::Error::Busy(_) => (Code::ResourceExhausted, "MODEL_BUSY"),
         flow::Error::Expert { .. } => (Code::FailedPrecondition, "EXPERT_UNAVAILABLE"),
         flow::Error::NoFfmpeg { .. } => (Code::FailedPrecondition, "FFMPEG_MISSING"),
@@ -298,7 +375,7 @@ mod tests {
         let details = of(&argument).get_error_details();
         assert_eq!(details.error_info().unwrap().reason, "INVALID_ARGUMENT");
         assert_eq!(details.bad_request().unwrap().field_violations[0].field, "queries[2]");
-        let busy = exhausted(7);
+        let busy = exhausted(7, "requests");
         assert!(busy.get_error_details().retry_info().unwrap().retry_delay.is_some());
         let item = message(&busy);
         assert_eq!((item.code, item.details.len()), (Code::ResourceExhausted as i32, 2));

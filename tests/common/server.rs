@@ -24,7 +24,7 @@ pub struct Server {
     pub address: SocketAddr,
     pub channel: Channel,
     stop: Option<oneshot::Sender<()>>,
-    done: JoinHandle<Result<(), serve::Error>>,
+    done: JoinHandle<Result<serve::Stopped, serve::Error>>,
 }
 
 impl Server {

@@ -10,10 +10,14 @@ mod common;
 mod power;
 #[path = "../common/programs.rs"]
 mod programs;
+#[path = "../common/raw.rs"]
+mod raw;
 #[path = "../common/store.rs"]
 mod store;
 
 mod answers;
+mod awake;
+mod bounded;
 mod caches;
 mod classify;
 mod commands;

@@ -132,7 +132,7 @@ pub(super) fn run(config: &Config, args: &DataArgs) -> anyhow::Result<ExitCode> 
     let cache = args.cache.as_deref().unwrap_or_default();
     let about = about(args, &app, cache)?;
     let mut results = args.out.as_deref().map(begin).transpose()?;
-    let call = Call { deadline: None, cancelled: interruption()? };
+    let call = Call { cancelled: interruption()?, ..Call::default() };
     let measures = args.measure.measures();
     let job = Job {
         app: &app,

@@ -157,8 +157,8 @@ fn show(
                 filter: None,
                 aim: Aim { target: job.app.default_target, kind: Some(media.modality().into()) },
             };
-            let mut searched = flow::search(job.app, request, job.call)?;
-            let hits = searched.results.pop().unwrap_or(Err(Error::Cancelled))?.found.hits;
+            let mut searched = flow::search(job.app, request, job.call, |_, answer| Ok(answer.found.hits))?;
+            let hits = searched.results.pop().unwrap_or(Err(Error::Cancelled))?;
             let on = job.settings.iter().map(|setting| {
                 let hits = &hits[..setting.top_k.min(hits.len())];
                 Ok(blend::blend(&query, hits, &setting.params())?.embedding)

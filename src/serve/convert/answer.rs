@@ -4,13 +4,13 @@ use std::time::Duration;
 
 use crate::blend::BlendParams;
 use crate::cache::{self, Snapshot};
-use crate::flow::{self, Error, SnapshotRef};
+use crate::flow::{self, App, Call, Error, SnapshotRef};
 use crate::index::SearchParams;
 use crate::models::encoder::Encoder;
 use crate::serve::proto::{self, Dtype};
 use crate::serve::tensor::encode_tensor;
-use crate::store::{Choice, GenerationRecord, QuerySource, RecallCurve};
-use crate::types::{Agreement, Filter, Hit, Modality, Origin};
+use crate::store::{Choice, GenerationRecord, ItemRecord, QuerySource, RecallCurve};
+use crate::types::{Agreement, Filter, Hit, ItemId, Modality, Origin};
 
 /// A modality as a message says it.
 pub(in crate::serve) fn modality(modality: Option<Modality>) -> proto::Modality {
@@ -160,33 +160,70 @@ pub(in crate::serve) fn limits(limits: &flow::Limits) -> proto::Limits {
     }
 }
 
+/// Bytes of a neighbour in a reply, its texts and embedding aside: a hit, the message, and what is written of it.
+const NEIGHBOR: u64 = 384;
+/// Bytes of an item's record, its texts aside, and of a tag.
+const RECORD: u64 = 256;
+const TAG: u64 = 96;
+/// What is in a reply is there twice: as a message, and as what is written of it.
+const TWICE: u64 = 2;
+/// Neighbours whose records are looked up together.
+const TOGETHER: usize = 128;
+
+/// Bytes that the neighbours of a batch take, their texts aside; of a cache that is not there, none.
+///
+/// * `top_k`: neighbours of a query. `vectors`: whether they have their embeddings.
+pub(in crate::serve) fn neighbors_need(
+    app: &App,
+    cache: &str,
+    queries: usize,
+    top_k: usize,
+    vectors: Option<Dtype>,
+) -> u64 {
+    let Ok(snapshot) = app.cache(cache).map(|cache| cache.snapshot()) else { return 0 };
+    let row = vectors.map_or(0, |_| TWICE * (snapshot.record().dim * size_of::<f32>()) as u64);
+    (queries * top_k.min(snapshot.live())) as u64 * (NEIGHBOR + row)
+}
+
+/// Bytes that an item's record takes in a reply.
+pub(in crate::serve) fn record_needs(record: &ItemRecord) -> u64 {
+    let tags = record.tags.iter().map(|(key, value)| TAG + TWICE * (key.len() + value.len()) as u64);
+    RECORD + TWICE * record.uri.len() as u64 + tags.sum::<u64>()
+}
+
 /// Hits as neighbours, with their records looked up. A hit without a record still counts; its uri is empty.
 ///
 /// * `weights`: their shares, or nothing.
 ///
 /// # Errors
-/// When the store cannot be read.
+/// When the store cannot be read; when there is no memory for the records; deadline and cancellation.
 pub(in crate::serve) fn neighbors(
     snapshot: &SnapshotRef,
     hits: &[Hit],
     weights: &[f32],
     vectors: Option<Dtype>,
+    call: &Call,
 ) -> Result<Vec<proto::Neighbor>, Error> {
     let SnapshotRef(snapshot) = snapshot;
-    let one = |(i, hit): (usize, &Hit)| {
-        let record =
-            snapshot.store().item(snapshot.record().id, hit.id).map_err(crate::cache::Error::from)?;
-        let (uri, tags) = record.map(|r| (r.uri, r.tags)).unwrap_or_default();
-        Ok(proto::Neighbor {
-            id: hit.id.0,
-            uri,
-            score: hit.score,
-            weight: weights.get(i).copied().unwrap_or(0.0),
-            tags: tags.into_iter().collect(),
-            embedding: vectors.map(|dtype| row(hit.embedding.as_slice(), dtype)),
-        })
-    };
-    hits.iter().enumerate().map(one).collect()
+    let mut neighbors = Vec::with_capacity(hits.len());
+    for hits in hits.chunks(TOGETHER) {
+        call.check()?;
+        let ids: Vec<ItemId> = hits.iter().map(|hit| hit.id).collect();
+        let records = snapshot.store().items(snapshot.record().id, &ids).map_err(cache::Error::from)?;
+        call.tab.add(records.iter().flatten().map(record_needs).sum())?;
+        for (hit, record) in hits.iter().zip(records) {
+            let (uri, tags) = record.map(|r| (r.uri, r.tags)).unwrap_or_default();
+            neighbors.push(proto::Neighbor {
+                id: hit.id.0,
+                uri,
+                score: hit.score,
+                weight: weights.get(neighbors.len()).copied().unwrap_or(0.0),
+                tags: tags.into_iter().collect(),
+                embedding: vectors.map(|dtype| row(hit.embedding.as_slice(), dtype)),
+            });
+        }
+    }
+    Ok(neighbors)
 }
 
 /// One embedding, `[D]`.

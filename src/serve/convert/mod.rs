@@ -14,8 +14,8 @@ mod manage;
 mod search;
 
 pub(super) use answer::{
-    codes_choice, flat_curves, limits, live_recall, micros, modality, model, neighbors, recall,
-    recall_curves, row, source, stack,
+    codes_choice, flat_curves, limits, live_recall, micros, modality, model, neighbors, neighbors_need,
+    recall, recall_curves, record_needs, row, source, stack,
 };
 pub(super) use files::media;
 pub use manage::MAX_REQUEST_ID_BYTES;
@@ -24,7 +24,7 @@ pub(super) use manage::{
 };
 pub(super) use search::{aim, blend_params, filter, search_params, top_k};
 
-use crate::flow::{App, Content, Error, Part, Query, Upsert, Variant};
+use crate::flow::{App, Call, Content, Error, Part, Query, Upsert, Variant};
 use crate::serve::proto::{self, Dtype, part, upsert_item};
 use crate::serve::tensor::decode_tensor;
 use crate::store::ItemRecord;
@@ -32,6 +32,20 @@ use crate::types::{Embedding, ItemId, Modality};
 
 pub(super) fn argument(field: impl Into<String>, description: impl Into<String>) -> Error {
     Error::Argument { field: field.into(), description: description.into() }
+}
+
+/// Bytes that rows become for each of theirs, on their way through a request: as sent, as numbers, one by one, in the reply.
+const COPIES: u64 = 4;
+
+/// Takes the memory that rows become, before they are read.
+///
+/// # Errors
+/// [`Error::Memory`].
+pub(super) fn check_rows(call: &Call, vectors: Option<&proto::Tensor>) -> Result<(), Error> {
+    let Some(tensor) = vectors else { return Ok(()) };
+    let wide = if tensor.dtype() == Dtype::F32 { 1 } else { 2 };
+    let bytes = tensor.data.len() as u64 * wide + size_of_val(&tensor.values[..]) as u64;
+    Ok(call.tab.add(COPIES * bytes)?)
 }
 
 /// The queries of a request: from `vectors` or from `queries`, each with an error of its own.
