@@ -208,6 +208,8 @@ pub struct LimitSettings {
     pub answers: usize,
     /// Questions that may wait for the decoder.
     pub max_waiting_questions: usize,
+    /// Memory of the keys and values of all answers, MiB.
+    pub max_answer_memory_mib: u64,
 }
 
 impl Default for Config {
@@ -296,6 +298,7 @@ impl Default for LimitSettings {
             device_batch: batch::Options::DEFAULT_BATCH,
             answers: GenerateOptions::default().slots,
             max_waiting_questions: GenerateOptions::default().capacity,
+            max_answer_memory_mib: GenerateOptions::DEFAULT_MEMORY >> 20,
         }
     }
 }
@@ -362,6 +365,7 @@ impl Config {
             ("device_batch", limits.device_batch as usize),
             ("answers", limits.answers),
             ("max_waiting_questions", limits.max_waiting_questions),
+            ("max_answer_memory_mib", limits.max_answer_memory_mib as usize),
         ] {
             if value == 0 || value > 1 << 40 {
                 bail!("limits.{name} is {value}; it must be at least 1");
@@ -469,7 +473,11 @@ impl Config {
 
     /// Bounds of the decoder's line.
     pub fn answers(&self) -> GenerateOptions {
-        GenerateOptions { slots: self.limits.answers, capacity: self.limits.max_waiting_questions }
+        GenerateOptions {
+            slots: self.limits.answers,
+            capacity: self.limits.max_waiting_questions,
+            memory: self.limits.max_answer_memory_mib << 20,
+        }
     }
 
     /// Inputs embedded at the same time on the CPU.

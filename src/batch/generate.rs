@@ -1,167 +1,40 @@
-//! Many answers, one decoder: sequences join and leave at every step.
+//! Many answers, one decoder: who may ask it.
 //!
 //! ```text
-//! callers ─► waiting, in their order ─► slots ─► one pass over the new tokens of all ─► a token each ─► its caller
-//!              full: refused              │        (a prompt whole, of others the last token)      gone or late: the
-//!              gone or late: dropped      └ freed when an answer ends                              slot is free again
+//! callers ─► waiting, in their order ─► slots ─► a step: the next token of all, and slices of prompts ─► a token each ─► its caller
+//!              full: refused              │                                                  gone or late: the
+//!              gone or late: let go       └ memory for its keys and values is there          slot is free again
 //! ```
 //! The visual feature of a sequence, and what it adds to every layer, are computed once, when it joins. What a sequence says
 //! does not depend on who else is there: each draws with its own seed and attends to its own tokens.
 
-use std::collections::VecDeque;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
-use super::{Error, Wait};
-use crate::models::llama::{Choice, SampleParams, Sampler, Sequence};
+use super::line::{Event, GenerateOptions, Shared, Task, Waiting};
+use super::{Error, Wait, decode};
 use crate::models::llm::Llm;
-use crate::models::{self, Tensor};
-use crate::text::Detokenizer;
-use crate::types::Embedding;
-
-/// What is bounded.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct GenerateOptions {
-    /// Answers that grow at the same time.
-    pub slots: usize,
-    /// Requests that may wait for a slot.
-    pub capacity: usize,
-}
-
-impl Default for GenerateOptions {
-    fn default() -> Self {
-        GenerateOptions { slots: 8, capacity: 64 }
-    }
-}
-
-/// An answer that is wanted.
-#[derive(Debug, Clone)]
-pub struct Task {
-    /// Ids of the prompt, BOS first.
-    pub prompt: Vec<u32>,
-    /// What the decoder is shown; `None` leaves out what the adapter needs it for.
-    pub seen: Option<Seen>,
-    /// Tokens at most.
-    pub max_tokens: usize,
-    /// How tokens are chosen.
-    pub sampling: SampleParams,
-    /// Texts that end an answer; they are not part of it.
-    pub stop: Vec<String>,
-    /// How long, and whether, the caller waits.
-    pub wait: Wait,
-}
-
-/// What a decoder is shown.
-#[derive(Debug, Clone)]
-pub enum Seen {
-    /// An embedding, for a decoder with a bind network.
-    Embedding(Embedding),
-    /// What it made of a picture ([`models::llama::Decoder::visual_of_picture`]), `[P, D]`.
-    Tokens(Tensor),
-}
-
-impl Seen {
-    /// What the adapter is given.
-    fn visual(&self, llm: &Llm) -> Result<Tensor, models::Error> {
-        match self {
-            Seen::Embedding(embedding) => llm.decoder().visual_of(embedding.as_slice()),
-            Seen::Tokens(tokens) => Ok(tokens.clone()),
-        }
-    }
-}
-
-/// What happens to a task.
-#[derive(Debug)]
-pub enum Event {
-    /// One more token.
-    Token {
-        /// Its id.
-        id: u32,
-        /// Logarithm of its probability.
-        logprob: f32,
-        /// The text that it settles: whole characters, sometimes none.
-        text: String,
-    },
-    /// The end of a good answer; nothing follows.
-    Done(Finish),
-    /// The end of one that failed; nothing follows.
-    Failed(Error),
-}
-
-/// How an answer ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Finish {
-    /// Why.
-    pub reason: StopReason,
-    /// Text that no token settled.
-    pub text: String,
-    /// Waiting for a slot.
-    pub queued: Duration,
-    /// Until the first token.
-    pub prefill: Duration,
-    /// From then on.
-    pub decode: Duration,
-}
-
-/// Why an answer ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum StopReason {
-    /// The model said so.
-    EndOfText,
-    /// A stop text came.
-    StopText,
-    /// As many tokens as were asked for.
-    MaxTokens,
-    /// The decoder has no more positions.
-    Positions,
-}
 
 /// A decoder that many may ask. Dropping it ends its thread.
 pub struct Generator {
     shared: Arc<Shared>,
     options: GenerateOptions,
-    scoring: Mutex<()>,
+    pub(super) turn: Turn,
 }
 
-/// Answers that are judged in one pass.
-const SCORED: usize = 8;
-
-struct Shared {
-    llm: Llm,
-    state: Mutex<State>,
-    work: Condvar,
+/// Whose turn it is to have answers judged, and how many wait for theirs.
+#[derive(Default)]
+pub(super) struct Turn {
+    waiting: Mutex<Taken>,
+    free: Condvar,
 }
 
 #[derive(Default)]
-struct State {
-    waiting: VecDeque<Waiting>,
-    closed: bool,
-}
-
-struct Waiting {
-    task: Task,
-    since: Instant,
-    events: UnboundedSender<Event>,
-}
-
-/// An answer that grows.
-struct Running {
-    sequence: Sequence,
-    /// Ids that the decoder has not seen.
-    next: Vec<u32>,
-    sampler: Sampler,
-    detokenizer: Detokenizer,
-    stops: Stops,
-    said: usize,
-    max_tokens: usize,
-    wait: Wait,
-    events: UnboundedSender<Event>,
-    since: Instant,
-    joined: Instant,
-    first: Option<Instant>,
+struct Taken {
+    taken: bool,
+    waiting: usize,
 }
 
 impl Generator {
@@ -170,11 +43,11 @@ impl Generator {
     /// # Errors
     /// When the system refuses it.
     pub fn start(llm: Llm, options: GenerateOptions) -> std::io::Result<Self> {
-        let shared = Arc::new(Shared { llm, state: Mutex::default(), work: Condvar::new() });
+        let shared = Arc::new(Shared::new(llm));
         let worker = shared.clone();
         let named = std::thread::Builder::new().name("decoder".into());
-        named.spawn(move || work(&worker, options.slots.max(1)))?;
-        Ok(Generator { shared, options, scoring: Mutex::default() })
+        named.spawn(move || worker.supervised(|| decode::work(&worker, &options)))?;
+        Ok(Generator { shared, options, turn: Turn::default() })
     }
 
     /// The decoder, for what needs no turn.
@@ -187,16 +60,47 @@ impl Generator {
         self.options
     }
 
+    /// Why nobody answers any more, if so.
+    pub fn dead(&self) -> Option<String> {
+        self.shared.lock().dead.clone()
+    }
+
+    /// Refuses what comes, and what waits, from now on; what has begun goes on.
+    pub fn stop(&self) {
+        self.shared.lock().stopping = true;
+        self.shared.wake();
+    }
+
+    /// Ends what has begun as well: with what it has said so far.
+    pub fn finish(&self) {
+        let mut state = self.shared.lock();
+        (state.stopping, state.finishing) = (true, true);
+        drop(state);
+        self.shared.wake();
+    }
+
+    /// Whether so many answers would find room in the line: asked before anything is paid for them.
+    ///
+    /// # Errors
+    /// As [`Generator::submit`].
+    pub fn admits(&self, answers: usize) -> Result<(), Error> {
+        self.shared.lock().admits(answers, self.options.capacity)
+    }
+
     /// Puts tasks into the line, all or none; each one's events come as they happen.
     ///
     /// # Errors
-    /// [`Error::Line`].
+    /// [`Error::Line`], [`Error::Keys`], [`Error::Stopping`], [`Error::Dead`].
     pub fn submit(&self, tasks: Vec<Task>) -> Result<Vec<UnboundedReceiver<Event>>, Error> {
-        let mut state = self.shared.lock();
-        let (waiting, capacity) = (state.waiting.len(), self.options.capacity);
-        if waiting + tasks.len() > capacity {
-            return Err(Error::Line { waiting, capacity });
+        for task in &tasks {
+            let (needed, budget) = (self.shared.needs(task), self.options.memory);
+            if needed > budget {
+                let tokens = task.prompt.len() + task.max_tokens;
+                return Err(Error::Keys { tokens, needed: needed >> 20, budget: budget >> 20 });
+            }
         }
+        let mut state = self.shared.lock();
+        state.admits(tasks.len(), self.options.capacity)?;
         let since = Instant::now();
         let receivers = tasks.into_iter().map(|task| {
             let (events, receiver) = unbounded_channel();
@@ -205,248 +109,53 @@ impl Generator {
         });
         let receivers = receivers.collect();
         drop(state);
-        self.shared.work.notify_all();
+        self.shared.wake();
         Ok(receivers)
-    }
-
-    /// Log-probabilities of the tokens of each answer behind a prompt, on the thread that asks; one caller at a time, so that
-    /// answers which grow meanwhile keep a share of the processors. The prompt is read once.
-    ///
-    /// # Errors
-    /// [`Error::Model`]: a prompt without tokens, or more tokens than positions; what `wait` says.
-    pub fn score(
-        &self,
-        prompt: &[u32],
-        answers: &[&[u32]],
-        seen: Option<&Seen>,
-        wait: &Wait,
-    ) -> Result<Vec<Vec<f32>>, Error> {
-        let _turn = self.scoring.lock().unwrap_or_else(PoisonError::into_inner);
-        let decoder = self.shared.llm.decoder();
-        wait.check()?;
-        let visual = seen.map(|seen| seen.visual(&self.shared.llm)).transpose()?;
-        let mut asked = decoder.begin(visual.as_ref(), prompt.len())?;
-        let first = decoder.forward(&mut [(&mut asked, prompt)])?;
-        let first = first.to_vec2::<f32>().map_err(models::Error::from)?.remove(0);
-        let mut scores = Vec::with_capacity(answers.len());
-        for answers in answers.chunks(SCORED) {
-            wait.check()?;
-            // The last token of an answer is judged and not read.
-            let read = |answer: &&[u32]| answer.len().saturating_sub(1);
-            let forks = answers.iter().filter(|answer| read(answer) > 0);
-            let forks =
-                forks.map(|answer| Ok((asked.fork(prompt.len() + read(answer))?, &answer[..read(answer)])));
-            let mut forks: Vec<(Sequence, &[u32])> = forks.collect::<Result<_, models::Error>>()?;
-            let rows = match forks.is_empty() {
-                true => Vec::new(),
-                false => {
-                    let mut batch: Vec<(&mut Sequence, &[u32])> =
-                        forks.iter_mut().map(|(sequence, ids)| (sequence, *ids)).collect();
-                    let logits = decoder.forward_all(&mut batch, &mut |_, _| {})?;
-                    logits.to_vec2::<f32>().map_err(models::Error::from)?
-                }
-            };
-            let mut rows = rows.iter();
-            for answer in answers {
-                let before = std::iter::once(&first).filter(|_| !answer.is_empty());
-                let before = before.chain(rows.by_ref().take(read(answer)));
-                scores.push(
-                    before.zip(*answer).map(|(logits, &id)| models::llama::logprob(logits, id)).collect(),
-                );
-            }
-        }
-        Ok(scores)
     }
 }
 
 impl Drop for Generator {
     fn drop(&mut self) {
         self.shared.lock().closed = true;
-        self.shared.work.notify_all();
+        self.shared.wake();
     }
 }
 
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-fn work(shared: &Shared, slots: usize) {
-    let mut running: Vec<Running> = Vec::new();
-    loop {
-        let Some(joining) = join(shared, slots, running.is_empty(), running.len()) else { return };
-        for waiting in joining {
-            running.extend(begin(&shared.llm, waiting));
-        }
-        running.retain(|one| match one.wait.check() {
-            Ok(()) => true,
-            Err(error) => {
-                _ = one.events.send(Event::Failed(error));
-                false
+impl Turn {
+    /// Waits for its turn, for as long as the caller does.
+    ///
+    /// # Errors
+    /// [`Error::Line`]; what `wait` says.
+    pub(super) fn take(&self, capacity: usize, wait: &Wait) -> Result<impl Drop + '_, Error> {
+        struct Held<'a>(&'a Turn);
+        impl Drop for Held<'_> {
+            fn drop(&mut self) {
+                self.0.lock().taken = false;
+                self.0.free.notify_one();
             }
-        });
-        if running.is_empty() {
-            continue;
         }
-        let stepped = catch_unwind(AssertUnwindSafe(|| step(&shared.llm, &mut running)));
-        let why = match stepped {
-            Ok(Ok(())) => continue,
-            Ok(Err(error)) => error.to_string(),
-            Err(_) => "decoding crashed".to_owned(),
+        let mut taken = self.lock();
+        if taken.taken && taken.waiting >= capacity {
+            return Err(Error::Line { waiting: taken.waiting, capacity });
+        }
+        taken.waiting += 1;
+        let ended = loop {
+            if let Err(ended) = wait.check() {
+                break Err(ended);
+            }
+            if !taken.taken {
+                break Ok(());
+            }
+            taken = self.free.wait_timeout(taken, super::LOOK).unwrap_or_else(PoisonError::into_inner).0;
         };
-        // Nobody's tokens can be trusted after that.
-        for one in running.drain(..) {
-            let error = models::Error::Input { received: vec![], why: why.clone() };
-            _ = one.events.send(Event::Failed(error.into()));
-        }
-    }
-}
-
-/// Takes what fits into the free slots; waits for something when nothing runs. Nothing when the end has come.
-fn join(shared: &Shared, slots: usize, idle: bool, taken: usize) -> Option<Vec<Waiting>> {
-    let mut state = shared.lock();
-    while idle && state.waiting.is_empty() {
-        if state.closed {
-            return None;
-        }
-        state = shared.work.wait(state).unwrap_or_else(PoisonError::into_inner);
-    }
-    let free = slots.saturating_sub(taken).min(state.waiting.len());
-    Some(state.waiting.drain(..free).collect())
-}
-
-/// A sequence for a task; nothing when it is no longer wanted or cannot be begun, which its caller is told.
-fn begin(llm: &Llm, waiting: Waiting) -> Option<Running> {
-    let Waiting { task, since, events } = waiting;
-    let begun = || -> Result<Sequence, Error> {
-        task.wait.check()?;
-        let decoder = llm.decoder();
-        let visual = task.seen.as_ref().map(|seen| seen.visual(llm)).transpose()?;
-        let capacity = (task.prompt.len() + task.max_tokens).min(decoder.config().max_seq_len);
-        Ok(decoder.begin(visual.as_ref(), capacity)?)
-    };
-    match begun() {
-        Ok(_) if task.max_tokens == 0 => {
-            let queued = since.elapsed();
-            let (reason, text, none) = (StopReason::MaxTokens, String::new(), Duration::ZERO);
-            _ = events.send(Event::Done(Finish { reason, text, queued, prefill: none, decode: none }));
-            None
-        }
-        Ok(sequence) => Some(Running {
-            sequence,
-            next: task.prompt,
-            sampler: Sampler::new(task.sampling),
-            detokenizer: Detokenizer::default(),
-            stops: Stops::new(task.stop),
-            said: 0,
-            max_tokens: task.max_tokens,
-            wait: task.wait,
-            events,
-            since,
-            joined: Instant::now(),
-            first: None,
-        }),
-        Err(error) => {
-            _ = events.send(Event::Failed(error));
-            None
-        }
-    }
-}
-
-/// One pass, one token for each; those that end leave.
-fn step(llm: &Llm, running: &mut Vec<Running>) -> Result<(), models::Error> {
-    let mut batch: Vec<(&mut Sequence, &[u32])> =
-        running.iter_mut().map(|one| (&mut one.sequence, &one.next[..])).collect();
-    let logits = llm.decoder().forward(&mut batch)?.to_vec2::<f32>()?;
-    let mut rows = logits.iter();
-    running.retain_mut(|one| rows.next().is_some_and(|logits| one.take(llm, logits)));
-    Ok(())
-}
-
-impl Running {
-    /// Chooses the next token; false when the answer has ended.
-    fn take(&mut self, llm: &Llm, logits: &[f32]) -> bool {
-        let now = Instant::now();
-        self.first.get_or_insert(now);
-        let Choice { id, logprob } = self.sampler.choose(logits);
-        if id == llm.tokenizer().eos() {
-            return self.end(StopReason::EndOfText);
-        }
-        self.said += 1;
-        let text = self.detokenizer.push(llm.tokenizer(), id);
-        let text = self.stops.push(&text);
-        // Nobody listens: the slot is free.
-        if self.events.send(Event::Token { id, logprob, text }).is_err() {
-            return false;
-        }
-        if self.stops.found {
-            return self.end(StopReason::StopText);
-        }
-        if self.said >= self.max_tokens {
-            return self.end(StopReason::MaxTokens);
-        }
-        // The token just chosen takes a place too.
-        if self.sequence.len() + 1 >= self.sequence.capacity() {
-            return self.end(StopReason::Positions);
-        }
-        self.next = vec![id];
-        true
+        taken.waiting -= 1;
+        taken.taken |= ended.is_ok();
+        drop(taken);
+        ended.map(|()| Held(self))
     }
 
-    fn end(&mut self, reason: StopReason) -> bool {
-        let tail = self.detokenizer.finish();
-        let text = match reason {
-            StopReason::StopText => String::new(),
-            _ => self.stops.push(&tail) + &self.stops.rest(),
-        };
-        let (now, first) = (Instant::now(), self.first.unwrap_or(self.joined));
-        let finish = Finish {
-            reason,
-            text,
-            queued: self.joined - self.since,
-            prefill: first.saturating_duration_since(self.joined),
-            decode: now.saturating_duration_since(first),
-        };
-        _ = self.events.send(Event::Done(finish));
-        false
-    }
-}
-
-/// Watches for texts that end an answer, and keeps back what may be the beginning of one.
-#[derive(Debug, Default)]
-struct Stops {
-    stops: Vec<String>,
-    kept: String,
-    found: bool,
-}
-
-impl Stops {
-    fn new(stops: Vec<String>) -> Self {
-        Stops { stops, ..Stops::default() }
-    }
-
-    /// The text that is surely part of the answer.
-    fn push(&mut self, text: &str) -> String {
-        if self.found {
-            return String::new();
-        }
-        self.kept += text;
-        if let Some(at) = self.stops.iter().filter_map(|stop| self.kept.find(stop)).min() {
-            self.found = true;
-            self.kept.truncate(at);
-            return std::mem::take(&mut self.kept);
-        }
-        let begun = |from: usize| self.stops.iter().any(|stop| stop.starts_with(&self.kept[from..]));
-        let places = self.kept.char_indices().map(|(at, _)| at);
-        let sure = places.into_iter().find(|&at| begun(at)).unwrap_or(self.kept.len());
-        let rest = self.kept.split_off(sure);
-        std::mem::replace(&mut self.kept, rest)
-    }
-
-    /// What was kept back for nothing.
-    fn rest(&mut self) -> String {
-        std::mem::take(&mut self.kept)
+    fn lock(&self) -> MutexGuard<'_, Taken> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -455,7 +164,10 @@ mod tests {
     use std::sync::atomic::Ordering;
 
     use super::*;
+    use crate::batch::line::{Seen, StopReason};
+    use crate::models::llama::SampleParams;
     use crate::models::llm::{LlmOptions, Prompt};
+    use crate::types::Embedding;
 
     fn generator(options: GenerateOptions) -> Generator {
         Generator::start(Llm::open(&LlmOptions::default()).unwrap(), options).unwrap()
@@ -491,7 +203,7 @@ mod tests {
 
     #[test]
     fn an_answer_does_not_depend_on_who_else_is_there() {
-        let generator = generator(GenerateOptions { slots: 5, capacity: 64 });
+        let generator = generator(GenerateOptions { slots: 5, capacity: 64, ..GenerateOptions::default() });
         let questions = ["What colour is the object?", "What shape is it?", "Generate caption of this image"];
         let tasks = || (0..12).map(|i| task(&generator, questions[i % 3], i as u64));
         let alone: Vec<_> =
@@ -529,7 +241,7 @@ mod tests {
 
     #[test]
     fn who_has_gone_frees_the_slot_and_a_full_line_refuses() {
-        let generator = generator(GenerateOptions { slots: 1, capacity: 2 });
+        let generator = generator(GenerateOptions { slots: 1, capacity: 2, ..GenerateOptions::default() });
         let long = |seed| {
             let mut one = task(&generator, "What shape is it?", seed);
             one.max_tokens = 100;
@@ -575,12 +287,146 @@ mod tests {
     }
 
     #[test]
-    fn the_beginning_of_a_stop_text_is_kept_back() {
-        let mut stops = Stops::new(vec!["###".into()]);
-        assert_eq!(stops.push("a #"), "a ");
-        assert_eq!(stops.push("b"), "#b");
-        assert_eq!(stops.push("##"), "");
-        assert_eq!(stops.push("#c"), "");
-        assert!(stops.found);
+    fn abandoned_questions_keep_nobody_out() {
+        let generator = generator(GenerateOptions { slots: 1, capacity: 1, ..GenerateOptions::default() });
+        let long = |seed| Task {
+            max_tokens: 100,
+            sampling: SampleParams { temperature: 50.0, top_p: 1.0, seed },
+            ..task(&generator, "What shape is it?", seed)
+        };
+        let mut first = generator.submit(vec![long(1)]).unwrap().remove(0);
+        assert!(matches!(first.blocking_recv(), Some(Event::Token { .. })), "it has the slot");
+        let waiting = generator.submit(vec![long(2)]).unwrap();
+        assert!(matches!(generator.submit(vec![long(3)]), Err(Error::Line { .. })));
+        assert!(matches!(generator.admits(1), Err(Error::Line { .. })));
+        drop(waiting);
+        assert!(generator.admits(1).is_ok());
+        assert!(generator.submit(vec![long(4)]).is_ok(), "whoever has gone takes no place");
+        // Nor does it have to be its turn for somebody to be told that it is too late.
+        generator.shared.lock().waiting.clear();
+        let soon =
+            Wait { deadline: Some(Instant::now() + std::time::Duration::from_millis(1)), ..Wait::default() };
+        let late = generator.submit(vec![Task { wait: soon, ..long(5) }]).unwrap().remove(0);
+        assert!(matches!(answer(late).2, Err(Error::Deadline)));
+        drop(first);
+        assert!(answer(generator.submit(vec![long(6)]).unwrap().remove(0)).2.is_ok());
+    }
+
+    #[test]
+    fn long_prompts_are_read_beside_an_answer() {
+        let generator = generator(GenerateOptions::default());
+        let long = |seed: u64| {
+            let mut one = task(&generator, "Generate caption of this image", seed);
+            let filler = (0..120).map(|i| 300 + (seed as u32 * 31 + i * 7) % 200);
+            one.prompt.splice(1..1, filler);
+            one.prompt.truncate(150);
+            one.max_tokens = 6;
+            one.sampling.temperature = 0.0;
+            one
+        };
+        let alone: Vec<_> =
+            (0..7).map(|seed| answer(generator.submit(vec![long(seed)]).unwrap().remove(0)).0).collect();
+        let growing = |seed| Task {
+            max_tokens: 110,
+            sampling: SampleParams { temperature: 50.0, top_p: 1.0, seed },
+            ..task(&generator, "What shape is it?", 3)
+        };
+        let undisturbed = answer(generator.submit(vec![growing(9)]).unwrap().remove(0)).0;
+        let mut first = generator.submit(vec![growing(9)]).unwrap().remove(0);
+        let Some(Event::Token { id, .. }) = first.blocking_recv() else { panic!("it begins") };
+        let mut ids = vec![id];
+        let mut others = generator.submit((0..7).map(long).collect()).unwrap();
+        // What it says before the last of them says anything is said while they are read.
+        let mut meanwhile = 0;
+        let last = loop {
+            match others[6].try_recv() {
+                Ok(Event::Token { id, .. }) => break id,
+                Ok(other) => panic!("{other:?}"),
+                Err(_) => {}
+            }
+            match first.blocking_recv() {
+                Some(Event::Token { id, .. }) => {
+                    ids.push(id);
+                    meanwhile += 1;
+                }
+                other => panic!("it ended before the prompts were read: {other:?}"),
+            }
+        };
+        assert!(meanwhile >= 5, "{meanwhile} tokens while 1050 were read");
+        ids.extend(answer(first).0);
+        assert_eq!(ids, undisturbed, "and the same as alone");
+        let mut together: Vec<_> = others.into_iter().map(|events| answer(events).0).collect();
+        together[6].insert(0, last);
+        assert_eq!(together, alone, "slices change nothing");
+    }
+
+    #[test]
+    fn answers_share_the_memory_of_keys_and_values() {
+        let llm = Llm::open(&LlmOptions::default()).unwrap();
+        let token = llm.decoder().token_bytes();
+        assert_eq!(token, 2 * 4 * 128 * 4, "four layers of 128 components, keys and values, f32");
+        let generator = generator(GenerateOptions { memory: 100 * token, ..GenerateOptions::default() });
+        let one = |seed, max_tokens| Task { max_tokens, ..task(&generator, "What shape is it?", seed) };
+        let prompt = one(1, 1).prompt.len();
+        let much = generator.submit(vec![one(1, 101 - prompt)]).unwrap_err();
+        assert!(matches!(much, Error::Keys { tokens: 101, .. }), "{much}");
+        // Each takes more than half of it: one after the other.
+        let both = generator.submit(vec![one(1, 60 - prompt), one(2, 60 - prompt)]).unwrap();
+        assert!(both.into_iter().all(|events| answer(events).2.is_ok()));
+    }
+
+    #[test]
+    fn what_is_not_finite_is_no_answer() {
+        let generator = generator(GenerateOptions::default());
+        let absurd = crate::models::llama::embeddings(&[f32::NAN; 128], 128).unwrap();
+        let one = Task { seen: Some(Seen::Tokens(absurd)), ..task(&generator, "What shape is it?", 1) };
+        let (ids, _, ended) = answer(generator.submit(vec![one]).unwrap().remove(0));
+        assert!(ids.is_empty() && ended.unwrap_err().to_string().contains("not finite"));
+        assert!(
+            answer(generator.submit(vec![task(&generator, "What shape is it?", 1)]).unwrap().remove(0))
+                .2
+                .is_ok()
+        );
+    }
+
+    #[test]
+    fn a_server_that_stops_ends_answers_with_what_they_have() {
+        let generator = generator(GenerateOptions { slots: 1, ..GenerateOptions::default() });
+        let long = |seed| Task {
+            max_tokens: 110,
+            sampling: SampleParams { temperature: 50.0, top_p: 1.0, seed },
+            ..task(&generator, "What shape is it?", seed)
+        };
+        let mut both = generator.submit(vec![long(1), long(2)]).unwrap();
+        assert!(matches!(both[0].blocking_recv(), Some(Event::Token { .. })));
+        generator.stop();
+        assert!(matches!(answer(both.pop().unwrap()).2, Err(Error::Stopping)), "it was waiting");
+        assert!(matches!(generator.submit(vec![long(3)]), Err(Error::Stopping)));
+        generator.finish();
+        let (ids, text, ended) = answer(both.pop().unwrap());
+        assert!(matches!(ended, Ok(StopReason::Stopped | StopReason::MaxTokens)), "{ended:?} {ids:?} {text}");
+    }
+
+    #[test]
+    fn nobody_waits_for_a_thread_that_has_died() {
+        let shared = Shared::new(Llm::open(&LlmOptions::default()).unwrap());
+        let (events, receiver) = unbounded_channel();
+        let task = Task {
+            prompt: vec![1],
+            seen: None,
+            max_tokens: 1,
+            sampling: SampleParams::default(),
+            stop: Vec::new(),
+            wait: Wait::default(),
+        };
+        shared.lock().waiting.push_back(Waiting { task, since: Instant::now(), events });
+        let shared = Arc::new(shared);
+        let worker = shared.clone();
+        let thread = std::thread::spawn(move || worker.supervised(|| panic!("a bug")));
+        assert!(thread.join().is_err());
+        assert!(matches!(answer(receiver).2, Err(Error::Dead(_))));
+        let generator = Generator { shared, options: GenerateOptions::default(), turn: Turn::default() };
+        assert!(matches!(generator.admits(1), Err(Error::Dead(_))));
+        assert!(generator.dead().unwrap().contains("crashed"));
     }
 }

@@ -10,7 +10,11 @@
 //! |---|---|
 //! | `queue.rs` | who is next: a pure state machine |
 //! | `worker.rs` | the threads that own the model |
-//! | `generate.rs` | the thread that owns the decoder: answers that join and leave at every step |
+//! | `line.rs` | what is asked of the decoder, what is told of it, who waits |
+//! | `generate.rs` | who may ask it |
+//! | `decode.rs` | the thread that owns it: answers that join and leave at every step |
+//! | `pace.rs` | how much of the prompts a step reads beside them |
+//! | `score.rs` | how likely given answers are |
 //!
 //! On the CPU a large batch is no quicker per input, so inputs are worked on one by one, on as many threads as there are lanes,
 //! whoever sent them; then an embedding cannot depend on what else was asked for. On a card, a batch is filled with whatever
@@ -21,8 +25,12 @@
 //!
 //! A caller blocks; the threads that wait cost nothing but their stack.
 
+mod decode;
 mod generate;
+mod line;
+mod pace;
 mod queue;
+mod score;
 mod worker;
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -30,7 +38,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
-pub use generate::{Event, Finish, GenerateOptions, Generator, Seen, StopReason, Task};
+pub use generate::Generator;
+pub use line::{Event, Finish, GenerateOptions, Seen, StopReason, Task};
 use queue::Queue;
 
 use crate::models;
@@ -63,6 +72,25 @@ pub enum Error {
         /// How many may.
         capacity: usize,
     },
+    /// An answer that would take more memory than all of them may.
+    #[error(
+        "an answer of {tokens} tokens, its prompt included, takes {needed} MiB of keys and values, and for all answers there are \
+         {budget} MiB; ask for fewer tokens, or raise `limits.max_answer_memory_mib`"
+    )]
+    Keys {
+        /// Tokens of prompt and answer.
+        tokens: usize,
+        /// MiB that they take.
+        needed: u64,
+        /// MiB that there are.
+        budget: u64,
+    },
+    /// The server stops.
+    #[error("the server stops; ask another, or this one after a while")]
+    Stopping,
+    /// There is nobody who answers any more.
+    #[error("{0}")]
+    Dead(String),
     /// The caller's deadline has passed.
     #[error("the deadline passed before the model came to it")]
     Deadline,

@@ -215,7 +215,11 @@ pub(super) async fn ask(config: &Config, args: AskArgs) -> anyhow::Result<ExitCo
     let conditioning = args.asked.message(args.compare)?;
     let request = proto::GenerateRequest {
         conditioning: Some(conditioning),
-        sampling: Some(proto::Sampling { temperature: args.temperature, top_p: args.top_p, seed: args.seed }),
+        sampling: Some(proto::Sampling {
+            temperature: args.temperature,
+            top_p: args.top_p,
+            seed: Some(args.seed),
+        }),
         max_tokens: args.max_tokens,
         stop: args.stop,
         logprobs: args.logprobs,

@@ -178,6 +178,11 @@ impl App {
         self.embedder.as_ref().map(Embedder::encoder)
     }
 
+    /// The decoders that are loaded: the one that answers, and the captioner's own.
+    pub fn generators(&self) -> impl Iterator<Item = &Generator> {
+        self.generator.iter().chain(&self.experts.captioner)
+    }
+
     /// Lends a searcher's scratch memory to `work`.
     pub(super) fn with_searcher<T>(&self, work: impl FnOnce(&mut Searcher) -> T) -> T {
         let pool = || self.searchers.lock().unwrap_or_else(PoisonError::into_inner);

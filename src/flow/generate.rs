@@ -84,6 +84,7 @@ pub type Scored = Result<Vec<f32>, Error>;
 /// [`Error::NoDecoder`], [`Error::Prompt`], [`Error::Busy`]; as [`enhance`]; for a query of another width than the decoder's.
 pub fn generate(app: &App, mut request: Request, call: &Call) -> Result<Vec<Branch>, Error> {
     let generator = decoder(app)?;
+    generator.admits(request.conditioning.cached.len())?;
     let findings: Arc<[Finding]> = ask_experts(app, &mut request.conditioning, call)?.into();
     let (prompt, dropped) = generator.llm().encode(&request.conditioning.prompt, request.max_tokens)?;
     let shown = show(app, generator, request.conditioning, call)?;

@@ -146,6 +146,12 @@ pub enum Error {
     /// There is no memory for it.
     #[error(transparent)]
     Memory(#[from] budget::Full),
+    /// The server stops.
+    #[error("the server stops; ask another, or this one after a while")]
+    Stopping,
+    /// A part of the server has crashed that nothing goes without.
+    #[error("{0}")]
+    Dead(String),
     /// Too much waits for the model.
     #[error("{0}")]
     Busy(String),
@@ -270,6 +276,11 @@ impl From<batch::Error> for Error {
     fn from(error: batch::Error) -> Self {
         match error {
             batch::Error::Full { .. } | batch::Error::Line { .. } => Error::Busy(error.to_string()),
+            batch::Error::Keys { .. } => {
+                Error::Argument { field: "max_tokens".into(), description: error.to_string() }
+            }
+            batch::Error::Stopping => Error::Stopping,
+            batch::Error::Dead(why) => Error::Dead(why),
             batch::Error::Deadline => Error::Deadline,
             batch::Error::Cancelled => Error::Cancelled,
             batch::Error::Prepare(error) => Error::Prepare(error),

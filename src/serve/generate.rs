@@ -6,6 +6,7 @@
 use std::pin::Pin;
 use std::sync::Arc;
 
+use rand::RngExt;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::{Stream, StreamExt};
@@ -60,9 +61,10 @@ impl GenerateService for Service {
         let work = move |app: &App, call: &flow::Call| {
             let neighbors = request.return_neighbors;
             let question = question(app, request)?;
-            let llm = llm(app)?;
+            let (llm, seed) = (llm(app)?, question.sampling.seed);
             let begun = flow::generate(app, question, call)?;
-            let with_begin = |branch: Branch| Ok((begin(llm, &branch, neighbors, call)?, branch));
+            let with_begin =
+                |branch: Branch| Ok((proto::Begin { seed, ..begin(llm, &branch, neighbors, call)? }, branch));
             begun.into_iter().map(with_begin).collect::<Result<Vec<_>, flow::Error>>()
         };
         let (branches, _) = self.door.work(&mut pass, &self.app, &metadata, Load::Model, work).await?;
@@ -167,6 +169,7 @@ impl Answer {
                     StopReason::StopText => proto::StopReason::StopText,
                     StopReason::MaxTokens => proto::StopReason::MaxTokens,
                     StopReason::Positions => proto::StopReason::Positions,
+                    StopReason::Stopped => proto::StopReason::ServerStops,
                 };
                 self.text += &finish.text;
                 Ok(generate_event::Event::Summary(proto::Summary {
@@ -207,6 +210,7 @@ fn begin(
         neighbors,
         cosine: enhanced.map_or(1.0, |(found, _)| found.cosine),
         decoder: Some(decoder(llm)),
+        seed: 0,
     })
 }
 
@@ -242,7 +246,7 @@ fn question(app: &App, request: proto::GenerateRequest) -> Result<flow::Generate
     let sampling = SampleParams {
         temperature: sampling.temperature.unwrap_or(default.temperature),
         top_p: sampling.top_p.unwrap_or(default.top_p),
-        seed: sampling.seed,
+        seed: sampling.seed.unwrap_or_else(|| rand::rng().random()),
     };
     if !(sampling.temperature.is_finite() && sampling.temperature >= 0.0) {
         let why = format!("{} is no temperature: it must be 0 or above", sampling.temperature);

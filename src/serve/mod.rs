@@ -57,6 +57,7 @@ use tonic_health::server::HealthReporter;
 use tower::layer::util::{Identity, Stack};
 use tracing::warn;
 
+use crate::batch::Generator;
 use crate::flow::App;
 use crate::types::Modality;
 use door::Door;
@@ -89,8 +90,9 @@ const WINDOW_BYTES: u32 = 1 << 20;
 /// How often somebody looks for replies that nobody reads, and for connections that say nothing.
 const SWEEP: Duration = Duration::from_secs(1);
 
-/// How often a stopping server looks whether all is answered, and what it leaves the last bytes.
+/// How often a stopping server looks whether all is answered, and what it leaves answers to end, and the last bytes.
 const LOOK: Duration = Duration::from_millis(10);
+const LAST_WORDS: Duration = Duration::from_secs(1);
 const LAST_BYTES: Duration = Duration::from_millis(100);
 
 /// What the pipe of [`in_process`] holds before a writer waits.
@@ -134,11 +136,12 @@ pub async fn run(
     shutdown: impl Future<Output = ()>,
 ) -> Result<Stopped, Error> {
     let limits = app.limits;
-    let Served { router, health, door } = served(app).await?;
+    let Served { router, health, door } = served(app.clone()).await?;
     let connections = Arc::new(Connections::new(limits.max_connections));
     tokio::spawn(sweep(Arc::downgrade(&door), Some(connections.clone())));
+    tokio::spawn(watch(Arc::downgrade(&app), health.clone()));
     let draining = Arc::new(tokio::sync::Notify::new());
-    let (begun, stopped) = (draining.clone(), door.clone());
+    let (begun, stopped, asked) = (draining.clone(), door.clone(), app.clone());
     // Health says it first, so that balancers send nothing new by the time that we take nothing new.
     let drain = async move {
         shutdown.await;
@@ -147,6 +150,7 @@ pub async fn run(
         }
         tokio::time::sleep(limits.stop_delay).await;
         stopped.stop();
+        asked.generators().for_each(Generator::stop);
         begun.notify_one();
     };
     let serving = router.serve_with_incoming_shutdown(listen::accept(listener, connections), drain);
@@ -157,6 +161,12 @@ pub async fn run(
         while door.in_flight() + door.open_streams() > 0 && tokio::time::Instant::now() < until {
             tokio::time::sleep(LOOK).await;
         }
+        // Answers end with what they have said so far.
+        app.generators().for_each(Generator::finish);
+        let until = tokio::time::Instant::now() + LAST_WORDS;
+        while door.in_flight() > 0 && tokio::time::Instant::now() < until {
+            tokio::time::sleep(LOOK).await;
+        }
         let cut = door.in_flight();
         // What was written last has yet to leave.
         tokio::time::sleep(LAST_BYTES).await;
@@ -165,6 +175,18 @@ pub async fn run(
     tokio::select! {
         served = serving => served.map(|()| Stopped { cut: 0 }).map_err(Error::from),
         cut = patience => Ok(Stopped { cut }),
+    }
+}
+
+/// Says through health when a part of the server has died, for as long as there is a server.
+async fn watch(app: Weak<App>, health: HealthReporter) {
+    loop {
+        tokio::time::sleep(SWEEP).await;
+        let Some(app) = app.upgrade() else { return };
+        if app.generators().any(|generator| generator.dead().is_some()) {
+            health.set_service_status(GENERATE_SERVICE, ServingStatus::NotServing).await;
+            return;
+        }
     }
 }
 

@@ -196,7 +196,7 @@ pub(super) fn too_many_parts(most: u64) -> Status {
 
 /// The status of what comes while the server stops.
 pub(super) fn stopping() -> Status {
-    with_reason(Code::Unavailable, "STOPPING", "the server stops; ask another, or this one after a while")
+    of(&flow::Error::Stopping)
 }
 
 /// The status of work that crashed; the crash itself is in the log.
@@ -246,6 +246,8 @@ fn classify(error: &flow::Error) -> (Code, &'static str) {
         flow::Error::Prepare(_) => (Code::InvalidArgument, "BAD_MEDIA"),
         flow::Error::Memory(full) if full.for_good() => (Code::InvalidArgument, "REQUEST_TOO_LARGE"),
         flow::Error::Memory(_) => (Code::ResourceExhausted, "REQUEST_MEMORY"),
+        flow::Error::Stopping => (Code::Unavailable, "STOPPING"),
+        flow::Error::Dead(_) => (Code::Internal, "INTERNAL"),
         flow::Error::Busy(_) => (Code::ResourceExhausted, "MODEL_BUSY"),
         flow::Error::Expert { .. } => (Code::FailedPrecondition, "EXPERT_UNAVAILABLE"),
         flow::Error::NoFfmpeg { .. } => (Code::FailedPrecondition, "FFMPEG_MISSING"),

@@ -177,7 +177,7 @@ fn the_decoder_says_what_it_said() {
         let folder = path.parent().unwrap();
         let (backbone, adapter) = (file(folder, "llama.safetensors"), file(folder, "adapter.safetensors"));
         let llm = Llm::open(&LlmOptions { backbone, adapter, ..LlmOptions::default() }).unwrap();
-        let options = GenerateOptions { slots: 32, capacity: 1 << 20 };
+        let options = GenerateOptions { slots: 32, capacity: 1 << 20, ..GenerateOptions::default() };
         let generator = Generator::start(llm, options).unwrap();
         let expected = json(&path);
         let golden = Tensors::open(&path.with_file_name("expected.safetensors"));

@@ -1,6 +1,6 @@
 //! Answers over gRPC: with the cache and without it, as they grow, refused, cancelled, judged.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 use tonic::{Code, Status};
@@ -101,8 +101,15 @@ async fn bounds_seeds_and_stop_texts() {
             r.max_tokens = Some(30);
         })
     };
+    // Without a seed one is drawn, and told: with it the same is said again.
+    let drawn = ask(&server, hot(None)).await.unwrap();
+    let (told, again) = (
+        drawn[1].text.clone(),
+        ask(&server, hot(drawn[1].begin.as_ref().map(|begin| begin.seed))).await.unwrap(),
+    );
+    assert_eq!(again[1].text, told);
     let (first, again, other) =
-        tokio::join!(ask(&server, hot(5)), ask(&server, hot(5)), ask(&server, hot(6)));
+        tokio::join!(ask(&server, hot(Some(5))), ask(&server, hot(Some(5))), ask(&server, hot(Some(6))));
     let [first, again, other] = [first, again, other].map(|told| told.unwrap()[1].text.clone());
     assert_eq!(first, again, "a seed says the same beside others");
     assert_ne!(first, other);
@@ -120,7 +127,7 @@ async fn absurd_questions_are_refused_by_name() {
         change(&mut request);
         ask(&server, request).await.unwrap_err()
     };
-    let sampling = |temperature, top_p| Some(proto::Sampling { temperature, top_p, seed: 0 });
+    let sampling = |temperature, top_p| Some(proto::Sampling { temperature, top_p, seed: Some(0) });
     let blamed: [(&str, Change); 8] = [
         ("sampling.temperature", &|r| r.sampling = sampling(Some(f32::NAN), None)),
         ("sampling.temperature", &|r| r.sampling = sampling(Some(-1.0), None)),
@@ -170,13 +177,14 @@ async fn absurd_questions_are_refused_by_name() {
 /// A question whose answer is as long as there are positions.
 fn long(seed: u64) -> GenerateRequest {
     let mut request = caption(seen(2), CacheMode::Off);
-    request.sampling = Some(proto::Sampling { temperature: Some(50.0), top_p: Some(1.0), seed });
+    request.sampling = Some(proto::Sampling { temperature: Some(50.0), top_p: Some(1.0), seed: Some(seed) });
     request
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn who_stalls_or_leaves_holds_nobody_up() {
-    let (server, _folder) = serve(GenerateOptions { slots: 2, capacity: 4 }).await;
+    let (server, _folder) =
+        serve(GenerateOptions { slots: 2, capacity: 4, ..GenerateOptions::default() }).await;
     // Callers who take the first event and nothing more, for a while.
     let mut stalled = Vec::new();
     for seed in 0..2 {
@@ -220,7 +228,8 @@ async fn who_stalls_or_leaves_holds_nobody_up() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_line_refuses_and_says_when_to_come_back() {
-    let (server, _folder) = serve(GenerateOptions { slots: 1, capacity: 1 }).await;
+    let (server, _folder) =
+        serve(GenerateOptions { slots: 1, capacity: 1, ..GenerateOptions::default() }).await;
     let many = (0..12).map(|seed| ask(&server, long(seed)));
     let done = futures(many).await;
     let refused: Vec<&Status> = done.iter().filter_map(|told| told.as_ref().err()).collect();
@@ -280,5 +289,36 @@ async fn answers_are_judged() {
     let reply = server.generate().score(request(&[&long, &said])).await.unwrap().into_inner();
     assert_ne!(reply.scores[0].status.as_ref().unwrap().code, 0);
     assert_eq!(reply.scores[1].status.as_ref().unwrap().code, 0, "one bad answer fails alone");
+    server.stop().await;
+}
+
+/// Judging bypasses the line of answers; it has one of its own, and keeps nobody else out.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flood_of_answers_to_judge_stalls_nobody() {
+    let (server, _folder) = serve(GenerateOptions { capacity: 8, ..GenerateOptions::default() }).await;
+    let request = || proto::ScoreRequest {
+        conditioning: caption(seen(4), CacheMode::Off).conditioning,
+        answers: vec![" a large cyan star at the top on a striped background".into(); 200],
+        include_end: true,
+    };
+    let flood = (0..600).map(|_| {
+        let mut client = server.generate();
+        async move {
+            let mut request = tonic::Request::new(request());
+            request.set_timeout(Duration::from_secs(1));
+            client.score(request).await
+        }
+    });
+    let begun = Instant::now();
+    let done = futures(flood).await;
+    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
+    for status in done.iter().filter_map(|told| told.as_ref().err()) {
+        let usual = [Code::ResourceExhausted, Code::DeadlineExceeded, Code::Cancelled];
+        assert!(usual.contains(&status.code()), "{status:?}");
+    }
+    let begun = Instant::now();
+    assert!(server.generate().score(request()).await.is_ok());
+    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+    server.until_in_flight(0).await;
     server.stop().await;
 }

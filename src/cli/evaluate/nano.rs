@@ -119,7 +119,10 @@ pub(super) fn run(config: &Config, args: &NanoArgs) -> anyhow::Result<ExitCode> 
         ..LlmOptions::default()
     })?;
     // Answers that grow together share the reading of the weights; what they say does not depend on it.
-    let generator = Generator::start(llm, GenerateOptions { slots: 32, capacity: usize::MAX })?;
+    let generator = Generator::start(
+        llm,
+        GenerateOptions { slots: 32, capacity: usize::MAX, ..GenerateOptions::default() },
+    )?;
     let mut kinds = drawn(args)?;
     match (args.no_speech, speech::speaks()) {
         (true, _) => {}

@@ -7,11 +7,16 @@ use candle_core::Tensor;
 use crate::models::layers::{causal, heads_apart, heads_together, learns, weigh};
 use crate::models::{Error, Placement};
 
-/// Keys and values of one layer, in memory of a fixed size.
+/// Tokens that memory is taken for at least, and by whose number it grows.
+const BLOCK: usize = 64;
+
+/// Keys and values of one layer, in memory that grows with the text.
 pub struct KvCache {
-    /// `[H, capacity, d]`, turned.
+    /// `[H, room, d]`, turned.
     keys: Tensor,
     values: Tensor,
+    /// Tokens that there will be at most.
+    capacity: usize,
 }
 
 impl KvCache {
@@ -21,21 +26,26 @@ impl KvCache {
         capacity: usize,
         placement: &Placement,
     ) -> Result<Self, Error> {
-        let room = || Tensor::zeros((heads, capacity.max(1), head), placement.dtype(), &placement.device);
-        Ok(KvCache { keys: room()?, values: room()? })
+        let first = capacity.clamp(1, BLOCK);
+        let room = || Tensor::zeros((heads, first, head), placement.dtype(), &placement.device);
+        Ok(KvCache { keys: room()?, values: room()?, capacity })
     }
 
     /// A copy of the first `len` tokens, with room for `capacity`.
     pub(super) fn copied(&self, len: usize, capacity: usize) -> Result<Self, Error> {
-        let copied = |from: &Tensor| -> Result<Tensor, Error> {
-            let (heads, _, head) = from.dims3()?;
-            let room = Tensor::zeros((heads, capacity.max(1), head), from.dtype(), from.device())?;
-            if len > 0 {
-                room.slice_set(&from.narrow(1, 0, len)?.contiguous()?, 1, 0)?;
-            }
-            Ok(room)
-        };
-        Ok(KvCache { keys: copied(&self.keys)?, values: copied(&self.values)? })
+        let room = len.next_multiple_of(BLOCK).min(capacity).max(1);
+        Ok(KvCache { keys: moved(&self.keys, len, room)?, values: moved(&self.values, len, room)?, capacity })
+    }
+
+    /// Makes room for so many tokens; what is there is moved a few times while a text grows, and not at every token.
+    fn reserve(&mut self, len: usize, tokens: usize) -> Result<(), Error> {
+        let room = self.keys.dim(1)?;
+        if tokens <= room {
+            return Ok(());
+        }
+        let more = tokens.max(room + room / 2).next_multiple_of(BLOCK).min(self.capacity).max(tokens);
+        (self.keys, self.values) = (moved(&self.keys, len, more)?, moved(&self.values, len, more)?);
+        Ok(())
     }
 
     /// Appends keys and values of T tokens at `position` and lets their queries look at everything up to themselves.
@@ -57,6 +67,7 @@ impl KvCache {
         }
         let (heads, count, _) = q.dims3()?;
         let v = heads_apart(v, heads)?; // [H, T, d]
+        self.reserve(position, position + count)?;
         self.keys.slice_set(k, 1, position)?;
         self.values.slice_set(&v, 1, position)?;
         let seen = position + count;
@@ -80,4 +91,14 @@ impl KvCache {
     pub fn values(&self, len: usize) -> Result<Tensor, Error> {
         Ok(self.values.narrow(1, 0, len)?.transpose(0, 1)?.contiguous()?)
     }
+}
+
+/// The first `len` tokens of keys or values in memory of their own, with room for `room`.
+fn moved(from: &Tensor, len: usize, room: usize) -> Result<Tensor, Error> {
+    let (heads, _, head) = from.dims3()?;
+    let to = Tensor::zeros((heads, room, head), from.dtype(), from.device())?;
+    if len > 0 {
+        to.slice_set(&from.narrow(1, 0, len)?.contiguous()?, 1, 0)?;
+    }
+    Ok(to)
 }

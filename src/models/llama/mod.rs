@@ -217,6 +217,12 @@ impl Decoder {
         &self.config
     }
 
+    /// Bytes of keys and values that a token of a sequence takes.
+    pub fn token_bytes(&self) -> u64 {
+        let row = self.config.n_heads * self.config.head() * self.placement.dtype().size_in_bytes();
+        (2 * self.blocks.len() * row) as u64
+    }
+
     /// Whose adapter it has.
     pub fn family(&self) -> Family {
         self.family
