@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use super::{Caches, Error, ExpertSettings, Experts, Sampler, VideoLimits};
+use super::{Caches, Error, ExpertSettings, Experts, Sampler, Slots, VideoLimits};
 use crate::batch::{Embedder, Generator};
 use crate::blend::BlendParams;
 use crate::budget::Budget;
@@ -132,6 +132,10 @@ pub struct App {
     pub limits: Limits,
     /// Memory of all requests together: messages, what becomes of them, replies.
     pub budget: Budget,
+    /// Programs that run for requests: decoders of films, experts.
+    pub(super) programs: Slots,
+    /// Files that are decoded beside the model's own threads.
+    pub(super) decodes: Slots,
     searchers: Mutex<Vec<Searcher>>,
 }
 
@@ -161,6 +165,8 @@ impl App {
             background: Background::default(),
             limits,
             budget: Budget::of(Limits::DEFAULT_REQUEST_MEMORY),
+            programs: Slots::of_processors(),
+            decodes: Slots::of_processors(),
             searchers: Mutex::new(Vec::new()),
         }
     }

@@ -24,6 +24,7 @@ use serde::Deserialize;
 use super::embed::contained;
 use super::experts::{ExpertKind, Experts, Finding, PLACE};
 use super::process::{self, Failure};
+use super::room::room;
 use super::see::see;
 use super::{App, Call, Content, Error, MediaInput, Part, Query};
 use crate::batch::{Event, Generator, Task};
@@ -148,9 +149,11 @@ struct Ocr<'a> {
 impl Expert for Ocr<'_> {
     fn tell(&self, app: &App, picture: &Bytes, call: &Call) -> Result<Option<String>, Error> {
         let fail = |why: String| Error::Expert { expert: ExpertKind::Ocr, why };
+        let _program = app.programs.take(call)?;
         // Our own decoder reads the file, under its limits; the program is given plain pixels.
         let options =
             ImageOptions { side: 1, orientation: Orientation::Apply, limits: app.limits.media.image };
+        let _room = room(call, &MediaInput::Image(picture.clone()), &app.limits.media)?;
         let pixels = contained(|| Ok(media::image::decode(picture, &options)?))?;
         let mut png = Cursor::new(Vec::new());
         let (width, height) = (pixels.width as u32, pixels.height as u32);

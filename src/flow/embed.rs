@@ -5,8 +5,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use bytes::Bytes;
 use rayon::prelude::*;
 
+use super::room::room;
 use super::{App, Call, Error, film};
 use crate::batch::{Embedder, Input};
+use crate::budget::Lease;
 use crate::media::{self, DepthOptions, ImuOptions, PointOptions, Rgb, ThermalOptions, video};
 use crate::models::encoder::{Encoded, Encoder, Media, PrepareError, Prepared};
 use crate::types::{Fingerprint, Modality};
@@ -88,6 +90,7 @@ pub fn embed(app: &App, inputs: &[&MediaInput], call: &Call) -> Result<Vec<Resul
         let taken: Vec<Result<Input, Error>> = match chunk {
             // Nobody has to be woken for it.
             [input] => vec![one(input)],
+            inputs if inputs.iter().any(|input| waits(embedder, input)) => apart(inputs, one),
             inputs => inputs.par_iter().map(one).collect(),
         };
         call.check()?;
@@ -107,6 +110,31 @@ pub fn embed(app: &App, inputs: &[&MediaInput], call: &Call) -> Result<Vec<Resul
     Ok(results)
 }
 
+/// Whether taking an input means waiting: for another program, or for others to have decoded theirs.
+fn waits(embedder: &Embedder, input: &MediaInput) -> bool {
+    match input {
+        MediaInput::Film(_) | MediaInput::Frames(..) => true,
+        MediaInput::Ready(..) | MediaInput::Text(_) => false,
+        _ => !embedder.prepares(),
+    }
+}
+
+/// Takes inputs on a few threads of their own: those that all requests share are not for waiting.
+fn apart<T: Send>(inputs: &[&MediaInput], one: impl Fn(&&MediaInput) -> T + Sync) -> Vec<T> {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let share = inputs.len().div_ceil(threads);
+    std::thread::scope(|scope| {
+        let one = &one;
+        let threads =
+            inputs.chunks(share).map(|some| scope.spawn(move || some.iter().map(one).collect::<Vec<T>>()));
+        let threads: Vec<_> = threads.collect();
+        let done = threads
+            .into_iter()
+            .flat_map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+        done.collect()
+    })
+}
+
 /// A decoder that panics on a hostile file costs that file, not the request.
 pub(super) fn contained<T>(prepare: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
     catch_unwind(AssertUnwindSafe(prepare)).unwrap_or_else(|_| Err(media::Error::Crashed.into()))
@@ -119,18 +147,30 @@ fn taken(app: &App, embedder: &Embedder, input: &MediaInput, call: &Call) -> Res
     encoder.expects(input.modality())?;
     let prepared = match input {
         MediaInput::Film(bytes) => {
-            let clips = film::decode(bytes, encoder.images().orientation, &app.limits.video, call)?;
-            clips_of(encoder, &clips.iter().map(|[a, b]| [a, b]).collect::<Vec<_>>())?
+            let _program = app.programs.take(call)?;
+            let film = film::decode(bytes, encoder.images().orientation, &app.limits.video, call)?;
+            clips_of(encoder, &film.clips())?
         }
-        MediaInput::Frames(frames, rate) => frames_of(encoder, frames, *rate)?,
+        MediaInput::Frames(frames, rate) => {
+            let _decode = app.decodes.take(call)?;
+            frames_of(encoder, frames, *rate, |frame| room(call, frame, &app.limits.media))?
+        }
         MediaInput::Ready(modality, shape, values) => {
             encoder.prepare_media(&Media::Ready(*modality, shape, values))?
         }
         file if embedder.prepares() => {
-            let file = file.clone();
-            return Ok(Input::Raw(file.modality(), Box::new(move |encoder| prepare(encoder, &file))));
+            let (file, call, limits) = (file.clone(), call.clone(), app.limits.media);
+            let ready = move |encoder: &Encoder| {
+                let _room = room(&call, &file, &limits)?;
+                prepare(encoder, &file)
+            };
+            return Ok(Input::Raw(input.modality(), Box::new(ready)));
         }
-        file => prepare(encoder, file)?,
+        file => {
+            let _decode = app.decodes.take(call)?;
+            let _room = room(call, file, &app.limits.media)?;
+            prepare(encoder, file)?
+        }
     };
     Ok(Input::Prepared(prepared))
 }
@@ -153,18 +193,29 @@ fn prepare(encoder: &Encoder, file: &MediaInput) -> Result<Prepared, PrepareErro
 }
 
 /// Frames that a caller decoded: only those that are looked at are read.
-fn frames_of(encoder: &Encoder, frames: &[Bytes], rate: f64) -> Result<Prepared, Error> {
+///
+/// * `room`: takes the memory of a frame, as it says itself.
+fn frames_of(
+    encoder: &Encoder,
+    frames: &[Bytes],
+    rate: f64,
+    room: impl Fn(&MediaInput) -> Result<Lease, PrepareError>,
+) -> Result<Prepared, Error> {
     let picks = video::picks(frames.len(), rate);
     let mut wanted: Vec<usize> = picks.concat();
     wanted.sort_unstable();
     wanted.dedup();
     let decoded = wanted.iter().map(|&n| {
-        let bytes = frames.get(n).map_or(&[][..], |bytes| bytes);
-        media::image::decode(bytes, encoder.images())
-            .map_err(|e| Error::from(media::Error::Film(format!("frame {n}: {e}"))))
+        let bytes = frames.get(n).cloned().unwrap_or_default();
+        let film = |e: &dyn std::fmt::Display| Error::from(media::Error::Film(format!("frame {n}: {e}")));
+        let room = room(&MediaInput::Image(bytes.clone())).map_err(|error| match error {
+            PrepareError::Media(media::Error::NoRoom(_)) => error.into(),
+            broken => film(&broken),
+        })?;
+        Ok((media::image::decode(&bytes, encoder.images()).map_err(|e| film(&e))?, room))
     });
-    let decoded: Vec<Rgb> = decoded.collect::<Result<_, _>>()?;
-    let frame = |n: usize| &decoded[wanted.partition_point(|&w| w < n)];
+    let decoded: Vec<(Rgb, Lease)> = decoded.collect::<Result<_, Error>>()?;
+    let frame = |n: usize| &decoded[wanted.partition_point(|&w| w < n)].0;
     clips_of(encoder, &picks.iter().map(|[a, b]| [frame(*a), frame(*b)]).collect::<Vec<_>>())
 }
 

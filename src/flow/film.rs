@@ -18,7 +18,9 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use super::process::{self, Failure};
+use super::room::room_of;
 use super::{Call, Error};
+use crate::budget::Lease;
 use crate::media::{self, Orientation, Rgb, video};
 
 /// Containers that hold their own data.
@@ -65,16 +67,31 @@ impl Default for VideoLimits {
     }
 }
 
-/// The frames of a film that the encoder looks at, by clip.
+/// The frames of a film that the encoder looks at.
+pub(super) struct Film {
+    frames: Vec<Rgb>,
+    /// For each clip, the places of its two frames.
+    clips: Vec<[usize; 2]>,
+    _room: Lease,
+}
+
+impl Film {
+    /// By clip.
+    pub(super) fn clips(&self) -> Vec<[&Rgb; 2]> {
+        self.clips.iter().map(|clip| clip.map(|at| &self.frames[at])).collect()
+    }
+}
+
+/// Decodes the frames of a film that the encoder looks at.
 ///
 /// # Errors
-/// [`Error::NoFfmpeg`]; [`Error::Media`] for a film that cannot be used; deadline and cancellation.
+/// [`Error::NoFfmpeg`]; [`Error::Memory`]; [`Error::Media`] for a film that cannot be used; deadline and cancellation.
 pub(super) fn decode(
     bytes: &[u8],
     orientation: Orientation,
     limits: &VideoLimits,
     call: &Call,
-) -> Result<Vec<[Rgb; 2]>, Error> {
+) -> Result<Film, Error> {
     if bytes.is_empty() {
         return Err(media::Error::Empty.into());
     }
@@ -116,11 +133,13 @@ pub(super) fn decode(
     ffmpeg.args(["-frames:v", &wanted.len().to_string(), "-fps_mode", "passthrough", "-pix_fmt", "rgb24"]);
     ffmpeg.args(["-f", "image2pipe", "-c:v", "ppm", "-"]);
     let most = wanted.len() as u64 * (3 * film.pixels + PPM_HEADER);
+    // As they come, and one by one.
+    let _room = room_of(call, 2 * most)?;
     let frames = ppm_frames(&run(ffmpeg, most, until, call)?);
-    let last = frames.last().ok_or_else(|| refuse("none of its frames can be decoded"))?;
-    let frame =
-        |n: &usize| wanted.binary_search(n).ok().and_then(|at| frames.get(at)).unwrap_or(last).clone();
-    Ok(picks.iter().map(|[first, second]| [frame(first), frame(second)]).collect())
+    let last = frames.len().checked_sub(1).ok_or_else(|| refuse("none of its frames can be decoded"))?;
+    let place = |n: usize| wanted.binary_search(&n).map_or(last, |at| at.min(last));
+    let clips = picks.iter().map(|clip| clip.map(place)).collect();
+    Ok(Film { frames, clips, _room })
 }
 
 /// What ffprobe says of a film.

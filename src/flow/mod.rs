@@ -24,9 +24,11 @@ mod generate;
 mod items;
 mod manage;
 mod process;
+mod room;
 mod sample;
 mod search;
 mod see;
+mod slots;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -49,6 +51,7 @@ pub use items::{DEFAULT_PAGE, Item, Page, count, delete_matching, list, update};
 pub use manage::{Create, MadeBy, Reloaded, create, delete_alias, delete_cache, reload, rename, set_alias};
 pub use sample::{LiveRecall, Sampler, SamplingOptions};
 pub use search::{Answer, Request as SearchRequest, Searched, SnapshotRef, search};
+pub use slots::Slots;
 
 /// Why a use-case has no answer.
 #[derive(Debug, thiserror::Error)]

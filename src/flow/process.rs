@@ -1,4 +1,5 @@
-//! Another program, run for one file: without our environment, for a limited time, with a bound on what it says. It ends with us.
+//! Another program, run for one file: without our environment, for a limited time, with a bound on what it says. It ends with us, and
+//! so do those that it has started itself.
 
 use std::io::Read;
 use std::process::{Child, Command, Stdio};
@@ -33,6 +34,8 @@ pub(super) fn run(mut command: Command, most: u64, until: Instant, call: &Call) 
     let kept: Vec<_> = KEPT.iter().filter_map(|name| Some((name, std::env::var_os(name)?))).collect();
     command.env_clear().envs(kept);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    #[cfg(unix)]
+    std::os::unix::process::CommandExt::process_group(&mut command, 0);
     let program = command.get_program().to_string_lossy().into_owned();
     let started = command.spawn();
     let child = started.map_err(|e| Failure::Start(format!("`{program}` cannot be started: {e}")))?;
@@ -84,7 +87,11 @@ struct Running(Child);
 
 impl Running {
     fn end(&mut self) {
-        // It may have ended by itself.
+        // What it has started is in its group. It may have ended by itself.
+        #[cfg(target_os = "linux")]
+        if let Some(group) = i32::try_from(self.0.id()).ok().and_then(rustix::process::Pid::from_raw) {
+            _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
+        }
         _ = self.0.kill();
         _ = self.0.wait();
     }
@@ -115,6 +122,10 @@ mod tests {
         let refused = shell("echo; echo no such thing >&2; exit 3", 100, ample);
         assert!(matches!(&refused, Err(Failure::Refused(why)) if why == "sh: no such thing"), "{refused:?}");
         assert_eq!(shell("echo $HOME", 100, ample).unwrap(), b"\n", "our environment is not its own");
+        // What it has started ends with it: the pipe that it would hold open is closed at once.
+        let begun = Instant::now();
+        assert!(matches!(shell("sleep 30 & sleep 30", 4, Duration::from_millis(50)), Err(Failure::Slow)));
+        assert!(begun.elapsed() < ample, "{:?}", begun.elapsed());
         let missing = run(Command::new("no-such-program"), 1, Instant::now(), &Call::default());
         assert!(matches!(missing, Err(Failure::Start(_))));
         let gone = Call { deadline: Some(Instant::now()), ..Call::default() };

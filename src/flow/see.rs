@@ -1,6 +1,7 @@
 //! What a decoder sees in a query: one embedding, or a picture that it looks at itself.
 
 use super::embed::contained;
+use super::room::room;
 use super::search::{embed_parts, embeddings};
 use super::{App, Call, Content, Error, MediaInput, Part, Query};
 use crate::batch::Seen;
@@ -16,7 +17,7 @@ pub(super) fn see(app: &App, llm: &Llm, query: Query, call: &Call) -> Result<See
     let refuse = |description: String| Error::Argument { field: "conditioning.query".into(), description };
     let decoder = llm.decoder();
     if decoder.picture().is_some() {
-        return look(app, llm, query);
+        return look(app, llm, query, call);
     }
     let takes = decoder.embedding_width().ok_or_else(|| {
         refuse("the loaded decoder has nothing to look with: it answers from prompts alone".into())
@@ -33,7 +34,7 @@ pub(super) fn see(app: &App, llm: &Llm, query: Query, call: &Call) -> Result<See
 }
 
 /// What a decoder with eyes of its own sees in a picture.
-fn look(app: &App, llm: &Llm, query: Query) -> Result<Seen, Error> {
+fn look(app: &App, llm: &Llm, query: Query, call: &Call) -> Result<Seen, Error> {
     let refuse = |received: &str| Error::Argument {
         field: "conditioning.query".into(),
         description: format!("the loaded decoder looks at one picture itself; {received} were sent"),
@@ -42,7 +43,11 @@ fn look(app: &App, llm: &Llm, query: Query) -> Result<Seen, Error> {
     let [Part { content: Content::Media(media), .. }] = &parts[..] else {
         return Err(refuse("several inputs, or embeddings,"));
     };
+    // Decoding it and looking at it take a processor for a while.
+    let _decode = app.decodes.take(call)?;
     let side = llm.decoder().picture().map_or(0, |picture| picture.side());
+    let _room = room(call, media, &app.limits.media)
+        .map_err(|e| Error::Part { part: 0, source: Box::new(e.into()) })?;
     let pixels = match media {
         MediaInput::Image(bytes) => contained(|| Ok(llm.prepare_picture(bytes, app.limits.media.image)?))
             .map_err(|e| Error::Part { part: 0, source: Box::new(e) })?,

@@ -87,6 +87,9 @@ pub enum Error {
         /// Pixels allowed.
         max_pixels: u64,
     },
+    /// There is no memory to decode it in.
+    #[error("it cannot be decoded now: {0}; try again shortly")]
+    NoRoom(String),
     /// A decoder gave up in a way that it should not.
     #[error("the decoder crashed on it: the file is damaged, or made to do so")]
     Crashed,

@@ -51,8 +51,9 @@ use tracing::{error, warn};
 
 use crate::budget::Full;
 use crate::flow::Refusal;
+use crate::models::encoder::PrepareError;
 use crate::store::RequestResult;
-use crate::{blend, cache, flow, index, models, store};
+use crate::{blend, cache, flow, index, media, models, store};
 
 const DOMAIN: &str = "viscache";
 /// When a request may come back that was refused because of others, that a moment's work stands in the way of, and that minutes do.
@@ -243,6 +244,9 @@ fn classify(error: &flow::Error) -> (Code, &'static str) {
         flow::Error::Prompt(_) => (Code::InvalidArgument, "BAD_PROMPT"),
         flow::Error::NoModel { .. } => (Code::FailedPrecondition, "MODEL_NOT_LOADED"),
         flow::Error::Part { source, .. } => classify(source),
+        flow::Error::Prepare(PrepareError::Media(media::Error::NoRoom(_))) => {
+            (Code::ResourceExhausted, "REQUEST_MEMORY")
+        }
         flow::Error::Prepare(_) => (Code::InvalidArgument, "BAD_MEDIA"),
         flow::Error::Memory(full) if full.for_good() => (Code::InvalidArgument, "REQUEST_TOO_LARGE"),
         flow::Error::Memory(_) => (Code::ResourceExhausted, "REQUEST_MEMORY"),

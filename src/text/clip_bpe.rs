@@ -21,6 +21,11 @@ use super::clean::clean;
 /// Longest text taken, in bytes: far beyond 77 tokens, far below what cleaning would choke on.
 pub const MAX_TEXT_BYTES: usize = 64 << 10;
 
+/// Bytes of a longer piece that are looked at first, and tokens of it that have to follow those that are kept: how a word is split up to
+/// a token depends on the few that follow.
+const WINDOW: usize = 1 << 10;
+const FOLLOWING: usize = 16;
+
 /// Ids before the first merge.
 const BYTE_IDS: usize = 512;
 const START: &str = "<|startoftext|>";
@@ -74,18 +79,38 @@ impl ClipTokenizer {
             return Err(Error::TooLong { received: text.len(), limit: MAX_TEXT_BYTES });
         }
         let mut tokens = vec![self.bpe.start_of_text()];
+        let room = self.context - 1;
         for piece in PIECES.find_iter(&clean(text)) {
+            // What follows would be cut off.
+            if tokens.len() >= room {
+                break;
+            }
             match piece.as_str() {
                 START => tokens.push(self.bpe.start_of_text()),
                 END => tokens.push(self.bpe.end_of_text()),
-                piece => self.bpe.encode(piece, &mut tokens),
+                piece => self.split(piece, room - tokens.len(), &mut tokens),
             }
         }
-        tokens.truncate(self.context - 1);
+        tokens.truncate(room);
         tokens.push(self.bpe.end_of_text());
         let mut ids: Vec<u32> = tokens.into_iter().map(|token: Token| u32::from(token.to_u16())).collect();
         ids.resize(self.context, 0);
         Ok(ids)
+    }
+
+    /// Splits a piece into at least `wanted` tokens, or all that it has. The time for a whole piece grows with the square of its
+    /// length, so no more of a long one is looked at than that takes.
+    fn split(&self, piece: &str, wanted: usize, tokens: &mut Vec<Token>) {
+        let (begun, mut window) = (tokens.len(), WINDOW);
+        loop {
+            let seen = piece.floor_char_boundary(window);
+            self.bpe.encode(&piece[..seen], tokens);
+            if seen == piece.len() || tokens.len() - begun >= wanted + FOLLOWING {
+                return;
+            }
+            tokens.truncate(begun);
+            window *= 2;
+        }
     }
 }
 
@@ -102,6 +127,20 @@ mod tests {
         let long = tokenizer.encode(&"dog ".repeat(200)).unwrap();
         assert_eq!((long.len(), long[76]), (77, 49407));
         assert!(matches!(tokenizer.encode(&"x".repeat(MAX_TEXT_BYTES + 1)), Err(Error::TooLong { .. })));
+    }
+
+    #[test]
+    fn a_long_word_is_split_as_if_all_of_it_were_looked_at() {
+        let tokenizer = ClipTokenizer::clip(77);
+        let mixed: String = (0..6000u32).map(|i| char::from(b'a' + (i * i % 26 * 7 % 26) as u8)).collect();
+        for word in [mixed, "=".repeat(6000), "ab".repeat(3000), "å".repeat(3000), "lo".repeat(2500) + "l"] {
+            let mut whole = vec![tokenizer.bpe.start_of_text()];
+            tokenizer.bpe.encode(&word, &mut whole);
+            let whole: Vec<u32> = whole.iter().take(76).map(|token| u32::from(token.to_u16())).collect();
+            assert_eq!(tokenizer.encode(&word).unwrap()[..whole.len()], whole, "{}", &word[..12]);
+        }
+        // The longest that is taken.
+        assert_eq!(tokenizer.encode(&"zq".repeat(32 << 10)).unwrap().len(), 77);
     }
 
     #[test]
