@@ -7,6 +7,7 @@ use std::sync::Arc;
 use anyhow::{Context, bail};
 use tracing::{error, info, warn};
 use viscache::batch::{Embedder, Generator};
+use viscache::budget::Budget;
 use viscache::cache::Cache;
 use viscache::flow::{App, Experts, ServedCache};
 use viscache::models::encoder::{Encoder, EncoderOptions, Network};
@@ -54,11 +55,13 @@ pub fn open(config: &Config, wants: Wants) -> anyhow::Result<App> {
         true => decoder(config, encoder.as_ref())?,
         false => None,
     };
+    let memory = config.memory();
+    let shared = Budget::of(memory.caches);
     let mut caches: BTreeMap<CacheName, ServedCache> = BTreeMap::new();
     let of_store = store.iter().flat_map(|store| records.iter().map(move |record| (store, record)));
     for (store, record) in of_store {
         let expected = encoder.as_ref().map(Encoder::origin);
-        let opened = Cache::open_early(store, &record.name, expected, config.load_options());
+        let opened = Cache::open_among(store, &record.name, expected, memory.load_options(), &shared);
         let opened = match opened {
             Ok(cache) => {
                 let (snapshot, loaded) = (cache.snapshot(), cache.snapshot().loaded());
@@ -91,8 +94,10 @@ pub fn open(config: &Config, wants: Wants) -> anyhow::Result<App> {
     let mut app = App::new(store, caches, config.default_cache.clone(), embedder, config.limits());
     let generator = llm.map(|llm| Generator::start(llm, config.answers())).transpose()?;
     app.generator = generator;
-    app.load = config.load_options();
-    app.budget = config.request_memory();
+    info!(caches_mib = memory.caches >> 20, requests_mib = memory.requests >> 20, "memory");
+    app.load = memory.load_options();
+    app.memory = shared;
+    app.budget = Budget::of(memory.requests);
     app.source = source;
     if !config.caches.is_empty() {
         app.caches.serve_only(config.caches.clone());

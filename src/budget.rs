@@ -75,6 +75,11 @@ impl Budget {
         self.0.held.load(Ordering::Relaxed)
     }
 
+    /// Bytes that are left.
+    pub fn left(&self) -> u64 {
+        self.total().saturating_sub(self.held())
+    }
+
     /// A lease of nothing yet.
     pub fn lease(&self) -> Lease {
         Lease { budget: self.clone(), bytes: 0 }
@@ -111,6 +116,11 @@ impl Lease {
     /// How many.
     pub fn bytes(&self) -> u64 {
         self.bytes
+    }
+
+    /// Bytes that it may come to hold: what it holds, and what is left.
+    pub fn reach(&self) -> u64 {
+        self.bytes.saturating_add(self.budget.left())
     }
 
     /// Takes so many more.
@@ -201,9 +211,9 @@ mod tests {
         assert!(!refused.for_good() && budget.take(101).unwrap_err().for_good());
         assert_eq!(first.resize(101).unwrap_err().asked, 41, "and nothing has changed");
         first.note(150);
-        assert!(budget.held() == 150 && budget.take(1).is_err());
+        assert!(budget.held() == 150 && budget.left() == 0 && budget.take(1).is_err());
         first.resize(10).unwrap();
-        assert_eq!((first.bytes(), budget.held()), (10, 10));
+        assert_eq!((first.bytes(), budget.held(), first.reach()), (10, 10, 100));
         let tab = Tab::of(&budget);
         let other = tab.clone();
         tab.add(50).unwrap();

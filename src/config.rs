@@ -18,13 +18,14 @@ use figment::{Figment, Metadata};
 use serde::{Deserialize, Serialize};
 use viscache::batch::{self, GenerateOptions};
 use viscache::blend::BlendParams;
-use viscache::budget::Budget;
-use viscache::cache::{CompactOptions, LoadOptions, RowsMode};
+use viscache::cache::{CompactOptions, RowsMode};
 use viscache::flow::{ExpertSettings, Limits, SamplingOptions, VideoLimits};
 use viscache::index::{SearchParams, TargetRecall};
 use viscache::media::{self, AudioLimits, MediaLimits, Orientation, PointLimits};
 use viscache::models::DeviceKind;
 use viscache::types::{CacheName, WeightDtype};
+
+use crate::memory::{Memory, MemoryBudget};
 
 /// The file that is read when it is there and no other is named.
 const DEFAULT_FILE: &str = "viscache.toml";
@@ -81,8 +82,9 @@ pub struct Config {
     pub threads: usize,
     /// Where stored rows are kept: `auto`, `ram` or `disk`.
     pub rows: RowsMode,
-    /// Most memory one cache may take, MiB, upserted items included. A compaction may take as much again.
-    pub memory_budget_mib: u64,
+    /// Memory of the server, MiB: of all caches, upserted items included, and of all requests. A cache that is built anew takes as much
+    /// again meanwhile. `auto`: three quarters of what the system, or the process's control group, leaves when it starts.
+    pub memory_budget_mib: MemoryBudget,
     /// Whether `serve` takes upserts and deletions. It is then the store's one writer: builders have to wait.
     pub writable: bool,
     /// Messages of this level and above, by module: the syntax of `RUST_LOG`.
@@ -170,8 +172,9 @@ pub struct LimitSettings {
     pub max_streams: usize,
     /// Connections; fewer where the system lets the process open fewer files.
     pub max_connections: usize,
-    /// Memory of all requests together (messages, what becomes of them, replies), MiB.
-    pub max_request_memory_mib: u64,
+    /// Memory of all requests together (messages, what becomes of them, replies), MiB, out of `memory_budget_mib`. Without it, a
+    /// quarter.
+    pub max_request_memory_mib: Option<u64>,
     /// Seconds without a byte after which a request that arrives, or a reply that is read, is given up.
     pub stall_seconds: u32,
     /// Seconds without a request after which a connection is closed.
@@ -232,7 +235,7 @@ impl Default for Config {
             encoder_dtype: None,
             threads: 0,
             rows: RowsMode::Auto,
-            memory_budget_mib: LoadOptions::DEFAULT_MEMORY_BUDGET >> 20,
+            memory_budget_mib: MemoryBudget::Auto,
             writable: false,
             log: "info".into(),
             log_json: false,
@@ -279,7 +282,7 @@ impl Default for LimitSettings {
             max_concurrent: limits.max_concurrent,
             max_streams: limits.max_streams,
             max_connections: limits.max_connections,
-            max_request_memory_mib: Limits::DEFAULT_REQUEST_MEMORY >> 20,
+            max_request_memory_mib: None,
             stall_seconds: limits.stall.as_secs() as u32,
             idle_seconds: limits.idle.as_secs() as u32,
             max_caches: limits.max_caches,
@@ -346,7 +349,7 @@ impl Config {
             ("max_concurrent", limits.max_concurrent),
             ("max_streams", limits.max_streams),
             ("max_connections", limits.max_connections),
-            ("max_request_memory_mib", limits.max_request_memory_mib as usize),
+            ("max_request_memory_mib", limits.max_request_memory_mib.unwrap_or(1) as usize),
             ("stall_seconds", limits.stall_seconds as usize),
             ("idle_seconds", limits.idle_seconds as usize),
             ("max_caches", limits.max_caches),
@@ -420,9 +423,10 @@ impl Config {
         }
     }
 
-    /// How caches are loaded.
-    pub fn load_options(&self) -> LoadOptions {
-        LoadOptions { rows: self.rows, memory_budget: self.memory_budget_mib << 20 }
+    /// Who gets how much memory.
+    pub fn memory(&self) -> Memory {
+        let requests = self.limits.max_request_memory_mib.map(|mib| mib << 20);
+        Memory::of(self.memory_budget_mib, requests, self.rows)
     }
 
     /// What is refused beyond.
@@ -459,11 +463,6 @@ impl Config {
                 timeout_seconds: limits.video_timeout_seconds,
             },
         }
-    }
-
-    /// Memory of all requests together.
-    pub fn request_memory(&self) -> Budget {
-        Budget::of(self.limits.max_request_memory_mib << 20)
     }
 
     /// How inputs wait for the model.

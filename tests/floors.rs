@@ -17,7 +17,7 @@ const FLOORS: &[&[&str]] = &[
     &["cache", "batch", "train"],
     &["flow"],
     &["serve"],
-    &["main", "cli", "app", "config", "telemetry"],
+    &["main", "cli", "app", "config", "memory", "telemetry"],
 ];
 
 /// Words that only some files may say, and where.

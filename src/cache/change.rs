@@ -335,7 +335,7 @@ impl Cache {
     /// Whether so many more bytes may be held. Room to write a generation is kept back, and where places run out, room for a chunk of
     /// new ones: what waits is built into it, and that is what makes room.
     pub(super) fn check_room(&self, bytes: u64) -> Result<(), Error> {
-        let (now, budget) = (self.snapshot(), self.options.memory_budget);
+        let (now, budget) = (self.snapshot(), self.budget());
         let index = now.index();
         let places = index.capacity() - index.len() + now.delta().masked as usize;
         let chunk = match index.len() >= CHUNK && places < BATCH {
@@ -355,7 +355,7 @@ impl Cache {
     }
 
     pub(super) fn full(&self) -> Error {
-        let (held, budget) = (self.held() >> 20, self.options.memory_budget >> 20);
+        let (held, budget) = (self.held() >> 20, self.budget() >> 20);
         Error::Full { cache: self.name(), held, budget }
     }
 

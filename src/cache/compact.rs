@@ -246,7 +246,7 @@ impl Cache {
         let (items, generation) = (now.live(), now.generation_record());
         let unread = self.unread(&now);
         let grown = items as u64 > 2 * generation.built.unwrap_or(generation.items);
-        let room = || self.build_needs(&now).is_ok_and(|needed| needed <= self.options.memory_budget);
+        let room = || self.build_needs(&now).is_ok_and(|needed| needed <= self.budget());
         let few = items < options.rebuild_below;
         let anew = (few || grown || unread) && room();
         !now.index().is_empty() && now.frozen.rows.settled() && items > 0 && !anew
@@ -276,7 +276,7 @@ impl Cache {
         let changes = if builds_in { now.logged() } else { now.changes() };
         // What the generation leaves of the budget is the delta's. One that fills half of it is a reason of its own; a generation that
         // leaves little is none, or every change would build everything once more.
-        let room = self.options.memory_budget.saturating_sub(now.loaded().plan.total());
+        let room = self.budget().saturating_sub(now.loaded().plan.total());
         // After a failure it waits for as much again, rather than failing after every change.
         let failed_at = self.failed_at.load(Ordering::Relaxed);
         let again = if failed_at > changes { 0 } else { failed_at };
@@ -330,7 +330,7 @@ impl Cache {
         let (mut written, mut no_room) = (None, None);
         for _ in 0..TURN {
             let now = self.snapshot();
-            let room = self.options.memory_budget.saturating_sub(now.loaded().plan.total());
+            let room = self.budget().saturating_sub(now.loaded().plan.total());
             let least = if for_room || crowded(&now, room) { 1 } else { BATCH / 2 };
             let step = self.build_some_in(least)?;
             let now = self.snapshot();
@@ -434,7 +434,7 @@ impl Cache {
         let before = self.snapshot();
         let params = build_params(&record, before.generation_record())?;
         let params = BuildParams { threads, ..params };
-        let (needed, budget) = (self.build_needs(&before)?, self.options.memory_budget);
+        let (needed, budget) = (self.build_needs(&before)?, self.budget());
         if needed > budget {
             let (cache, needed, budget) = (self.name(), needed >> 20, budget >> 20);
             return Err(Error::CompactMemory { cache, needed, budget });

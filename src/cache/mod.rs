@@ -75,6 +75,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwap;
 
+use crate::budget::{Budget, Lease};
 use crate::store::{self, Access, CacheId, CacheRecord, GenerationRecord, Store};
 use crate::types::{CacheName, Generation, Origin};
 use crate::{blend, index, metrics};
@@ -150,7 +151,7 @@ pub enum Error {
     },
     /// More memory than allowed.
     #[error(
-        "cache `{cache}` needs {needed} MiB ({plan}) and the budget is {budget} MiB; raise `memory_budget_mib`, or read rows from disk with `rows = \"disk\"`"
+        "cache `{cache}` needs {needed} MiB ({plan}) and the budget leaves {budget} MiB; raise `memory_budget_mib`, or read rows from disk with `rows = \"disk\"`"
     )]
     Memory {
         /// Which cache.
@@ -267,6 +268,8 @@ pub enum Error {
 /// A named cache, open for searching and, when its store is open for writing, for changes.
 pub struct Cache {
     options: LoadOptions,
+    /// What it holds of the memory that it shares with others.
+    shared: Mutex<Lease>,
     store: Arc<Store>,
     current: ArcSwap<Snapshot>,
     /// What changes it next. Readers never take it.
@@ -340,17 +343,37 @@ impl Cache {
         expected: Option<&Origin>,
         options: LoadOptions,
     ) -> Result<Self, Error> {
+        Cache::open_among(store, name, expected, options, &Budget::unlimited())
+    }
+
+    /// As [`Cache::open_early`], beside other caches.
+    ///
+    /// * `shared`: the memory of all of them.
+    ///
+    /// # Errors
+    /// As [`Cache::open_early`].
+    pub fn open_among(
+        store: &Arc<Store>,
+        name: &CacheName,
+        expected: Option<&Origin>,
+        options: LoadOptions,
+        shared: &Budget,
+    ) -> Result<Self, Error> {
         let record = store.cache(name)?;
         if let Some(difference) = expected.and_then(|origin| record.origin.difference(origin)) {
             return Err(Error::Origin { cache: name.clone(), difference });
         }
         let generation = current_generation(store, &record)?;
-        let (mut snapshot, overlay) = Snapshot::open_early(store, record.clone(), generation, options)?;
+        let left = LoadOptions { memory_budget: options.memory_budget.min(shared.left()), ..options };
+        let (mut snapshot, overlay) = Snapshot::open_early(store, record.clone(), generation, left)?;
+        let mut shared = shared.lease();
+        shared.note(snapshot.loaded().plan.total() + snapshot.delta().bytes);
         snapshot.observe();
         let contents = Contents::new(store, record.id);
         snapshot.contents = Some(contents.clone());
         Ok(Cache {
             options,
+            shared: Mutex::new(shared),
             store: store.clone(),
             current: ArcSwap::from_pointee(snapshot),
             state: Mutex::new(State { record, overlay, deleted: false }),
@@ -469,7 +492,17 @@ impl Cache {
         let (record, contents) = (Arc::new(record.clone()), Some(self.contents.clone()));
         let snapshot = Snapshot { frozen: frozen.clone(), delta: overlay.delta().clone(), record, contents };
         snapshot.observe();
+        self.shared().note(snapshot.loaded().plan.total() + snapshot.delta().bytes);
         self.current.store(Arc::new(snapshot));
+    }
+
+    /// Bytes that it may take: its own limit, or what others leave of the memory that all share.
+    fn budget(&self) -> u64 {
+        self.options.memory_budget.min(self.shared().reach())
+    }
+
+    fn shared(&self) -> MutexGuard<'_, Lease> {
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn kept_upkeep(&self) -> MutexGuard<'_, Option<Upkeep>> {

@@ -297,7 +297,7 @@ impl Cache {
                 let step = upkeep.step(self, 1, true)?;
                 if step.left > 0 && !step.passing {
                     let (cache, needed) = (self.name(), self.build_needs(&self.snapshot())? >> 20);
-                    let budget = self.options.memory_budget >> 20;
+                    let budget = self.budget() >> 20;
                     return Err(Error::CompactMemory { cache, needed, budget });
                 }
             }
@@ -522,7 +522,7 @@ impl Cache {
         let index = &frozen.index;
         // What places take they keep: were it all, no generation could be written any more.
         let held = self.held() + self.unreserved_writing(&self.snapshot());
-        let room = self.options.memory_budget.saturating_sub(held);
+        let room = self.budget().saturating_sub(held);
         let chunk = chunk_bytes(frozen);
         let there = index.capacity() - index.len();
         let missing = (index.len() + count).next_multiple_of(CHUNK).saturating_sub(index.capacity());
@@ -541,8 +541,7 @@ impl Cache {
     /// # Errors
     /// [`Error::CompactMemory`].
     fn reserve_writing(&self, needed: u64) -> Result<Reserved<'_>, Error> {
-        let (held, budget) =
-            (self.held() + self.reserved.load(Ordering::Relaxed), self.options.memory_budget);
+        let (held, budget) = (self.held() + self.reserved.load(Ordering::Relaxed), self.budget());
         if held + needed > budget {
             let cache = self.name();
             return Err(Error::CompactMemory { cache, needed: (held + needed) >> 20, budget: budget >> 20 });

@@ -7,6 +7,8 @@ use std::path::PathBuf;
 use clap::Args;
 use serde::Serialize;
 
+use crate::memory::MemoryBudget;
+
 /// Which store, and what of it is kept in memory.
 #[derive(Args, Serialize)]
 #[command(next_help_heading = "Store")]
@@ -19,10 +21,10 @@ pub(super) struct StoreFlags {
     #[arg(long)]
     #[serde(skip_serializing_if = "Option::is_none")]
     rows: Option<String>,
-    /// Most memory one cache may take, MiB.
+    /// Memory of all caches and requests, MiB, or `auto`.
     #[arg(long, value_name = "MIB")]
     #[serde(skip_serializing_if = "Option::is_none")]
-    memory_budget_mib: Option<u64>,
+    memory_budget_mib: Option<MemoryBudget>,
 }
 
 /// Which model makes embeddings of files and texts.

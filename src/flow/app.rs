@@ -108,6 +108,8 @@ pub struct App {
     pub caches: Caches,
     /// How caches are opened that are made, or found, while serving.
     pub load: LoadOptions,
+    /// Memory of all caches together.
+    pub memory: Budget,
     /// The model, when one is loaded.
     pub embedder: Option<Embedder>,
     /// How to load it again, for the records of caches that are made for it.
@@ -153,6 +155,7 @@ impl App {
             caches: Caches::new(store.as_deref(), caches, default_cache),
             store,
             load: LoadOptions::default(),
+            memory: Budget::unlimited(),
             embedder,
             source: None,
             generator: None,

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::embed::{MediaInput, embed};
+use super::embed::embed;
+use super::input::MediaInput;
 use super::{App, Call, Content, Error};
 use crate::cache::{self, Cache, Compacted, NewItem, Repeatable, Snapshot, Upserts};
 use crate::store::{ItemRecord, RequestResult};

@@ -260,7 +260,7 @@ fn look(app: &App, store: &Arc<Store>) -> Result<Reloaded, Error> {
 /// Opens a cache for serving, or says why that fails.
 fn open(app: &App, store: &Arc<Store>, name: &CacheName) -> ServedCache {
     let expected = app.encoder().map(|encoder| encoder.origin());
-    Cache::open_early(store, name, expected, app.load).map(Arc::new).map_err(|problem| {
+    Cache::open_among(store, name, expected, app.load, &app.memory).map(Arc::new).map_err(|problem| {
         let told = super::with_causes(&problem);
         error!(cache = %name, problem = told, "cache not served");
         told

@@ -5,7 +5,8 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Call, Error, MediaInput};
+use super::input::MediaInput;
+use super::{Call, Error};
 use crate::budget::Lease;
 use crate::media::{self, MediaLimits};
 use crate::models::encoder::PrepareError;

@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use rayon::prelude::*;
 
-use super::embed::{MediaInput, embed};
+use super::embed::embed;
+use super::input::MediaInput;
 use super::{Aim, App, Call, Content, Error, Part, Query};
 use crate::cache::{self, Filtered, Found, Snapshot};
 use crate::index::{self, SearchParams};

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64;
+use viscache::budget::Budget;
 use viscache::cache::{
     Background, Cache, CompactOptions, LoadOptions, NewCache, NewItem, QuerySample, RowsMode, Snapshot,
     Writer, decode_row, encode_row,
@@ -244,6 +245,52 @@ fn a_cache_is_never_full_of_its_own_past() {
         std::thread::sleep(Duration::from_millis(10));
     }
     check(&cache.snapshot(), &model, &mut random);
+}
+
+/// Caches that share their memory: what one has come to hold, the others lack, and get back when it goes.
+#[test]
+fn caches_share_one_budget() {
+    let folders = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let (mut random, mut model) = (Pcg64::seed_from_u64(crate::common::seed()), Model::new());
+    folders.iter().for_each(|folder| make(folder.path(), RowType::F32, &mut model, &mut random));
+    let plan = open(folders[0].path(), RowsMode::Ram, 1 << 30).snapshot().loaded().plan.total();
+    let shared = Budget::of(2 * plan + plan / 2);
+    let open = |folder: &Path| {
+        let store = Arc::new(Store::open(folder, Access::Write).unwrap());
+        Cache::open_among(
+            &store,
+            &name(),
+            None,
+            LoadOptions { rows: RowsMode::Ram, memory_budget: 1 << 30 },
+            &shared,
+        )
+    };
+    let (first, second) = (open(folders[0].path()).unwrap(), open(folders[1].path()).unwrap());
+    let held = |cache: &Cache| cache.snapshot().loaded().plan.total() + cache.snapshot().delta().bytes;
+    assert_eq!(shared.held(), held(&first) + held(&second));
+    let folder = tempfile::tempdir().unwrap();
+    make(folder.path(), RowType::F32, &mut model, &mut random);
+    assert!(
+        matches!(open(folder.path()), Err(viscache::cache::Error::Memory { .. })),
+        "a third does not fit"
+    );
+    let mut more = || (0..50).map(|_| item(None, &row(&mut random), "new 3")).collect::<Vec<_>>();
+    let mut fill = |cache: &Cache| {
+        let mut stored = 0;
+        loop {
+            match cache.upsert(more()) {
+                Ok(_) => stored += 50,
+                Err(viscache::cache::Error::Full { .. }) => return stored,
+                Err(error) => panic!("{error}"),
+            }
+            assert!(shared.held() <= shared.total(), "{shared:?}");
+        }
+    };
+    let (one, other) = (fill(&first), fill(&second));
+    assert!(one > 0 && other < one, "{one} {other}: what the first has come to hold, the second lacks");
+    drop(first);
+    assert_eq!(shared.held(), held(&second));
+    assert!(fill(&second) > one);
 }
 
 /// What new places take is gone for good; what writing a generation takes is not given to them, however the room divides.
