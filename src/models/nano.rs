@@ -1,7 +1,7 @@
 //! The nano model: a whole small ImageBind, and a LLaMA that was taught to answer about its images, compiled in.
 //!
-//! It was trained by us on drawn scenes (one object on a background, with captions), so demo and tests need no download
-//! and no licence but this project's. Pictures of 64×64, texts of up to 48 tokens, embeddings of 128 components. Its
+//! It was trained by us on drawn scenes (one object on a background, with captions), by `make nano` (docs/training-nano.md), so demo
+//! and tests need no download and no licence but this project's. Pictures of 64×64, texts of up to 48 tokens, embeddings of 128 components. Its
 //! text encoder has, by construction, the gap to images that CLIP's has; outside drawn scenes it knows nothing.
 
 use std::path::Path;

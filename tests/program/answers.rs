@@ -130,7 +130,7 @@ fn the_decoder_is_asked_and_judges() {
     let tokens = &events[1..events.len() - 1];
     assert!(tokens.iter().all(|token| token["logprob"].is_number()), "{tokens:?}");
     // Judged, the answer it gave is likelier than another.
-    let given = format!(" {}", answer.trim());
+    let given = last["text"].as_str().unwrap().trim();
     let score = [
         "score",
         "--json",
@@ -141,7 +141,7 @@ fn the_decoder_is_asked_and_judges() {
         "Generate caption of this image",
         "--answer",
     ];
-    let scores = world.on_store(0, &[&score[..], &[&given, "--answer", " a tiny pink heart"]].concat());
+    let scores = world.on_store(0, &[&score[..], &[given, "--answer", "a tiny pink heart"]].concat());
     assert!(scores[0]["logprob"].as_f64() > scores[1]["logprob"].as_f64(), "{scores:?}");
     let refused = world.run(&["ask", "--connect", &server.address, "--image", "broken.png", "What?"]);
     let refused = String::from_utf8(expect(1, &["ask"], refused).stderr).unwrap();

@@ -64,11 +64,25 @@ fn the_cache_lifts_texts_and_leaves_pictures() {
 
 #[test]
 fn an_encoder_without_a_gap_gains_nothing() {
-    let Some([overlay]) = of_one_root(["nano/text_joint.safetensors"]) else {
+    let Some([overlay, model]) = of_one_root(["nano/text_joint.safetensors", "nano/imagebind.safetensors"])
+    else {
         return common::say("skipped: the overlays are not here");
     };
-    let arguments =
-        ["evaluate", "nano", "--pictures", "1000", "--queries", "60", "--no-speech", "--json", "--overlay"];
+    // The model that they were trained beside.
+    let model = model.parent().unwrap().to_str().unwrap();
+    let arguments = [
+        "evaluate",
+        "nano",
+        "--pictures",
+        "1000",
+        "--queries",
+        "60",
+        "--no-speech",
+        "--json",
+        "--model",
+        model,
+        "--overlay",
+    ];
     let lines = said(&[&arguments[..], &[overlay.to_str().unwrap()]].concat());
     let text: Value = lines
         .lines()
