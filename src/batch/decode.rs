@@ -11,7 +11,7 @@ use super::line::{Event, Finish, GenerateOptions, Shared, StopReason, Task, Wait
 use super::pace::{Pace, shares};
 use super::{Error, Wait};
 use crate::models;
-use crate::models::llama::{Choice, Sampler, Sequence};
+use crate::models::llama::{Choice, Sampler, Sequence, likeliest};
 use crate::models::llm::Llm;
 use crate::text::{Detokenizer, Stops};
 
@@ -32,6 +32,7 @@ struct Running {
     stops: Stops,
     said: usize,
     max_tokens: usize,
+    top: usize,
     wait: Wait,
     events: UnboundedSender<Event>,
     since: Instant,
@@ -113,10 +114,15 @@ fn begin(shared: &Shared, waiting: Waiting) -> Option<Running> {
         }
         Ok(sequence) => Some(Running {
             sequence,
+            sampler: {
+                let mut sampler = Sampler::new(task.sampling);
+                sampler.saw(&task.prompt);
+                sampler
+            },
             next: task.prompt,
             growing: false,
             bytes,
-            sampler: Sampler::new(task.sampling),
+            top: task.top,
             detokenizer: Detokenizer::default(),
             stops: Stops::new(task.stop),
             said: 0,
@@ -184,6 +190,7 @@ impl Running {
         let now = Instant::now();
         self.first.get_or_insert(now);
         let Choice { id, logprob } = self.sampler.choose(logits);
+        let top = likeliest(logits, self.top);
         if id == llm.tokenizer().eos() {
             return self.end(StopReason::EndOfText);
         }
@@ -191,7 +198,7 @@ impl Running {
         let text = self.detokenizer.push(llm.tokenizer(), id);
         let text = self.stops.push(&text);
         // Nobody listens: the slot is free.
-        if self.events.send(Event::Token { id, logprob, text }).is_err() {
+        if self.events.send(Event::Token { id, logprob, top, text }).is_err() {
             return false;
         }
         if self.stops.found() {

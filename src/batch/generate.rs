@@ -181,7 +181,8 @@ mod tests {
             prompt: generator.llm().encode(&prompt, 20).unwrap().0,
             seen: Some(Seen::Embedding(Embedding::new(values).unwrap())),
             max_tokens: 20,
-            sampling: SampleParams { temperature: 0.8, top_p: 0.95, seed },
+            top: 0,
+            sampling: SampleParams { temperature: 0.8, top_p: 0.95, seed, ..SampleParams::default() },
             stop: Vec::new(),
             wait: Wait::default(),
         }
@@ -291,7 +292,7 @@ mod tests {
         let generator = generator(GenerateOptions { slots: 1, capacity: 1, ..GenerateOptions::default() });
         let long = |seed| Task {
             max_tokens: 100,
-            sampling: SampleParams { temperature: 50.0, top_p: 1.0, seed },
+            sampling: SampleParams { temperature: 50.0, top_p: 1.0, seed, ..SampleParams::default() },
             ..task(&generator, "What shape is it?", seed)
         };
         let mut first = generator.submit(vec![long(1)]).unwrap().remove(0);
@@ -322,13 +323,15 @@ mod tests {
             one.prompt.truncate(150);
             one.max_tokens = 6;
             one.sampling.temperature = 0.0;
+            // It is to say something.
+            one.sampling.bias = vec![(generator.llm().tokenizer().eos(), -100.0)];
             one
         };
         let alone: Vec<_> =
             (0..7).map(|seed| answer(generator.submit(vec![long(seed)]).unwrap().remove(0)).0).collect();
         let growing = |seed| Task {
             max_tokens: 110,
-            sampling: SampleParams { temperature: 50.0, top_p: 1.0, seed },
+            sampling: SampleParams { temperature: 50.0, top_p: 1.0, seed, ..SampleParams::default() },
             ..task(&generator, "What shape is it?", 3)
         };
         let undisturbed = answer(generator.submit(vec![growing(9)]).unwrap().remove(0)).0;
@@ -394,7 +397,7 @@ mod tests {
         let generator = generator(GenerateOptions { slots: 1, ..GenerateOptions::default() });
         let long = |seed| Task {
             max_tokens: 110,
-            sampling: SampleParams { temperature: 50.0, top_p: 1.0, seed },
+            sampling: SampleParams { temperature: 50.0, top_p: 1.0, seed, ..SampleParams::default() },
             ..task(&generator, "What shape is it?", seed)
         };
         let mut both = generator.submit(vec![long(1), long(2)]).unwrap();
@@ -415,6 +418,7 @@ mod tests {
             prompt: vec![1],
             seen: None,
             max_tokens: 1,
+            top: 0,
             sampling: SampleParams::default(),
             stop: Vec::new(),
             wait: Wait::default(),

@@ -45,6 +45,8 @@ pub struct Task {
     pub seen: Option<Seen>,
     /// Tokens at most.
     pub max_tokens: usize,
+    /// Likeliest tokens that are told beside each that was chosen.
+    pub top: usize,
     /// How tokens are chosen.
     pub sampling: SampleParams,
     /// Texts that end an answer; they are not part of it.
@@ -81,6 +83,8 @@ pub enum Event {
         id: u32,
         /// Logarithm of its probability.
         logprob: f32,
+        /// The likeliest in its place, as many as were asked for, and the logarithms of their probabilities.
+        top: Vec<(u32, f32)>,
         /// The text that it settles: whole characters, sometimes none.
         text: String,
     },

@@ -332,18 +332,18 @@ impl Cache {
         }
     }
 
-    /// Whether so many more bytes may be held. Room to write a generation is kept back, and where places run out, room for a chunk of
-    /// new ones: what waits is built into it, and that is what makes room.
+    /// Whether so many more bytes may be held. Where changes are built in, room to write a generation is kept back, and where places run
+    /// out, room for a chunk of new ones: what waits is built into it, and that is what makes room.
     pub(super) fn check_room(&self, bytes: u64) -> Result<(), Error> {
         let (now, budget) = (self.snapshot(), self.budget());
         let index = now.index();
         let places = index.capacity() - index.len() + now.delta().masked as usize;
-        let chunk = match index.len() >= CHUNK && places < BATCH {
-            true => chunk_bytes(&now.frozen),
+        let chunk = if places < BATCH { chunk_bytes(&now.frozen) } else { 0 };
+        let most = budget.saturating_sub(now.loaded().plan.total()) / 5 * 4;
+        let kept = match index.len() >= CHUNK {
+            true => (chunk + self.unreserved_writing(&now)).min(most),
             false => 0,
         };
-        let most = budget.saturating_sub(now.loaded().plan.total()) / 5 * 4;
-        let kept = (chunk + self.unreserved_writing(&now)).min(most);
         let held = self.held() + self.reserved.load(Ordering::Relaxed).max(kept);
         if held + bytes > budget { Err(self.full()) } else { Ok(()) }
     }

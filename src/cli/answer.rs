@@ -93,6 +93,15 @@ pub(super) struct AskArgs {
     /// Share of the probability that is kept.
     #[arg(long, value_name = "P", help_heading = "Output")]
     top_p: Option<f32>,
+    /// Tokens that are kept, the likeliest.
+    #[arg(long, value_name = "N", help_heading = "Output")]
+    top_k: Option<u32>,
+    /// Share of the likeliest token's probability that one has to have.
+    #[arg(long, value_name = "P", help_heading = "Output")]
+    min_p: Option<f32>,
+    /// What makes tokens that came before less likely: 1 does not, 1.2 does a little.
+    #[arg(long, value_name = "F", help_heading = "Output")]
+    repetition_penalty: Option<f32>,
     /// The same seed gives the same answer.
     #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Output")]
     seed: u64,
@@ -219,11 +228,17 @@ pub(super) async fn ask(config: &Config, args: AskArgs) -> anyhow::Result<ExitCo
             temperature: args.temperature,
             top_p: args.top_p,
             seed: Some(args.seed),
+            top_k: args.top_k,
+            min_p: args.min_p,
+            repetition_penalty: args.repetition_penalty,
+            logit_bias: Default::default(),
         }),
         max_tokens: args.max_tokens,
         stop: args.stop,
         logprobs: args.logprobs,
         return_neighbors: true,
+        top_logprobs: 0,
+        answers: None,
     };
     let channel = target::open(config, &args.asked.target, target::ANSWERS).await?;
     let (mut client, mut caches) = (target::generate(channel.clone()), target::cache(channel));
@@ -239,17 +254,17 @@ pub(super) async fn ask(config: &Config, args: AskArgs) -> anyhow::Result<ExitCo
             }
             Some(generate_event::Event::Token(token)) => {
                 let mut out = std::io::stdout().lock();
-                write!(out, "{}", token.text)?;
+                write!(out, "{}", show::printable(&token.text))?;
                 out.flush()?;
             }
             Some(generate_event::Event::Summary(summary)) if args.compare => {
                 whole[usize::from(cached)] += &summary.tail;
             }
             Some(generate_event::Event::Summary(summary)) => {
-                writeln!(std::io::stdout(), "{}", summary.tail)?;
+                writeln!(std::io::stdout(), "{}", show::printable(&summary.tail))?;
             }
             Some(generate_event::Event::Begin(begin)) => {
-                begin.findings.iter().for_each(|finding| eprintln!("{}", finding.text));
+                begin.findings.iter().for_each(|finding| eprintln!("{}", show::printable(&finding.text)));
                 let best: Vec<f32> = begin.neighbors.iter().map(|neighbor| neighbor.score).collect();
                 // A filter may leave out what is near.
                 let kind =
@@ -262,7 +277,8 @@ pub(super) async fn ask(config: &Config, args: AskArgs) -> anyhow::Result<ExitCo
         }
     }
     if args.compare && !args.json {
-        writeln!(std::io::stdout(), "cache off: {}\ncache on:  {}", whole[0].trim(), whole[1].trim())?;
+        let [off, on] = whole.map(|text| show::printable(text.trim()));
+        writeln!(std::io::stdout(), "cache off: {off}\ncache on:  {on}")?;
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -27,11 +27,24 @@ pub struct Shown {
     bad: Vec<usize>,
 }
 
+/// A text that others wrote, for a terminal: what would move its cursor or change its colours is written out.
+pub fn printable(text: &str) -> String {
+    let mut printed = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '\n' | '\t' => printed.push(c),
+            c if c.is_control() => printed.extend(c.escape_default()),
+            c => printed.push(c),
+        }
+    }
+    printed
+}
+
 /// A whole request that was refused, as an error to print.
 pub fn refused(status: tonic::Status) -> anyhow::Error {
     let reason =
         status.get_details_error_info().map(|info| format!(" [{}]", info.reason)).unwrap_or_default();
-    anyhow::anyhow!("{}{reason}: {}", code_name(status.code()), status.message())
+    anyhow::anyhow!("{}{reason}: {}", code_name(status.code()), printable(status.message()))
 }
 
 impl Shown {
@@ -103,7 +116,7 @@ impl Shown {
         writeln!(out, "query {query}")?;
         writeln!(out, "  {:>7} {:>8} {:>9}  uri", "weight", "score", "id")?;
         for n in &result.neighbors {
-            writeln!(out, "  {:>7.4} {:>8.4} {:>9}  {}", n.weight, n.score, n.id, n.uri)?;
+            writeln!(out, "  {:>7.4} {:>8.4} {:>9}  {}", n.weight, n.score, n.id, printable(&n.uri))?;
         }
         let most = (result.neighbors.len() as f32).ln();
         writeln!(
@@ -134,7 +147,7 @@ impl Shown {
         writeln!(out, "query {query}")?;
         writeln!(out, "  {:>8} {:>9}  uri", "score", "id")?;
         for n in &result.neighbors {
-            writeln!(out, "  {:>8.4} {:>9}  {}", n.score, n.id, n.uri)?;
+            writeln!(out, "  {:>8.4} {:>9}  {}", n.score, n.id, printable(&n.uri))?;
         }
         self.planned(&mut out, result.cost.as_ref())
     }
@@ -212,7 +225,8 @@ impl Shown {
         let tags: BTreeMap<&String, &String> = item.tags.iter().collect();
         let tags: Vec<String> = tags.iter().map(|(name, value)| format!("{name}={value}")).collect();
         let mut out = std::io::stdout().lock();
-        writeln!(out, "{:>9}  {}  {}  {}", item.id, item.uri, modality.unwrap_or_default(), tags.join(" "))?;
+        let [uri, tags] = [printable(&item.uri), printable(&tags.join(" "))];
+        writeln!(out, "{:>9}  {uri}  {}  {tags}", item.id, modality.unwrap_or_default())?;
         Ok(())
     }
 
@@ -423,6 +437,12 @@ fn bounds(limits: &proto::Limits) -> Value {
         "max_table_bytes": limits.max_table_bytes,
         "max_points": limits.max_points,
         "max_caches": limits.max_caches,
+        "max_streams": limits.max_streams,
+        "max_connections": limits.max_connections,
+        "max_request_memory_bytes": limits.max_request_memory_bytes,
+        "max_answer_memory_bytes": limits.max_answer_memory_bytes,
+        "stall_seconds": limits.stall_seconds,
+        "idle_seconds": limits.idle_seconds,
     })
 }
 
@@ -474,5 +494,15 @@ fn plan(plan: proto::Plan) -> &'static str {
         proto::Plan::GraphWithSkip => "graph with skip",
         proto::Plan::Exact => "exact",
         proto::Plan::Scan => "scan",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_others_wrote_does_not_move_the_cursor() {
+        assert_eq!(printable("a/\u{1b}[2J\u{7}é\r\n\tb\u{9b}1m"), "a/\\u{1b}[2J\\u{7}é\\r\n\tb\\u{9b}1m");
     }
 }

@@ -1,7 +1,7 @@
 //! What `serve` and the command line hold: the store, the open caches, the model.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use super::{Caches, Error, ExpertSettings, Experts, Sampler, Slots, VideoLimits};
@@ -14,7 +14,7 @@ use crate::media::MediaLimits;
 use crate::models::encoder::Encoder;
 use crate::store::{ModelSource, Store};
 use crate::text::MAX_TEXT_BYTES;
-use crate::types::CacheName;
+use crate::types::{CacheName, Embedding};
 
 /// What is refused beyond. Every number is real: shown by Describe and checked at the door.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -138,6 +138,8 @@ pub struct App {
     pub(super) programs: Slots,
     /// Files that are decoded beside the model's own threads.
     pub(super) decodes: Slots,
+    /// What the encoder makes of a picture of nothing, once it was asked for.
+    pub(super) nothing: OnceLock<Embedding>,
     searchers: Mutex<Vec<Searcher>>,
 }
 
@@ -170,6 +172,7 @@ impl App {
             budget: Budget::of(Limits::DEFAULT_REQUEST_MEMORY),
             programs: Slots::of_processors(),
             decodes: Slots::of_processors(),
+            nothing: OnceLock::new(),
             searchers: Mutex::new(Vec::new()),
         }
     }

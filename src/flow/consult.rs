@@ -232,6 +232,7 @@ impl Expert for Captioner<'_> {
             prompt,
             seen: Some(seen),
             max_tokens: self.max_tokens,
+            top: 0,
             sampling: crate::models::llama::SampleParams { temperature: 0.0, ..llm.sampling() },
             stop: Vec::new(),
             wait: call.wait(),

@@ -6,23 +6,25 @@ use std::sync::Arc;
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::consult::consult;
+use super::embed::embed;
 use super::enhance::{Request as EnhanceRequest, Variant, enhance};
+use super::input::MediaInput;
 use super::search::SnapshotRef;
 use super::see::see;
 use super::{Aim, App, Call, Enhanced, Error, ExpertKind, Finding, Query};
 use crate::batch::{Event, Generator, Seen, Task, Wait};
-use crate::blend::BlendParams;
+use crate::blend::{self, BlendParams};
 use crate::index::SearchParams;
 use crate::models::llama::SampleParams;
-use crate::models::llm::{Prompt, PromptError};
-use crate::types::Filter;
+use crate::models::llm::{Llm, Prompt, PromptError};
+use crate::types::{Embedding, Filter, Modality};
 
 /// What the decoder is shown and asked.
 #[derive(Debug)]
 pub struct Conditioning {
     /// What is asked.
     pub prompt: Prompt,
-    /// What it is about; without it no adapter and no cache take part.
+    /// What it is about; without it no cache takes part, and the adapter is shown what it was trained with where there was nothing.
     pub query: Option<Query>,
     /// Whose findings in the query's pictures join the prompt.
     pub experts: Vec<ExpertKind>,
@@ -45,6 +47,10 @@ pub struct Conditioning {
 pub struct Request {
     /// What is shown and asked.
     pub conditioning: Conditioning,
+    /// Answers to each, of the seeds from the one given on.
+    pub answers: usize,
+    /// Likeliest tokens that are told beside each that was chosen.
+    pub top: usize,
     /// How tokens are chosen.
     pub sampling: SampleParams,
     /// Tokens at most.
@@ -56,7 +62,11 @@ pub struct Request {
 /// An answer that has been begun.
 pub struct Branch {
     /// What the decoder is shown.
-    pub shown: Shown,
+    pub shown: Arc<Shown>,
+    /// Which of the answers to it, from 0.
+    pub index: usize,
+    /// The seed that its tokens are drawn with.
+    pub seed: u64,
     /// Tokens of the prompt.
     pub prompt_tokens: usize,
     /// Tokens that were dropped from the beginning of a conversation.
@@ -84,25 +94,32 @@ pub type Scored = Result<Vec<f32>, Error>;
 /// [`Error::NoDecoder`], [`Error::Prompt`], [`Error::Busy`]; as [`enhance`]; for a query of another width than the decoder's.
 pub fn generate(app: &App, mut request: Request, call: &Call) -> Result<Vec<Branch>, Error> {
     let generator = decoder(app)?;
-    generator.admits(request.conditioning.cached.len())?;
+    generator.admits(request.conditioning.cached.len() * request.answers)?;
     let findings: Arc<[Finding]> = ask_experts(app, &mut request.conditioning, call)?.into();
     let (prompt, dropped) = generator.llm().encode(&request.conditioning.prompt, request.max_tokens)?;
     let shown = show(app, generator, request.conditioning, call)?;
-    let task = |shown: &Shown| Task {
+    let asked: Vec<(Arc<Shown>, usize, u64)> = shown
+        .into_iter()
+        .map(Arc::new)
+        .flat_map(|shown| (0..request.answers).map(move |index| (shown.clone(), index)))
+        .map(|(shown, index)| (shown, index, request.sampling.seed.wrapping_add(index as u64)))
+        .collect();
+    let task = |(shown, _, seed): &(Arc<Shown>, usize, u64)| Task {
         prompt: prompt.clone(),
         seen: shown.seen.clone(),
         max_tokens: request.max_tokens,
-        sampling: request.sampling,
+        top: request.top,
+        sampling: SampleParams { seed: *seed, ..request.sampling.clone() },
         stop: request.stop.clone(),
         // Whoever takes no more events has gone; the call's own flag is raised when this function is left.
         wait: Wait { deadline: call.deadline, ..Wait::default() },
     };
-    let events = generator.submit(shown.iter().map(task).collect())?;
-    let branch = |(shown, events)| {
+    let events = generator.submit(asked.iter().map(task).collect())?;
+    let branch = |((shown, index, seed), events)| {
         let findings = findings.clone();
-        Branch { shown, prompt_tokens: prompt.len(), dropped, findings, events }
+        Branch { shown, index, seed, prompt_tokens: prompt.len(), dropped, findings, events }
     };
-    Ok(shown.into_iter().zip(events).map(branch).collect())
+    Ok(asked.into_iter().zip(events).map(branch).collect())
 }
 
 /// Judges answers: each with a result of its own.
@@ -172,6 +189,23 @@ fn ask_experts(app: &App, asked: &mut Conditioning, call: &Call) -> Result<Vec<F
     consult(app, &asked.experts, asked.query.as_ref(), &mut asked.prompt, call)
 }
 
+/// What the encoder makes of a picture of nothing, which a decoder with a bind network was trained with where there was no picture:
+/// zeros, after they were normalised. Nothing where no encoder that fits the decoder is loaded.
+fn embedding_of_nothing(app: &App, llm: &Llm, call: &Call) -> Result<Option<Embedding>, Error> {
+    let Some(encoder) = app.encoder() else { return Ok(None) };
+    if llm.decoder().embedding_width() != Some(encoder.dim()) || encoder.expects(Modality::Image).is_err() {
+        return Ok(None);
+    }
+    if let Some(known) = app.nothing.get() {
+        return Ok(Some(known.clone()));
+    }
+    let side = encoder.images().side;
+    let zeros = MediaInput::Ready(Modality::Image, vec![3, side, side], vec![0.0; 3 * side * side]);
+    let encoded = embed(app, &[&zeros], call)?.pop().ok_or(Error::Cancelled)??;
+    let mixed = blend::mix(&[(&encoded.embedding, 1.0)])?;
+    Ok(Some(app.nothing.get_or_init(|| mixed).clone()))
+}
+
 /// What the decoder is shown, one for each branch.
 fn show(app: &App, generator: &Generator, asked: Conditioning, call: &Call) -> Result<Vec<Shown>, Error> {
     let llm = generator.llm();
@@ -179,7 +213,7 @@ fn show(app: &App, generator: &Generator, asked: Conditioning, call: &Call) -> R
         let seen = match llm.decoder().picture() {
             // As in training, where texts come with a picture of nothing.
             Some(_) => Some(Seen::Tokens(llm.visual_of_nothing()?)),
-            None => None,
+            None => embedding_of_nothing(app, llm, call)?.map(Seen::Embedding),
         };
         return Ok(vec![Shown { seen, enhanced: None }]);
     };

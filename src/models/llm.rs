@@ -217,7 +217,7 @@ impl Llm {
     pub fn sampling(&self) -> SampleParams {
         match self.decoder.family() {
             Family::ImageBindLlm | Family::V2Picture => SampleParams::default(),
-            Family::V2Chat => SampleParams { temperature: 0.8, top_p: 0.95, seed: 0 },
+            Family::V2Chat => SampleParams { temperature: 0.8, top_p: 0.95, ..SampleParams::default() },
         }
     }
 

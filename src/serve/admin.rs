@@ -51,7 +51,7 @@ impl AdminService for Service {
             uptime_seconds: self.door.uptime().as_secs_f64(),
             methods: methods.collect(),
             in_flight: self.door.in_flight() as u32,
-            limits: Some(convert::limits(&self.app.limits)),
+            limits: Some(convert::limits(&self.app)),
         }))
     }
 

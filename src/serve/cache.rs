@@ -323,7 +323,7 @@ fn describe(app: &App, cache: &Cache) -> proto::DescribeResponse {
             target_recall: app.default_target.map(f64::from),
             query_kind: String::new(),
         }),
-        limits: Some(convert::limits(&app.limits)),
+        limits: Some(convert::limits(app)),
         model: app.encoder().map(convert::model),
         server_version: env!("CARGO_PKG_VERSION").into(),
         kernels: Kernels::get().name().into(),

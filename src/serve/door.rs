@@ -19,6 +19,7 @@ use tonic::{Code, Status};
 use tracing::Span;
 
 use super::body::Replies;
+use super::lag::{Lag, Waits};
 use super::methods::Method;
 use super::seat::Seat;
 use super::status;
@@ -37,6 +38,8 @@ pub(super) struct Door {
     pub(super) replies: Replies,
     /// Memory of all requests together.
     budget: Budget,
+    /// How long requests wait to be begun.
+    lag: Arc<Lag>,
     places: Arc<Semaphore>,
     streams: Arc<Semaphore>,
     workers: Arc<Semaphore>,
@@ -115,6 +118,7 @@ impl Door {
             limits: *limits,
             replies: Replies::default(),
             budget: budget.clone(),
+            lag: Arc::default(),
             places: Arc::new(Semaphore::new(limits.max_concurrent)),
             streams: Arc::new(Semaphore::new(limits.max_streams)),
             workers: Arc::new(Semaphore::new(2 * cores)),
@@ -140,15 +144,24 @@ impl Door {
             _ if *self.stopping.borrow() => Err(status::stopping()),
             // Whoever looks after a full house asks for these numbers.
             Method { always: true, .. } => Ok(None),
-            Method { stream: true, .. } => {
-                self.place(&self.streams, self.limits.max_streams, "streams").map(Some)
+            _ if !self.lag.comes(Instant::now()) => Err(status::behind()),
+            Method { stream, .. } => {
+                let (places, capacity, what) = match stream {
+                    true => (&self.streams, self.limits.max_streams, "streams"),
+                    false => (&self.places, self.limits.max_concurrent, "requests"),
+                };
+                let place = self.place(places, capacity, what).map(Some);
+                if place.is_err() {
+                    self.lag.left();
+                }
+                place
             }
-            _ => self.place(&self.places, self.limits.max_concurrent, "requests").map(Some),
         };
         match place {
             Ok(place) => {
                 let limit = self.limits.max_message_bytes;
-                Ok(Arc::new(Seat::new(method, span, packed, limit, &self.budget, place)))
+                let waits = Waits::new(&self.lag, !method.always);
+                Ok(Arc::new(Seat::new(method, span, packed, limit, &self.budget, waits, place)))
             }
             Err(refused) => {
                 self.refused(&method.name, &refused);
@@ -234,6 +247,9 @@ impl Door {
         work: impl FnOnce(&App, &Call) -> Result<T, flow::Error> + Send + 'static,
     ) -> Result<(T, Duration), Status> {
         let arrived = Instant::now();
+        if let Some(seat) = &seat {
+            seat.begun(arrived);
+        }
         // One that is too far away to be told is none.
         let deadline = timeout(metadata).and_then(|t| arrived.checked_add(t.saturating_sub(TIMEOUT_MARGIN)));
         let tab = seat.as_ref().map_or_else(|| Tab::of(&self.budget), |seat| seat.tab());

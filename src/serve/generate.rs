@@ -17,6 +17,7 @@ use super::door::{Door, Load, Pass};
 use super::proto::{
     self, CacheMode, DecoderFamily, generate_event, generate_service_server::GenerateService,
 };
+use super::seat::Seat;
 use super::status::{self, failures};
 use crate::batch::{self, StopReason};
 use crate::flow::{self, App, Branch, Conditioning, ExpertKind, Shown};
@@ -29,6 +30,12 @@ const MAX_TOKENS: u32 = 256;
 /// Stop texts of a request, and bytes of one.
 const MAX_STOPS: usize = 8;
 const MAX_STOP_BYTES: usize = 256;
+/// Tokens with a bias, and how large one may be.
+const MAX_BIASES: usize = 1024;
+const MAX_BIAS: f32 = 100.0;
+/// Likeliest tokens that are told, and answers to one question.
+const MAX_TOP: u32 = 20;
+const MAX_ANSWERS_TO_ONE: u32 = 16;
 /// Answers of a request to be judged.
 const MAX_ANSWERS: usize = 256;
 /// Turns of a conversation.
@@ -61,15 +68,18 @@ impl GenerateService for Service {
         let work = move |app: &App, call: &flow::Call| {
             let neighbors = request.return_neighbors;
             let question = question(app, request)?;
-            let (llm, seed) = (llm(app)?, question.sampling.seed);
+            let llm = llm(app)?;
             let begun = flow::generate(app, question, call)?;
-            let with_begin =
-                |branch: Branch| Ok((proto::Begin { seed, ..begin(llm, &branch, neighbors, call)? }, branch));
+            let with_begin = |branch: Branch| Ok((begin(llm, &branch, neighbors, call)?, branch));
             begun.into_iter().map(with_begin).collect::<Result<Vec<_>, flow::Error>>()
         };
         let (branches, _) = self.door.work(&mut pass, &self.app, &metadata, Load::Model, work).await?;
         let (sender, receiver) = mpsc::channel(IN_FLIGHT);
-        tokio::spawn(tell(branches, logprobs, sender, pass));
+        let told = tell(self.app.clone(), branches, logprobs, sender, pass);
+        match Seat::current() {
+            Some(seat) => tokio::spawn(seat.scope(told)),
+            None => tokio::spawn(told),
+        };
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
     }
 
@@ -111,6 +121,7 @@ impl GenerateService for Service {
 
 /// Hands the events of all branches on as they come, until they have ended, one fails, or nobody listens.
 async fn tell(
+    app: Arc<App>,
     branches: Vec<(proto::Begin, Branch)>,
     logprobs: bool,
     sender: mpsc::Sender<Result<proto::GenerateEvent, Status>>,
@@ -118,14 +129,14 @@ async fn tell(
 ) {
     let count = branches.len();
     let streams = branches.into_iter().map(|(begin, branch)| {
-        let cached = branch.shown.enhanced.is_some();
+        let (cached, index, app) = (branch.shown.enhanced.is_some(), branch.index as u32, app.clone());
         let mut answer = Answer { logprobs, ..Answer::default() };
         let event = Some(generate_event::Event::Begin(begin));
-        let first: Result<_, Status> = Ok(proto::GenerateEvent { cached, event });
+        let first: Result<_, Status> = Ok(proto::GenerateEvent { cached, index, event });
         let events = tokio_stream::wrappers::UnboundedReceiverStream::new(branch.events);
         let rest = events.map(move |event| {
-            let event = answer.event(event)?;
-            Ok(proto::GenerateEvent { cached, event: Some(event) })
+            let event = answer.event(&app, event)?;
+            Ok(proto::GenerateEvent { cached, index, event: Some(event) })
         });
         tokio_stream::once(first).chain(rest)
     });
@@ -155,13 +166,20 @@ struct Answer {
 }
 
 impl Answer {
-    fn event(&mut self, event: batch::Event) -> Result<generate_event::Event, Status> {
+    fn event(&mut self, app: &App, event: batch::Event) -> Result<generate_event::Event, Status> {
         match event {
-            batch::Event::Token { id, logprob, text } => {
+            batch::Event::Token { id, logprob, top, text } => {
                 self.text += &text;
                 self.tokens += 1;
                 let logprob = self.logprobs.then_some(logprob);
-                Ok(generate_event::Event::Token(proto::Token { id, text, logprob }))
+                let piece =
+                    |id| app.generator.as_ref().map(|g| g.llm().tokenizer().piece(id)).unwrap_or_default();
+                let top = top.into_iter().map(|(id, logprob)| proto::TokenProbability {
+                    id,
+                    text: piece(id),
+                    logprob,
+                });
+                Ok(generate_event::Event::Token(proto::Token { id, text, logprob, top: top.collect() }))
             }
             batch::Event::Done(finish) => {
                 let reason = match finish.reason {
@@ -210,7 +228,7 @@ fn begin(
         neighbors,
         cosine: enhanced.map_or(1.0, |(found, _)| found.cosine),
         decoder: Some(decoder(llm)),
-        seed: 0,
+        seed: branch.seed,
     })
 }
 
@@ -242,10 +260,14 @@ pub(super) fn decoder(llm: &Llm) -> proto::Decoder {
 }
 
 fn question(app: &App, request: proto::GenerateRequest) -> Result<flow::GenerateRequest, flow::Error> {
-    let (sampling, default) = (request.sampling.unwrap_or_default(), llm(app)?.sampling());
+    let (sampling, default) = (request.sampling.clone().unwrap_or_default(), llm(app)?.sampling());
     let sampling = SampleParams {
         temperature: sampling.temperature.unwrap_or(default.temperature),
         top_p: sampling.top_p.unwrap_or(default.top_p),
+        top_k: sampling.top_k.map_or(default.top_k, |k| k as usize),
+        min_p: sampling.min_p.unwrap_or(default.min_p),
+        repetition_penalty: sampling.repetition_penalty.unwrap_or(default.repetition_penalty),
+        bias: sampling.logit_bias.into_iter().collect(),
         seed: sampling.seed.unwrap_or_else(|| rand::rng().random()),
     };
     if !(sampling.temperature.is_finite() && sampling.temperature >= 0.0) {
@@ -255,6 +277,38 @@ fn question(app: &App, request: proto::GenerateRequest) -> Result<flow::Generate
     if !(0.0..=1.0).contains(&sampling.top_p) {
         let why = format!("{} is not from 0 to 1", sampling.top_p);
         return Err(convert::argument("sampling.top_p", why));
+    }
+    if sampling.top_k == 0 && request.sampling.as_ref().is_some_and(|sent| sent.top_k.is_some()) {
+        return Err(convert::argument(
+            "sampling.top_k",
+            "is 0; keep at least one token, or leave it out to keep all",
+        ));
+    }
+    if !(0.0..=1.0).contains(&sampling.min_p) {
+        return Err(convert::argument("sampling.min_p", format!("{} is not from 0 to 1", sampling.min_p)));
+    }
+    if !(sampling.repetition_penalty.is_finite() && sampling.repetition_penalty > 0.0) {
+        let why = format!("{} is no penalty: it must be above 0", sampling.repetition_penalty);
+        return Err(convert::argument("sampling.repetition_penalty", why));
+    }
+    let pieces = llm(app)?.decoder().vocab_size();
+    let odd = |(id, bias): &&(u32, f32)| *id as usize >= pieces || !(-MAX_BIAS..=MAX_BIAS).contains(bias);
+    if let Some((id, bias)) = sampling.bias.iter().find(odd) {
+        let why =
+            format!("{bias} for token {id}: ids end at {pieces}, and it is from -{MAX_BIAS} to {MAX_BIAS}");
+        return Err(convert::argument("sampling.logit_bias", why));
+    }
+    if sampling.bias.len() > MAX_BIASES {
+        let why = format!("{} tokens; at most {MAX_BIASES} are taken", sampling.bias.len());
+        return Err(convert::argument("sampling.logit_bias", why));
+    }
+    if request.top_logprobs > MAX_TOP {
+        let why = format!("{}; at most {MAX_TOP} are told", request.top_logprobs);
+        return Err(convert::argument("top_logprobs", why));
+    }
+    let answers = request.answers.unwrap_or(1);
+    if !(1..=MAX_ANSWERS_TO_ONE).contains(&answers) {
+        return Err(convert::argument("answers", format!("{answers} is not from 1 to {MAX_ANSWERS_TO_ONE}")));
     }
     if request.stop.len() > MAX_STOPS {
         let why = format!("{} stop texts; at most {MAX_STOPS} are taken", request.stop.len());
@@ -271,6 +325,8 @@ fn question(app: &App, request: proto::GenerateRequest) -> Result<flow::Generate
     };
     Ok(flow::GenerateRequest {
         conditioning,
+        answers: answers as usize,
+        top: request.top_logprobs as usize,
         sampling,
         max_tokens: request.max_tokens.unwrap_or(MAX_TOKENS) as usize,
         stop: request.stop.into_iter().chain(own).collect(),

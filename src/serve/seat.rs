@@ -8,10 +8,12 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use tokio::sync::OwnedSemaphorePermit;
 use tracing::Span;
 
+use super::lag::Waits;
 use super::methods::Method;
 use crate::budget::{Budget, Full, Lease, Tab};
 
@@ -31,6 +33,7 @@ pub(super) struct Seat {
     pub(super) most_decoded: u64,
     budget: Budget,
     held: Mutex<Held>,
+    waits: Waits,
     _place: Option<OwnedSemaphorePermit>,
 }
 
@@ -58,6 +61,7 @@ impl Seat {
         packed: bool,
         max_message_bytes: usize,
         budget: &Budget,
+        waits: Waits,
         place: Option<OwnedSemaphorePermit>,
     ) -> Self {
         let most_decoded = (DECODED * max_message_bytes as u64).max(DECODED_LEAST);
@@ -69,7 +73,12 @@ impl Seat {
             tab: None,
         };
         let (budget, held) = (budget.clone(), Mutex::new(held));
-        Seat { method, span, packed, most_decoded, budget, held, _place: place }
+        Seat { method, span, packed, most_decoded, budget, held, waits, _place: place }
+    }
+
+    /// Somebody works for it from now on.
+    pub(super) fn begun(&self, now: Instant) {
+        self.waits.begun(now);
     }
 
     /// The seat of the request that the calling task or thread works for.

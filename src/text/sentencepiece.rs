@@ -270,6 +270,16 @@ impl SentencePiece {
         Ok(ids)
     }
 
+    /// The text of one piece as it stands within others: with its space, and a byte as `<0x0A>`.
+    pub fn piece(&self, id: u32) -> String {
+        match self.pieces.get(id as usize) {
+            Some(Piece::Text(piece)) => piece.replace(SPACE, " "),
+            Some(Piece::Byte(byte)) => format!("<0x{byte:02X}>"),
+            Some(Piece::Control) => String::new(),
+            Some(Piece::Unknown) | None => UNKNOWN.to_owned(),
+        }
+    }
+
     /// The text of ids; ids beyond the vocabulary are as unknown ones.
     pub fn decode(&self, ids: &[u32]) -> String {
         let mut stream = Detokenizer::default();

@@ -494,7 +494,8 @@ fn what_top_p_keeps() {
                 // of the other.
                 const DRAWS: u16 = 4000;
                 let draws = f64::from(DRAWS);
-                let mut sampler = Sampler::new(SampleParams { temperature, top_p, seed: 3 });
+                let mut sampler =
+                    Sampler::new(SampleParams { temperature, top_p, seed: 3, ..SampleParams::default() });
                 let mut drawn = vec![0.0f32; logits.len()];
                 (0..DRAWS).for_each(|_| drawn[sampler.choose(logits).id as usize] += 1.0 / f32::from(DRAWS));
                 let squares: f64 = expected.iter().map(|p| f64::from(*p).powi(2)).sum();

@@ -97,7 +97,12 @@ async fn bounds_seeds_and_stop_texts() {
     assert!(!told[1].text.contains(" on a"), "{}", told[1].text);
     let hot = |seed| {
         with(&move |r| {
-            r.sampling = Some(proto::Sampling { temperature: Some(3.0), top_p: Some(1.0), seed });
+            r.sampling = Some(proto::Sampling {
+                temperature: Some(3.0),
+                top_p: Some(1.0),
+                seed,
+                ..Default::default()
+            });
             r.max_tokens = Some(30);
         })
     };
@@ -127,7 +132,9 @@ async fn absurd_questions_are_refused_by_name() {
         change(&mut request);
         ask(&server, request).await.unwrap_err()
     };
-    let sampling = |temperature, top_p| Some(proto::Sampling { temperature, top_p, seed: Some(0) });
+    let sampling = |temperature, top_p| {
+        Some(proto::Sampling { temperature, top_p, seed: Some(0), ..Default::default() })
+    };
     let blamed: [(&str, Change); 8] = [
         ("sampling.temperature", &|r| r.sampling = sampling(Some(f32::NAN), None)),
         ("sampling.temperature", &|r| r.sampling = sampling(Some(-1.0), None)),
@@ -177,7 +184,12 @@ async fn absurd_questions_are_refused_by_name() {
 /// A question whose answer is as long as there are positions.
 fn long(seed: u64) -> GenerateRequest {
     let mut request = caption(seen(2), CacheMode::Off);
-    request.sampling = Some(proto::Sampling { temperature: Some(50.0), top_p: Some(1.0), seed: Some(seed) });
+    request.sampling = Some(proto::Sampling {
+        temperature: Some(50.0),
+        top_p: Some(1.0),
+        seed: Some(seed),
+        ..Default::default()
+    });
     request
 }
 
@@ -320,5 +332,82 @@ async fn a_flood_of_answers_to_judge_stalls_nobody() {
     assert!(server.generate().score(request()).await.is_ok());
     assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
     server.until_in_flight(0).await;
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn several_answers_and_what_else_might_have_come() {
+    let (server, _folder) = serve(GenerateOptions::default()).await;
+    let hot = |seed, answers| GenerateRequest {
+        sampling: Some(proto::Sampling {
+            temperature: Some(3.0),
+            top_p: Some(1.0),
+            seed: Some(seed),
+            ..Default::default()
+        }),
+        answers,
+        ..caption(seen(1), CacheMode::Compare)
+    };
+    let mut texts = std::collections::BTreeMap::<(u32, bool), (u64, String)>::new();
+    let mut events = server.generate().generate(hot(5, Some(3))).await.unwrap().into_inner();
+    while let Some(event) = events.message().await.unwrap() {
+        let told = texts.entry((event.index, event.cached)).or_default();
+        match event.event.unwrap() {
+            generate_event::Event::Begin(begin) => told.0 = begin.seed,
+            generate_event::Event::Token(token) => told.1 += &token.text,
+            generate_event::Event::Summary(summary) => told.1 += &summary.tail,
+        }
+    }
+    assert_eq!(texts.len(), 6, "three of each");
+    for ((index, cached), (seed, text)) in texts {
+        assert_eq!(seed, 5 + u64::from(index));
+        let alone = ask(&server, hot(seed, None)).await.unwrap();
+        assert_eq!(alone[usize::from(cached)].text, text, "{index} {cached}");
+    }
+
+    let greedy = |bias: &[(u32, f32)]| GenerateRequest {
+        top_logprobs: 5,
+        logprobs: true,
+        sampling: Some(proto::Sampling {
+            temperature: Some(0.0),
+            logit_bias: bias.iter().copied().collect(),
+            ..Default::default()
+        }),
+        ..caption(seen(1), CacheMode::On)
+    };
+    let told = ask(&server, greedy(&[])).await.unwrap();
+    for token in &told[1].tokens {
+        assert_eq!((token.top.len(), token.top[0].id), (5, token.id));
+        assert_eq!(Some(token.top[0].logprob), token.logprob);
+        assert!(token.top.windows(2).all(|two| two[0].logprob >= two[1].logprob), "{token:?}");
+    }
+    let other = told[1].tokens[0].top[3].clone();
+    let told = ask(&server, greedy(&[(other.id, 100.0)])).await.unwrap();
+    assert_eq!(told[1].tokens[0].id, other.id, "what is made likely is said");
+    assert!(told[1].tokens[0].logprob.unwrap() < -0.1, "and its probability is the model's");
+
+    let sampling = |change: &dyn Fn(&mut proto::Sampling)| {
+        let mut request = greedy(&[]);
+        change(request.sampling.as_mut().unwrap());
+        request
+    };
+    let with = |change: &dyn Fn(&mut GenerateRequest)| {
+        let mut request = greedy(&[]);
+        change(&mut request);
+        request
+    };
+    for (field, request) in [
+        ("answers", with(&|r| r.answers = Some(0))),
+        ("answers", with(&|r| r.answers = Some(17))),
+        ("top_logprobs", with(&|r| r.top_logprobs = 21)),
+        ("sampling.top_k", sampling(&|s| s.top_k = Some(0))),
+        ("sampling.min_p", sampling(&|s| s.min_p = Some(1.5))),
+        ("sampling.repetition_penalty", sampling(&|s| s.repetition_penalty = Some(0.0))),
+        ("sampling.logit_bias", greedy(&[(3, 101.0)])),
+        ("sampling.logit_bias", greedy(&[(3, f32::NAN)])),
+        ("sampling.logit_bias", greedy(&[(512, 1.0)])),
+    ] {
+        assert_eq!(blamed_on(&ask(&server, request).await.unwrap_err()), field);
+    }
     server.stop().await;
 }

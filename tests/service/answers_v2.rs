@@ -46,7 +46,8 @@ fn request(prompt: Option<proto::Prompt>, query: Option<proto::Query>) -> Genera
 
 /// As [`request`], of a model with random weights: hot, so that it says something before it ends.
 fn hot(prompt: Option<proto::Prompt>, query: Option<proto::Query>) -> GenerateRequest {
-    let sampling = proto::Sampling { temperature: Some(5.0), top_p: Some(1.0), seed: Some(3) };
+    let sampling =
+        proto::Sampling { temperature: Some(5.0), top_p: Some(1.0), seed: Some(3), ..Default::default() };
     GenerateRequest { sampling: Some(sampling), ..request(prompt, query) }
 }
 

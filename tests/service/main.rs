@@ -8,6 +8,8 @@ mod asking;
 mod classifier;
 #[path = "../common/mod.rs"]
 mod common;
+#[path = "../common/raw.rs"]
+mod raw;
 #[path = "../common/server.rs"]
 mod server;
 #[path = "../common/store.rs"]
@@ -15,6 +17,7 @@ mod store;
 
 mod answers;
 mod answers_v2;
+mod arbitrary;
 mod caches;
 mod enhance;
 mod features;

@@ -139,6 +139,12 @@ async fn describe_tells_what_there_is_and_every_limit() {
         max_table_bytes: 64 << 20,
         max_points: 2_000_000,
         max_caches: 4096,
+        max_streams: 1024,
+        max_connections: 1024,
+        max_request_memory_bytes: 2 << 30,
+        max_answer_memory_bytes: 0,
+        stall_seconds: 30,
+        idle_seconds: 3600,
     };
     assert_eq!(told.limits, Some(configured));
     let model = told.model.unwrap();

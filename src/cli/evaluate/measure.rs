@@ -224,6 +224,8 @@ fn ask(job: &Job<'_>, row: &Row, shown: &[Embedding]) -> anyhow::Result<Result<A
         job.call.check()?;
         let request = GenerateRequest {
             conditioning: conditioning(job, row, shown),
+            answers: 1,
+            top: 0,
             sampling: SampleParams { temperature: 0.0, ..SampleParams::default() },
             max_tokens: job.max_tokens,
             stop: Vec::new(),

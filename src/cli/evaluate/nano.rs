@@ -261,6 +261,7 @@ fn judge(
             prompt: prompt.clone(),
             seen: Some(Seen::Embedding(shown[side].clone())),
             max_tokens: MAX_TOKENS,
+            top: 0,
             sampling: SampleParams { temperature: 0.0, ..SampleParams::default() },
             stop: Vec::new(),
             wait: Wait::default(),

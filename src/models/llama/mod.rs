@@ -60,7 +60,7 @@ pub use digest::check_backbone;
 pub use initial::{AdapterSizes, Stages, begin};
 pub use learn::{Batch, Group, Learner, Shown, embeddings, pictures};
 pub use picture::Picture;
-pub use sample::{Choice, SampleParams, Sampler, filtered, logprob, softmax};
+pub use sample::{Choice, SampleParams, Sampler, filtered, likeliest, logprob, softmax};
 pub use saved::Saved;
 
 pub use super::layers::Rotary;

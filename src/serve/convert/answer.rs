@@ -134,7 +134,8 @@ pub(in crate::serve) fn live_recall(live: flow::LiveRecall) -> proto::LiveRecall
 }
 
 /// Every limit.
-pub(in crate::serve) fn limits(limits: &flow::Limits) -> proto::Limits {
+pub(in crate::serve) fn limits(app: &App) -> proto::Limits {
+    let limits = &app.limits;
     proto::Limits {
         max_message_bytes: limits.max_message_bytes as u64,
         max_batch: limits.max_batch as u32,
@@ -157,6 +158,12 @@ pub(in crate::serve) fn limits(limits: &flow::Limits) -> proto::Limits {
         max_table_bytes: limits.media.point.max_bytes as u64,
         max_points: limits.media.point.max_points as u64,
         max_caches: limits.max_caches as u32,
+        max_streams: limits.max_streams as u32,
+        max_connections: limits.max_connections as u32,
+        max_request_memory_bytes: app.budget.total(),
+        max_answer_memory_bytes: app.generator.as_ref().map_or(0, |generator| generator.options().memory),
+        stall_seconds: limits.stall.as_secs() as u32,
+        idle_seconds: limits.idle.as_secs() as u32,
     }
 }
 
