@@ -55,7 +55,12 @@ fn a_store_and_a_server_over_it_give_equal_answers() {
         assert_eq!(direct.len(), *count, "one line per query: {question:?}");
         // A store that is only described needs no models, and none are loaded.
         direct.iter_mut().chain(&mut served).filter_map(Value::as_object_mut).for_each(|o| {
-            ["model_loaded", "model_dtype", "decoder"].iter().for_each(|key| drop(o.remove(*key)))
+            ["model_loaded", "model_dtype", "decoder"].iter().for_each(|key| drop(o.remove(*key)));
+            // What the system leaves is another at every moment.
+            if let Some(limits) = o.get_mut("limits").and_then(Value::as_object_mut) {
+                let memory = ["max_request_memory_bytes", "max_answer_memory_bytes"];
+                memory.iter().for_each(|key| assert!(limits.remove(*key).is_some()));
+            }
         });
         assert_eq!(direct, served, "{question:?}");
     }
