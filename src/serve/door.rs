@@ -19,7 +19,6 @@ use tonic::{Code, Status};
 use tracing::Span;
 
 use super::body::Replies;
-use super::lag::{Lag, Waits};
 use super::methods::Method;
 use super::seat::Seat;
 use super::status;
@@ -38,8 +37,6 @@ pub(super) struct Door {
     pub(super) replies: Replies,
     /// Memory of all requests together.
     budget: Budget,
-    /// How long requests wait to be begun.
-    lag: Arc<Lag>,
     places: Arc<Semaphore>,
     streams: Arc<Semaphore>,
     workers: Arc<Semaphore>,
@@ -118,7 +115,6 @@ impl Door {
             limits: *limits,
             replies: Replies::default(),
             budget: budget.clone(),
-            lag: Arc::default(),
             places: Arc::new(Semaphore::new(limits.max_concurrent)),
             streams: Arc::new(Semaphore::new(limits.max_streams)),
             workers: Arc::new(Semaphore::new(2 * cores)),
@@ -144,24 +140,18 @@ impl Door {
             _ if *self.stopping.borrow() => Err(status::stopping()),
             // Whoever looks after a full house asks for these numbers.
             Method { always: true, .. } => Ok(None),
-            _ if !self.lag.comes(Instant::now()) => Err(status::behind()),
             Method { stream, .. } => {
                 let (places, capacity, what) = match stream {
                     true => (&self.streams, self.limits.max_streams, "streams"),
                     false => (&self.places, self.limits.max_concurrent, "requests"),
                 };
-                let place = self.place(places, capacity, what).map(Some);
-                if place.is_err() {
-                    self.lag.left();
-                }
-                place
+                self.place(places, capacity, what).map(Some)
             }
         };
         match place {
             Ok(place) => {
                 let limit = self.limits.max_message_bytes;
-                let waits = Waits::new(&self.lag, !method.always);
-                Ok(Arc::new(Seat::new(method, span, packed, limit, &self.budget, waits, place)))
+                Ok(Arc::new(Seat::new(method, span, packed, limit, &self.budget, place)))
             }
             Err(refused) => {
                 self.refused(&method.name, &refused);
@@ -247,9 +237,6 @@ impl Door {
         work: impl FnOnce(&App, &Call) -> Result<T, flow::Error> + Send + 'static,
     ) -> Result<(T, Duration), Status> {
         let arrived = Instant::now();
-        if let Some(seat) = &seat {
-            seat.begun(arrived);
-        }
         // One that is too far away to be told is none.
         let deadline = timeout(metadata).and_then(|t| arrived.checked_add(t.saturating_sub(TIMEOUT_MARGIN)));
         let tab = seat.as_ref().map_or_else(|| Tab::of(&self.budget), |seat| seat.tab());

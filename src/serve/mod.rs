@@ -13,7 +13,6 @@
 //! | `listen.rs` | connections: how many, and which have to go |
 //! | `gate.rs` | the layer around all services |
 //! | `seat.rs` | what one request holds |
-//! | `lag.rs` | how long requests wait to be begun, and whom that turns away |
 //! | `body.rs` | bodies in and out: counted, and given up where nothing moves |
 //! | `cost.rs` `codec.rs` | what a message takes, told from its bytes; decoding after that |
 //! | `door.rs` | who may come in, how long they wait, what is counted |
@@ -36,7 +35,6 @@ mod embed;
 mod gate;
 mod generate;
 mod items;
-mod lag;
 mod listen;
 mod methods;
 mod packing;

@@ -8,12 +8,10 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
 
 use tokio::sync::OwnedSemaphorePermit;
 use tracing::Span;
 
-use super::lag::Waits;
 use super::methods::Method;
 use crate::budget::{Budget, Full, Lease, Tab};
 
@@ -33,7 +31,6 @@ pub(super) struct Seat {
     pub(super) most_decoded: u64,
     budget: Budget,
     held: Mutex<Held>,
-    waits: Waits,
     _place: Option<OwnedSemaphorePermit>,
 }
 
@@ -61,7 +58,6 @@ impl Seat {
         packed: bool,
         max_message_bytes: usize,
         budget: &Budget,
-        waits: Waits,
         place: Option<OwnedSemaphorePermit>,
     ) -> Self {
         let most_decoded = (DECODED * max_message_bytes as u64).max(DECODED_LEAST);
@@ -73,12 +69,7 @@ impl Seat {
             tab: None,
         };
         let (budget, held) = (budget.clone(), Mutex::new(held));
-        Seat { method, span, packed, most_decoded, budget, held, waits, _place: place }
-    }
-
-    /// Somebody works for it from now on.
-    pub(super) fn begun(&self, now: Instant) {
-        self.waits.begun(now);
+        Seat { method, span, packed, most_decoded, budget, held, _place: place }
     }
 
     /// The seat of the request that the calling task or thread works for.

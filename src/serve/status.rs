@@ -179,12 +179,6 @@ pub(super) fn exhausted(capacity: usize, what: &str) -> Status {
     with_reason(Code::ResourceExhausted, "TOO_MANY_REQUESTS", message)
 }
 
-/// The status of what comes while others wait too long to be begun.
-pub(super) fn behind() -> Status {
-    let message = "more requests come than can be begun; try again shortly";
-    with_reason(Code::ResourceExhausted, "TOO_MANY_REQUESTS", message)
-}
-
 /// The status of a request that there is no memory for.
 pub(super) fn full(full: &Full) -> Status {
     of(&(*full).into())
