@@ -24,7 +24,7 @@ pub struct Generator {
     pub(super) turn: Turn,
 }
 
-/// Whose turn it is to have answers judged, and how many wait for theirs.
+/// Whose turn it is to have answers judged, and how many want theirs.
 #[derive(Default)]
 pub(super) struct Turn {
     waiting: Mutex<Taken>,
@@ -34,7 +34,7 @@ pub(super) struct Turn {
 #[derive(Default)]
 struct Taken {
     taken: bool,
-    waiting: usize,
+    wanted: usize,
 }
 
 impl Generator {
@@ -87,6 +87,15 @@ impl Generator {
         self.shared.lock().admits(answers, self.options.capacity)
     }
 
+    /// Whether one more may have answers judged: asked before anything is paid for it, and held until it is done.
+    ///
+    /// # Errors
+    /// [`Error::Line`], [`Error::Stopping`], [`Error::Dead`].
+    pub fn judges(&self) -> Result<impl Drop + '_, Error> {
+        self.shared.lock().takes()?;
+        self.turn.want(self.options.capacity)
+    }
+
     /// Puts tasks into the line, all or none; each one's events come as they happen.
     ///
     /// # Errors
@@ -125,8 +134,8 @@ impl Turn {
     /// Waits for its turn, for as long as the caller does.
     ///
     /// # Errors
-    /// [`Error::Line`]; what `wait` says.
-    pub(super) fn take(&self, capacity: usize, wait: &Wait) -> Result<impl Drop + '_, Error> {
+    /// What `wait` says.
+    pub(super) fn take(&self, wait: &Wait) -> Result<impl Drop + '_, Error> {
         struct Held<'a>(&'a Turn);
         impl Drop for Held<'_> {
             fn drop(&mut self) {
@@ -135,23 +144,36 @@ impl Turn {
             }
         }
         let mut taken = self.lock();
-        if taken.taken && taken.waiting >= capacity {
-            return Err(Error::Line { waiting: taken.waiting, capacity });
-        }
-        taken.waiting += 1;
-        let ended = loop {
-            if let Err(ended) = wait.check() {
-                break Err(ended);
-            }
+        loop {
+            wait.check()?;
             if !taken.taken {
-                break Ok(());
+                taken.taken = true;
+                drop(taken);
+                return Ok(Held(self));
             }
             taken = self.free.wait_timeout(taken, super::LOOK).unwrap_or_else(PoisonError::into_inner).0;
-        };
-        taken.waiting -= 1;
-        taken.taken |= ended.is_ok();
+        }
+    }
+
+    /// One more wants it, until what comes back is dropped.
+    ///
+    /// # Errors
+    /// [`Error::Line`].
+    fn want(&self, capacity: usize) -> Result<impl Drop + '_, Error> {
+        struct Wanted<'a>(&'a Turn);
+        impl Drop for Wanted<'_> {
+            fn drop(&mut self) {
+                self.0.lock().wanted -= 1;
+            }
+        }
+        let mut taken = self.lock();
+        // One has its turn, and the others wait.
+        if taken.wanted > capacity {
+            return Err(Error::Line { waiting: taken.wanted - 1, capacity });
+        }
+        taken.wanted += 1;
         drop(taken);
-        ended.map(|()| Held(self))
+        Ok(Wanted(self))
     }
 
     fn lock(&self) -> MutexGuard<'_, Taken> {

@@ -151,14 +151,18 @@ pub(super) struct Waiting {
 }
 
 impl State {
+    /// Whether anything new is taken at all.
+    pub(super) fn takes(&self) -> Result<(), Error> {
+        match &self.dead {
+            Some(why) => Err(Error::Dead(why.clone())),
+            None if self.stopping => Err(Error::Stopping),
+            None => Ok(()),
+        }
+    }
+
     /// See [`super::Generator::admits`].
     pub(super) fn admits(&mut self, answers: usize, capacity: usize) -> Result<(), Error> {
-        if let Some(why) = &self.dead {
-            return Err(Error::Dead(why.clone()));
-        }
-        if self.stopping {
-            return Err(Error::Stopping);
-        }
+        self.takes()?;
         self.let_go();
         let waiting = self.waiting.len();
         if waiting + answers > capacity {

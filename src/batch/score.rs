@@ -15,7 +15,7 @@ impl Generator {
     /// Log-probabilities of the tokens of each answer behind a prompt. The prompt is read once.
     ///
     /// # Errors
-    /// [`Error::Line`] when too many wait for it; [`Error::Model`]: a prompt without tokens, or more tokens than positions; what
+    /// [`Error::Model`]: a prompt without tokens, or more tokens than positions; what
     /// `wait` says.
     pub fn score(
         &self,
@@ -24,7 +24,7 @@ impl Generator {
         seen: Option<&Seen>,
         wait: &Wait,
     ) -> Result<Vec<Vec<f32>>, Error> {
-        let _turn = self.turn.take(self.options().capacity, wait)?;
+        let _turn = self.turn.take(wait)?;
         let decoder = self.llm().decoder();
         let visual = seen.map(|seen| seen.visual(self.llm())).transpose()?;
         let mut asked = decoder.begin(visual.as_ref(), prompt.len())?;

@@ -136,6 +136,7 @@ pub fn score(
     call: &Call,
 ) -> Result<(Vec<Scored>, Shown), Error> {
     let generator = decoder(app)?;
+    let _judged = generator.judges()?;
     ask_experts(app, &mut conditioning, call)?;
     let (llm, prompt) = (generator.llm(), conditioning.prompt.clone());
     let (bare, _) = llm.encode(&prompt, 1)?;

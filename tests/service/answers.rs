@@ -328,8 +328,10 @@ async fn a_flood_of_answers_to_judge_stalls_nobody() {
         let usual = [Code::ResourceExhausted, Code::DeadlineExceeded, Code::Cancelled];
         assert!(usual.contains(&status.code()), "{status:?}");
     }
+    // What was cut off is let go between two passes.
+    server.until_in_flight(0).await;
     let begun = Instant::now();
-    assert!(server.generate().score(request()).await.is_ok());
+    server.generate().score(request()).await.unwrap();
     assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
     server.until_in_flight(0).await;
     server.stop().await;
