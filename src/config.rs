@@ -173,7 +173,7 @@ pub struct LimitSettings {
     /// Connections; fewer where the system lets the process open fewer files.
     pub max_connections: usize,
     /// Memory of all requests together (messages, what becomes of them, replies), MiB, out of `memory_budget_mib`. Without it, a
-    /// quarter.
+    /// quarter, from 64 MiB to 2 GiB.
     pub max_request_memory_mib: Option<u64>,
     /// Seconds without a byte after which a request that arrives, or a reply that is read, is given up.
     pub stall_seconds: u32,

@@ -43,8 +43,6 @@ struct Held {
     asked: Lease,
     /// What was taken for each message that is not decoded yet.
     arriving: VecDeque<u64>,
-    /// What the message that is worked on takes.
-    decoded: u64,
     /// The reply that is being sent.
     reply: Lease,
     /// What was written down for the message that is worked on.
@@ -61,13 +59,8 @@ impl Seat {
         place: Option<OwnedSemaphorePermit>,
     ) -> Self {
         let most_decoded = (DECODED * max_message_bytes as u64).max(DECODED_LEAST);
-        let held = Held {
-            asked: budget.lease(),
-            arriving: VecDeque::new(),
-            decoded: 0,
-            reply: budget.lease(),
-            tab: None,
-        };
+        let held =
+            Held { asked: budget.lease(), arriving: VecDeque::new(), reply: budget.lease(), tab: None };
         let (budget, held) = (budget.clone(), Mutex::new(held));
         Seat { method, span, packed, most_decoded, budget, held, _place: place }
     }
@@ -108,9 +101,7 @@ impl Seat {
         let mut held = self.held();
         held.arriving.pop_front();
         let waiting: u64 = held.arriving.iter().sum();
-        held.asked.resize(waiting + bytes + beside)?;
-        held.decoded = bytes + beside;
-        Ok(())
+        held.asked.resize(waiting + bytes + beside)
     }
 
     /// A tab for the message that is worked on; that of the one before is given back with its last holder.

@@ -1,7 +1,5 @@
 //! Calls of any method with any bytes, as no client of ours would send them.
 
-#![allow(dead_code, reason = "every test crate uses a part of this")]
-
 use bytes::{Buf, BufMut, Bytes};
 use tonic::client::Grpc;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
