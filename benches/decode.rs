@@ -37,7 +37,7 @@ const MEMORY: f64 = 1.1;
 
 fn main() {
     // SAFETY: this is the first statement of the process.
-    unsafe { viscache::models::device::settle_threads() };
+    unsafe { viscache::models::device::settle_process() };
     machine();
     let Some(folder) = common::data() else {
         println!("skipped (set VISCACHE_BENCH_DATA to a folder with 8 GB free)");

@@ -41,7 +41,7 @@ const LOAD: f64 = 0.7;
 
 fn main() {
     // SAFETY: this is the first statement of the process.
-    unsafe { viscache::models::device::settle_threads() };
+    unsafe { viscache::models::device::settle_process() };
     machine();
     let weights = common::data().map(|folder| folder.join("vision-huge.safetensors"));
     if let Some(missing) = weights.as_ref().filter(|weights| !weights.exists()) {

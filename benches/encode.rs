@@ -31,7 +31,7 @@ const COSINE_GOAL: f32 = 0.995;
 
 fn main() {
     // SAFETY: this is the first statement of the process.
-    unsafe { viscache::models::device::settle_threads() };
+    unsafe { viscache::models::device::settle_process() };
     machine();
     let Some(folder) = common::data() else {
         println!("skipped (set VISCACHE_BENCH_DATA to a folder with 3 GB free)");

@@ -34,7 +34,7 @@ const BATCHES: usize = 60;
 
 fn main() {
     // SAFETY: this is the first statement of the process.
-    unsafe { viscache::models::device::settle_threads() };
+    unsafe { viscache::models::device::settle_process() };
     machine();
     let items = setting("VISCACHE_BENCH_ITEMS", 20_000);
     let folder = tempfile::tempdir().unwrap();

@@ -32,7 +32,7 @@ const GOALS: [(&str, f64); 2] = [("forward", 1.0), ("step", 0.7)];
 
 fn main() {
     // SAFETY: this is the first statement of the process.
-    unsafe { viscache::models::device::settle_threads() };
+    unsafe { viscache::models::device::settle_process() };
     // As the program that trains.
     viscache::models::device::hold_memory();
     machine();

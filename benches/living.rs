@@ -38,6 +38,8 @@ const BATCH: usize = 64;
 const MEASURED: usize = 200;
 
 fn main() {
+    // SAFETY: the process has one thread yet.
+    unsafe { viscache::models::device::settle_process() };
     machine();
     let kept = tempfile::tempdir().unwrap();
     let var = |name: &str| std::env::var(name).ok();

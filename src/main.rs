@@ -19,7 +19,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
     // SAFETY: this is the first statement of the process.
-    unsafe { viscache::models::device::settle_threads() };
+    unsafe { viscache::models::device::settle_process() };
     match cli::run() {
         Ok(code) => code,
         // Only writing to standard output fails like this without a word about what was written.

@@ -39,7 +39,7 @@ const BUILT: usize = 20_000;
 
 fn main() {
     // SAFETY: this is the first statement of the process.
-    unsafe { viscache::models::device::settle_threads() };
+    unsafe { viscache::models::device::settle_process() };
     machine();
     let Some(folder) = common::data() else {
         println!("skipped (set VISCACHE_BENCH_DATA to a folder with 3 GB free)");

@@ -34,7 +34,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
     // SAFETY: this is the first statement of the process.
-    unsafe { viscache::models::device::settle_threads() };
+    unsafe { viscache::models::device::settle_process() };
     // `tests/crash.rs` says through the environment where this process is to die.
     #[cfg(feature = "failpoints")]
     let _scenario = fail::FailScenario::setup();

@@ -29,16 +29,45 @@ use crate::types::WeightDtype;
 /// And has it do everything but products where it is called, by `CANDLE_NUM_THREADS`: the threads that it shares out other operations
 /// to serve one caller at a time, for whom all others wait and spin. We work on as many inputs at a time as there are cores.
 ///
+/// And tells the C library's allocator, which RocksDB allocates with, to give back what it is given back ([`settle_c_allocator`]).
+///
 /// Values that are there already stay.
 ///
 /// # Safety
 /// The first thing that a process does: no other thread may exist, since it changes the environment.
-pub unsafe fn settle_threads() {
+pub unsafe fn settle_process() {
+    settle_c_allocator();
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     for (name, value) in [("RAYON_NUM_THREADS", threads), ("CANDLE_NUM_THREADS", 1)] {
         if std::env::var_os(name).is_none() {
             // SAFETY: the caller's promise.
             unsafe { std::env::set_var(name, value.to_string()) };
+        }
+    }
+}
+
+/// Has the C library's allocator map blocks from 256 KiB each for itself, give back what is free at its end from there on, and share two
+/// arenas between all threads. Left alone, a cache that changes has it keep up to a fifth of the process for RocksDB's next table
+/// (`docs/decisions/0029-c-allocator.md`).
+///
+/// Does nothing where the environment tells it something, or with another C library.
+fn settle_c_allocator() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    {
+        const LARGE: libc::c_int = 256 << 10;
+        let told = |(name, _): (std::ffi::OsString, _)| {
+            name.to_str().is_some_and(|name| name.starts_with("MALLOC_") || name == "GLIBC_TUNABLES")
+        };
+        if std::env::vars_os().any(told) {
+            return;
+        }
+        for (option, value) in [
+            (libc::M_MMAP_THRESHOLD, LARGE),
+            (libc::M_TRIM_THRESHOLD, LARGE),
+            (libc::M_ARENA_MAX, 2),
+        ] {
+            // SAFETY: numbers that the allocator stores. It is asked for nothing meanwhile, since there is one thread.
+            unsafe { libc::mallopt(option, value) };
         }
     }
 }

@@ -11,6 +11,7 @@ use viscache::index::{
 };
 use viscache::kernels::Kernels;
 use viscache::media::npy;
+use viscache::store;
 use viscache::types::{ItemId, norm};
 
 use crate::common;
@@ -90,10 +91,11 @@ fn real() -> Option<Sample> {
     Some(Sample { name: "squeezenet", dim, rows, queries })
 }
 
-/// The indexes of a sample, one for each kind of code, on one graph.
+/// The indexes of a sample, one for each kind of code that takes rows so long, on one graph.
 fn indexes(rows: &[f32], dim: usize) -> Vec<Index> {
     let params = BuildParams { m: 8, ef_construction: 32, threads: 1, ..BuildParams::default() };
-    let graph = build(&params, &Codec::train(CodeKind::U8, rows, dim), rows, &[], |_, _| {}).unwrap();
+    let kind = if dim <= CodeKind::U8.longest() { CodeKind::U8 } else { CodeKind::F16 };
+    let graph = build(&params, &Codec::train(kind, rows, dim), rows, &[], |_, _| {}).unwrap();
     let ids: Vec<ItemId> = (0..(rows.len() / dim) as u64).map(ItemId).collect();
     let index = |(kind, _, _)| {
         let codec = Codec::train(kind, rows, dim);
@@ -101,7 +103,7 @@ fn indexes(rows: &[f32], dim: usize) -> Vec<Index> {
         Parts { graph: &graph, codec: &codec, ids: &ids, codes: &codes }.write(&mut bytes).unwrap();
         Index::open(&bytes).unwrap()
     };
-    FLOORS.into_iter().map(index).collect()
+    FLOORS.into_iter().filter(|(kind, _, _)| dim <= kind.longest()).map(index).collect()
 }
 
 /// Every row by its score on codes, best first.
@@ -178,6 +180,37 @@ fn near_twins_are_told_apart_whatever_the_codes() {
             let truth: Vec<u32> = exact::search(&rows, query, K).iter().map(|scored| scored.slot.0).collect();
             let found = rescored(&index, &rows, query, &ranking(&index, query));
             assert_eq!(found, truth, "{:?}", index.codes());
+        }
+    }
+}
+
+/// Sums over the longest rows that a cache may have stay exact. Those of rows with one sign but for a few components are the largest.
+#[test]
+fn the_longest_rows_are_ranked_as_well() {
+    const DIM: usize = store::CacheRecord::MAX_DIM;
+    let mut random = Pcg64::seed_from_u64(6);
+    let mut row = |flipped: usize| -> Vec<f32> {
+        let mut row: Vec<f32> = (0..DIM).map(|_| random.random_range(0.9f32..1.0)).collect();
+        row[..flipped].iter_mut().for_each(|v| *v = -*v);
+        row
+    };
+    let mut rows: Vec<f32> = (0..60).flat_map(|i| row(i * 1000)).collect();
+    unit(&mut rows, DIM);
+    let indexes = indexes(&rows, DIM);
+    assert_eq!(indexes.len(), 3, "all but 8 bits");
+    for index in indexes {
+        for (at, query) in rows.chunks_exact(DIM).enumerate().step_by(9) {
+            let truth: Vec<u32> = exact::search(&rows, query, K).iter().map(|scored| scored.slot.0).collect();
+            assert_eq!(truth[0], at as u32);
+            let candidates = ranking(&index, query);
+            for candidate in &candidates {
+                let row = &rows[candidate.slot.index() * DIM..][..DIM];
+                let score: f64 = row.iter().zip(query).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
+                let error = (f64::from(candidate.score) - score).abs();
+                assert!(error < 0.1, "{:?}: {error} of {score}", index.codes());
+            }
+            // Its two neighbours on one side are as far as those on the other, but for noise.
+            assert_eq!(rescored(&index, &rows, query, &candidates)[..7], truth[..7], "{:?}", index.codes());
         }
     }
 }
