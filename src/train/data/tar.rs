@@ -1,24 +1,19 @@
 //! Where the members of a tar lie. Only headers are read.
 //!
-//! ```text
-//! header, 512 bytes │ contents, filled up to 512 │ header │ … │ 512 zeros, twice
-//!   0 name, 100 · 124 size, 12 octal digits (or base 256) · 148 checksum, 8 · 156 kind · 257 "ustar" · 345 front of the name, 155
-//! kinds     '0', 0 and '7' files · 'L' the next name, long (GNU) · 'x' keys of the next, as `path` and `size` (PAX) · others
-//! ```
-//!
-//! An archive that does not end with zeros was cut between two members, and is refused like one that was cut within one.
-//!
-//! Source: POSIX.1-2001, *pax interchange format*; GNU tar's manual.
+//! An archive that does not end with a block of zeros was cut between two members, and is refused like one that was cut within one.
 
+use std::borrow::Cow;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 
+use tar::EntryType;
+
 use super::Error;
 
 const BLOCK: u64 = 512;
-/// Most bytes of a name or of keys.
-const MOST: u64 = 1 << 20;
+/// Where a header has its member's kind.
+const KIND: u64 = 156;
 
 /// A file in a tar.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,39 +44,53 @@ impl<'a> Tar<'a> {
 impl<R: Read + Seek> Tar<'_, R> {
     /// All files and links, in their order.
     pub(super) fn members(&mut self) -> Result<Vec<Member>, Error> {
+        let start = self.read(0, BLOCK.min(self.length))?;
+        self.file.rewind().map_err(Error::io(self.path))?;
         let mut members = Vec::new();
-        let (mut at, mut long_name, mut long_size) = (0, None, None);
-        loop {
-            if self.length.saturating_sub(at) < BLOCK {
-                return Err(self.cut(format!("it ends at byte {}, without the mark of an end", self.length)));
-            }
-            let header = self.read(at, BLOCK)?;
-            if header.iter().all(|&byte| byte == 0) {
-                return Ok(members);
-            }
-            let Some(Header { name, size, kind }) = Header::of(&header) else {
-                return Err(self.no_header(at, &header));
+        let mut archive = tar::Archive::new(&mut self.file);
+        // Where the next header is.
+        let mut at = 0;
+        let (path, length) = (self.path, self.length);
+        let mut failure = None;
+        for member in archive.entries_with_seek().map_err(Error::io(path))? {
+            let mut member = match member {
+                Ok(member) => member,
+                Err(error) => {
+                    failure = Some(error);
+                    break;
+                }
             };
-            let (name, size) = (long_name.take().unwrap_or(name), long_size.take().unwrap_or(size));
-            let offset = at + BLOCK;
-            if size > self.length - offset {
-                return Err(self.cut(format!("it ends within `{name}`")));
+            let (offset, size) = (member.raw_file_position(), member.size());
+            let kind = member.header().entry_type();
+            let sparse = kind.is_gnu_sparse() || has_gaps(&mut member);
+            let name = member.path_bytes();
+            let name = String::from_utf8_lossy(name.strip_prefix(b"./").unwrap_or(&name)).into_owned();
+            if size > length.saturating_sub(offset) {
+                return Err(cut(path, format!("it ends within `{name}`")));
             }
             at = offset + size.next_multiple_of(BLOCK);
             match kind {
-                b'L' => long_name = Some(text(&self.described(offset, size)?)),
-                b'x' => (long_name, long_size) = keys(&self.described(offset, size)?),
-                b'0' | 0 | b'7' if !name.ends_with('/') => {
-                    let name = name.trim_start_matches("./").to_owned();
+                _ if sparse => return Err(gaps(path, &format!("`{name}`"))),
+                EntryType::Regular | EntryType::Continuous if !name.ends_with('/') => {
                     members.push(Member { name, offset, length: size, link: false });
                 }
-                b'1' | b'2' => members.push(Member { name, offset, length: 0, link: true }),
-                b'S' => {
-                    let why = format!("`{name}` is stored with gaps: pack it without --sparse");
-                    return Err(self.unusable(why));
+                EntryType::Link | EntryType::Symlink => {
+                    members.push(Member { name, offset, length: 0, link: true });
                 }
                 _ => {}
             }
+        }
+        if let Some(error) = failure {
+            let kind = self.read(at + KIND, u64::from(length > at + KIND)).unwrap_or_default();
+            return Err(match kind[..] {
+                [b'S'] => gaps(path, "a member"),
+                _ => broken(path, &start, at, length, &error),
+            });
+        }
+        let end = BLOCK.min(length.saturating_sub(at));
+        match self.read(at, end)? {
+            end if end.len() as u64 == BLOCK && end.iter().all(|&byte| byte == 0) => Ok(members),
+            _ => Err(no_end(path, length)),
         }
     }
 
@@ -93,104 +102,51 @@ impl<R: Read + Seek> Tar<'_, R> {
         }
     }
 
-    fn described(&mut self, offset: u64, size: u64) -> Result<Vec<u8>, Error> {
-        match size <= MOST {
-            true => self.read(offset, size),
-            false => Err(self.unusable(format!("the name of a member has {size} bytes"))),
-        }
-    }
-
     fn read(&mut self, offset: u64, length: u64) -> Result<Vec<u8>, Error> {
         let mut bytes = vec![0; length as usize];
         let read = self.file.seek(SeekFrom::Start(offset)).and_then(|_| self.file.read_exact(&mut bytes));
         read.map(|()| bytes).map_err(Error::io(self.path))
     }
+}
 
-    fn no_header(&self, at: u64, found: &[u8]) -> Error {
-        let packed = [&b"\x1f\x8b"[..], b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd"];
-        match at {
-            0 if packed.iter().any(|mark| found.starts_with(mark)) => self.unusable(
-                "it is compressed, and members are read where they lie: decompress it first".into(),
-            ),
-            0 => self.unusable("it is not a tar".into()),
-            _ => self.unusable(format!("at byte {at} the header of a member is damaged: fetch it again")),
+/// Whether a member's keys say that not all of it is stored.
+fn has_gaps<R: Read>(member: &mut tar::Entry<'_, R>) -> bool {
+    let keys = member.pax_extensions().ok().flatten();
+    keys.is_some_and(|mut keys| {
+        keys.any(|key| key.is_ok_and(|key| key.key_bytes().starts_with(b"GNU.sparse.")))
+    })
+}
+
+/// What it means that no header could be read.
+///
+/// * `start`: the archive's first bytes. `at`: where the header is.
+fn broken(path: &Path, start: &[u8], at: u64, length: u64, error: &std::io::Error) -> Error {
+    let packed = [&b"\x1f\x8b"[..], b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd"];
+    let why: Cow<'_, str> = match at {
+        0 if packed.iter().any(|mark| start.starts_with(mark)) => {
+            "it is compressed, and members are read where they lie: decompress it first".into()
         }
-    }
-
-    fn cut(&self, why: String) -> Error {
-        Error::Cut { path: self.path.to_owned(), why }
-    }
-
-    fn unusable(&self, why: String) -> Error {
-        Error::Unusable { path: self.path.to_owned(), why }
-    }
+        _ if length.saturating_sub(at) < BLOCK => return no_end(path, length),
+        0 => "it is not a tar".into(),
+        _ => format!("at byte {at} the header of a member is damaged ({error}): fetch it again").into(),
+    };
+    unusable(path, why.into_owned())
 }
 
-/// What a header says.
-struct Header {
-    name: String,
-    size: u64,
-    kind: u8,
+fn gaps(path: &Path, what: &str) -> Error {
+    unusable(path, format!("{what} is stored with gaps: pack it without --sparse"))
 }
 
-impl Header {
-    /// Nothing if its checksum or its size is wrong.
-    fn of(block: &[u8]) -> Option<Header> {
-        let sum: u64 = block.iter().map(|&byte| u64::from(byte)).sum();
-        // The checksum's own place counts as spaces.
-        let own: u64 = block[148..156].iter().map(|&byte| u64::from(byte)).sum();
-        if number(&block[148..156])? != sum - own + 8 * u64::from(b' ') {
-            return None;
-        }
-        let (name, front) = (text(&block[..100]), text(&block[345..500]));
-        // GNU's headers, "ustar" with a space, have times where others have the front of the name.
-        let name = match &block[257..263] == b"ustar\0" && !front.is_empty() {
-            true => format!("{front}/{name}"),
-            false => name,
-        };
-        Some(Header { name, size: number(&block[124..136])?, kind: block[156] })
-    }
+fn no_end(path: &Path, length: u64) -> Error {
+    cut(path, format!("it ends at byte {length}, without the mark of an end"))
 }
 
-/// Up to the first zero; what is no text is replaced.
-fn text(bytes: &[u8]) -> String {
-    let end = bytes.iter().position(|&byte| byte == 0).unwrap_or(bytes.len());
-    String::from_utf8_lossy(&bytes[..end]).into_owned()
+fn cut(path: &Path, why: String) -> Error {
+    Error::Cut { path: path.to_owned(), why }
 }
 
-/// Octal digits, or base 256 where the highest bit says so.
-fn number(field: &[u8]) -> Option<u64> {
-    let (&first, rest) = field.split_first()?;
-    if first & 0x80 != 0 {
-        let digit = |sum: u64, &byte: &u8| sum.checked_mul(256)?.checked_add(byte.into());
-        return rest.iter().try_fold(u64::from(first & 0x7f), digit);
-    }
-    let text = text(field);
-    match text.trim() {
-        "" => Some(0),
-        digits => u64::from_str_radix(digits, 8).ok(),
-    }
-}
-
-/// Name and size out of the keys of PAX: `length key=value\n`, one after the other.
-fn keys(mut bytes: &[u8]) -> (Option<String>, Option<u64>) {
-    let (mut name, mut size) = (None, None);
-    while let Some(space) = bytes.iter().position(|&byte| byte == b' ') {
-        let length = std::str::from_utf8(&bytes[..space]).ok().and_then(|digits| digits.parse().ok());
-        let Some(length) = length.filter(|&length: &usize| length > space + 1 && length <= bytes.len())
-        else {
-            break;
-        };
-        let (record, rest) = bytes.split_at(length);
-        let record = String::from_utf8_lossy(record[space + 1..].trim_ascii_end());
-        match record.split_once('=') {
-            Some(("path", value)) => name = Some(value.to_owned()),
-            Some(("size", value)) => size = value.parse().ok(),
-            _ => {}
-        }
-        bytes = rest;
-    }
-    (name, size)
+fn unusable(path: &Path, why: String) -> Error {
+    Error::Unusable { path: path.to_owned(), why }
 }
 
 /// Tars for tests.
@@ -202,7 +158,8 @@ pub(super) mod made {
         block[..name.len()].copy_from_slice(name.as_bytes());
         block[124..135].copy_from_slice(format!("{:011o}", contents.len()).as_bytes());
         block[156] = kind;
-        block[257..265].copy_from_slice(b"ustar\x0000");
+        // Only GNU's headers can say that there are gaps.
+        block[257..265].copy_from_slice(if kind == b'S' { b"ustar  \0" } else { b"ustar\x0000" });
         block[148..156].fill(b' ');
         let sum: u32 = block.iter().map(|&byte| u32::from(byte)).sum();
         block[148..155].copy_from_slice(format!("{sum:06o}\0").as_bytes());
@@ -250,15 +207,6 @@ mod tests {
         let lengths: Vec<u64> = found.iter().map(|member| member.length).collect();
         assert_eq!((lengths, found[0].offset, found[3].link), (vec![5, 513, 600, 0], 512, true));
         assert!(bytes.concat()[found[2].offset as usize..].starts_with(&[2; 600]));
-    }
-
-    #[test]
-    fn numbers_are_octal_or_of_base_256() {
-        assert_eq!(number(b"00000001750\0"), Some(1000));
-        assert_eq!(number(b"   1750 \0\0\0\0"), Some(1000));
-        assert_eq!(number(b"\x80\0\0\0\0\0\0\x02\0\0\0\0"), Some(2 << 32));
-        assert_eq!(number(b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff"), None);
-        assert_eq!((number(b"\0\0\0"), number(b"9")), (Some(0), None));
     }
 
     #[test]
