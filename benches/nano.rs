@@ -86,15 +86,14 @@ fn main() {
     }
     for asked in &asked {
         println!("\n{}: {} queries, one thread, median of {ROUNDS} rounds", asked.kind, asked.queries.len());
-        let default = SearchParams::default();
-        ours(&snapshot, asked, "default", &default);
+        let (kind, plain) = (QueryKind::new(asked.kind).unwrap(), SearchParams::default());
+        ours(&snapshot, asked, "default", &snapshot.usual(plain, Some(&kind)));
         for target in TARGETS {
-            let kind = QueryKind::new(asked.kind).unwrap();
             let params = snapshot.params_for(TargetRecall::new(target).unwrap(), Some(&kind), TOP_K).unwrap();
             ours(&snapshot, asked, &format!("target {target}"), &params);
         }
         for ef_search in [16, 32, 64, 128, 256] {
-            ours(&snapshot, asked, &format!("ef {ef_search}"), &SearchParams { ef_search, ..default });
+            ours(&snapshot, asked, &format!("ef {ef_search}"), &SearchParams { ef_search, ..plain });
         }
         peers(&folder, asked, rows, dim);
     }

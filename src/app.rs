@@ -107,7 +107,7 @@ pub fn open(config: &Config, wants: Wants) -> anyhow::Result<App> {
     }
     app.default_blend = config.blend_params();
     app.default_search = config.search_params();
-    app.default_target = config.search.target_recall;
+    app.default_width = config.search_width();
     app.compact = config.compact.clone();
     Ok(app)
 }

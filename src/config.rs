@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use viscache::batch::{self, GenerateOptions};
 use viscache::blend::BlendParams;
 use viscache::cache::{CompactOptions, RowsMode};
-use viscache::flow::{ExpertSettings, Limits, SamplingOptions, VideoLimits};
+use viscache::flow::{ExpertSettings, Limits, SamplingOptions, VideoLimits, Width};
 use viscache::index::{SearchParams, TargetRecall};
 use viscache::media::{self, AudioLimits, MediaLimits, Orientation, PointLimits};
 use viscache::models::DeviceKind;
@@ -126,8 +126,8 @@ pub struct StopSettings {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Search {
-    /// Width of the beam.
-    pub ef_search: usize,
+    /// Width of the beam; without it, what is usual for queries of their kind.
+    pub ef_search: Option<usize>,
     /// Candidates scored again on the stored rows; without it, as many as the cache was measured to need.
     pub rescore: Option<usize>,
     /// Scan every row.
@@ -267,8 +267,8 @@ impl Default for Blend {
 
 impl Default for Search {
     fn default() -> Self {
-        let SearchParams { ef_search, rescore, exact, .. } = SearchParams::default();
-        Search { ef_search, rescore, exact, target_recall: None }
+        let SearchParams { rescore, exact, .. } = SearchParams::default();
+        Search { ef_search: None, rescore, exact, target_recall: None }
     }
 }
 
@@ -402,7 +402,18 @@ impl Config {
     /// Defaults of the search, the target aside.
     pub fn search_params(&self) -> SearchParams {
         let Search { ef_search, rescore, exact, .. } = self.search;
+        let ef_search = ef_search.unwrap_or(SearchParams::DEFAULT_EF_SEARCH);
         SearchParams { ef_search, rescore, exact, ..SearchParams::default() }
+    }
+
+    /// How wide the beam is by default.
+    pub fn search_width(&self) -> Width {
+        let Search { ef_search, exact, target_recall, .. } = self.search;
+        match target_recall {
+            Some(target) => Width::Recall(target),
+            None if exact || ef_search.is_some() => Width::Given,
+            None => Width::Usual,
+        }
     }
 
     /// Where numbers can be read, if anywhere.

@@ -18,14 +18,16 @@
 //! measured.
 //!
 //! A kind that was not measured, or is not known, gets a beam that is as wide, and rescores as many, as any measured kind needs,
-//! without a margin: margins of one kind say nothing of another. It is never narrower than the default beam: of spoken scenes, a kind
-//! that was not measured, a beam that was enough for pictures and made queries found 0.6 where 0.95 was asked for (`benches/nano.rs`).
+//! without a margin: margins of one kind say nothing of another. It is never narrower than the usual beam for such a kind: of spoken
+//! scenes, which were not measured, a beam that was enough for pictures and made queries found 0.6 where 0.95 was asked for
+//! (`benches/nano.rs`).
 //!
 //! The promise is of the ten nearest, or of the hundred where more hits are wanted ([`of_many`]), and of queries as those that were
 //! measured.
 
 use std::borrow::Cow;
 
+use super::apart::APART;
 use super::calibrate::{ENOUGH, MANY, RECALL_K};
 use super::{Error, Snapshot};
 use crate::index::{SearchParams, TargetRecall};
@@ -52,6 +54,13 @@ enum Way {
 }
 
 impl Snapshot {
+    /// How to search where nobody has said how wide: wider for a kind of query that was not measured.
+    ///
+    /// * `params`: all but the width is taken from them. `kind`: as in [`Snapshot::params_for`].
+    pub fn usual(&self, params: SearchParams, kind: Option<&QueryKind>) -> SearchParams {
+        SearchParams { ef_search: usual(self.generation_record(), kind), ..params }
+    }
+
     /// How to search for a recall, as calibrated when the generation was built.
     ///
     /// * `kind`: of the query; without it, or when it was not calibrated, what suffices for every kind that was. `top_k`: hits that
@@ -71,7 +80,7 @@ impl Snapshot {
         }
         let measured: Vec<(&str, &Measured)> =
             measured.iter().map(|(kind, measured)| (kind.as_str(), measured.as_ref())).collect();
-        match way(&measured, target, kind, self.row_price()) {
+        match way(&measured, target, kind, self.row_price(), usual(self.generation_record(), kind)) {
             Some(Way::Beam(RecallPoint { ef_search, rescore, margin, scan, .. })) => Ok(SearchParams {
                 ef_search,
                 rescore: Some(rescore),
@@ -85,6 +94,18 @@ impl Snapshot {
             None => Err(Error::NotCalibrated(self.record().name.clone())),
         }
     }
+}
+
+/// The usual beam for queries of a kind.
+fn usual(generation: &GenerationRecord, kind: Option<&QueryKind>) -> usize {
+    let measured = kinds(generation);
+    let mut measured = measured.iter().map(|(word, _)| word.as_str());
+    let known = match kind {
+        Some(kind) => measured.any(|word| word == kind.as_str()),
+        // One of those that were measured, if any are but the rows' own and what was made for want of queries.
+        None => measured.any(|word| word != Modality::Image.word() && word != APART),
+    };
+    if known { SearchParams::DEFAULT_EF_SEARCH } else { SearchParams::UNMEASURED_EF_SEARCH }
 }
 
 /// What was measured of a hundred hits, as if of ten: beams without margins, that score as many again. What was measured before
@@ -132,12 +153,14 @@ fn kinds(record: &GenerationRecord) -> Vec<(String, Cow<'_, Measured>)> {
     all.map(|(kind, curve)| (kind.to_owned(), of_curve(curve))).collect()
 }
 
-/// * `measured`: by kind; nothing that is empty. `row_price`: of a row scored in full, in rows scored on codes.
+/// * `measured`: by kind; nothing that is empty. `row_price`: of a row scored in full, in rows scored on codes. `usual`: the least
+///   width for a kind that was not measured.
 fn way(
     measured: &[(&str, &Measured)],
     target: TargetRecall,
     kind: Option<&QueryKind>,
     row_price: f64,
+    usual: usize,
 ) -> Option<Way> {
     let target = target.get();
     if measured.is_empty() {
@@ -158,10 +181,7 @@ fn way(
     let enough = known.map(|(_, of)| cheapest(of, target, row_price, plain)).reduce(wider);
     // What is easy for those that were measured may be hard for others.
     enough.map(|way| match way {
-        Way::Beam(point) => Way::Beam(RecallPoint {
-            ef_search: point.ef_search.max(SearchParams::DEFAULT_EF_SEARCH),
-            ..point
-        }),
+        Way::Beam(point) => Way::Beam(RecallPoint { ef_search: point.ef_search.max(usual), ..point }),
         Way::Scan => Way::Scan,
     })
 }
@@ -253,6 +273,15 @@ fn reach(points: &[RecallPoint], needed: f64, missed: f64) -> Option<RecallPoint
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    fn way(
+        measured: &[(&str, &Measured)],
+        target: TargetRecall,
+        kind: Option<&QueryKind>,
+        row_price: f64,
+    ) -> Option<Way> {
+        super::way(measured, target, kind, row_price, SearchParams::DEFAULT_EF_SEARCH)
+    }
 
     fn target(recall: f64) -> TargetRecall {
         TargetRecall::new(recall).unwrap()

@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
-use super::{Caches, Error, ExpertSettings, Experts, Sampler, Slots, VideoLimits};
+use super::{Caches, Error, ExpertSettings, Experts, Sampler, Slots, VideoLimits, Width};
 use crate::batch::{Embedder, Generator};
 use crate::blend::BlendParams;
 use crate::budget::Budget;
 use crate::cache::{Background, Cache, CompactOptions, LoadOptions};
-use crate::index::{SearchParams, Searcher, TargetRecall};
+use crate::index::{SearchParams, Searcher};
 use crate::media::MediaLimits;
 use crate::models::encoder::Encoder;
 use crate::store::{ModelSource, Store};
@@ -122,8 +122,8 @@ pub struct App {
     pub default_blend: BlendParams,
     /// Likewise.
     pub default_search: SearchParams,
-    /// The recall that such a search is for, in place of its beam.
-    pub default_target: Option<TargetRecall>,
+    /// The width of its beam.
+    pub default_width: Width,
     /// What measures the recall of live searches.
     pub sampler: Sampler,
     /// When and how changes are compacted.
@@ -164,7 +164,7 @@ impl App {
             experts: Experts { settings: ExpertSettings::default(), captioner: None },
             default_blend: BlendParams::default(),
             default_search: SearchParams::default(),
-            default_target: None,
+            default_width: Width::Usual,
             sampler: Sampler::off(),
             compact: CompactOptions::default(),
             background: Background::default(),

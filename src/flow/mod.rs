@@ -36,7 +36,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use crate::budget::{self, Tab};
-use crate::index::TargetRecall;
+use crate::cache::Snapshot;
+use crate::index::{SearchParams, TargetRecall};
 use crate::types::{CacheName, Embedding, Modality, QueryKind};
 use crate::{batch, blend, cache, media, models};
 
@@ -239,11 +240,23 @@ pub enum Query {
     Ready(Embedding),
 }
 
-/// The recall that a request wants, and what its queries are.
+/// How wide a beam is.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub enum Width {
+    /// As usual for queries of their kind.
+    #[default]
+    Usual,
+    /// As the parameters of the search say.
+    Given,
+    /// As wide as this recall needs.
+    Recall(TargetRecall),
+}
+
+/// How wide a beam a request wants, and what its queries are.
 #[derive(Debug, Clone, Default)]
 pub struct Aim {
-    /// In place of the width of the beam.
-    pub target: Option<TargetRecall>,
+    /// The width of the beam.
+    pub width: Width,
     /// Of every query in the request; without it, media speak for themselves.
     pub kind: Option<QueryKind>,
 }
@@ -260,6 +273,28 @@ pub(crate) fn with_causes(error: &dyn std::error::Error) -> String {
         source = cause.source();
     }
     told
+}
+
+impl Aim {
+    /// How a cache is searched for hits of one query.
+    ///
+    /// * `search`: what the request says, or the server's defaults. `kind`: of the query.
+    ///
+    /// # Errors
+    /// [`cache::Error::NotCalibrated`], where a recall is wanted.
+    pub fn params(
+        &self,
+        snapshot: &Snapshot,
+        search: SearchParams,
+        kind: Option<&QueryKind>,
+        top_k: usize,
+    ) -> Result<SearchParams, cache::Error> {
+        match self.width {
+            Width::Usual => Ok(snapshot.usual(search, kind)),
+            Width::Given => Ok(search),
+            Width::Recall(target) => snapshot.params_for(target, kind, top_k),
+        }
+    }
 }
 
 impl Modality {

@@ -257,10 +257,7 @@ impl Way<'_> {
     }
 
     fn params(&self, kind: Option<&QueryKind>, top_k: usize) -> Result<SearchParams, Error> {
-        Ok(match self.aim.target {
-            Some(target) => self.snapshot.params_for(target, kind, top_k)?,
-            None => self.search,
-        })
+        Ok(self.aim.params(self.snapshot, self.search, kind, top_k)?)
     }
 }
 

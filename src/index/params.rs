@@ -187,6 +187,8 @@ pub struct SearchParams {
 impl SearchParams {
     /// Default of [`SearchParams::ef_search`].
     pub const DEFAULT_EF_SEARCH: usize = 96;
+    /// The same for queries of a kind that nothing was measured by: what is wide enough for pictures may not be for voices.
+    pub const UNMEASURED_EF_SEARCH: usize = 160;
     /// Default of [`SearchParams::rescore`].
     pub const DEFAULT_RESCORE: usize = 40;
     /// Largest accepted [`SearchParams::ef_search`].

@@ -220,9 +220,9 @@ fn load(app: &App, request: &proto::EnhanceRequest) -> Load {
     let Ok(snapshot) = app.cache(&request.cache).map(|cache| cache.snapshot()) else { return Load::Heavy };
     let blend = convert::blend_params(app, request.blend);
     let top_k = blend.as_ref().map_or(0, |blend| blend.top_k);
-    let params = |aim: flow::Aim| match aim.target {
-        Some(target) => Ok(snapshot.params_for(target, aim.kind.as_ref(), top_k)?),
-        None => convert::search_params(app, request.search.as_ref()),
+    let params = |aim: flow::Aim| {
+        let search = convert::search_params(app, request.search.as_ref())?;
+        Ok(aim.params(&snapshot, search, aim.kind.as_ref(), top_k)?)
     };
     let narrow = convert::aim(app, request.search.as_ref())
         .and_then(params)
@@ -317,10 +317,16 @@ fn describe(app: &App, cache: &Cache) -> proto::DescribeResponse {
             weight: Some(app.default_blend.weight),
         }),
         default_search: Some(proto::SearchParams {
-            ef_search: Some(app.default_search.ef_search as u32),
+            ef_search: Some(match app.default_width {
+                flow::Width::Usual => snapshot.usual(app.default_search, None).ef_search as u32,
+                flow::Width::Given | flow::Width::Recall(_) => app.default_search.ef_search as u32,
+            }),
             rescore: Some(snapshot.rescore(&app.default_search) as u32),
             exact: app.default_search.exact,
-            target_recall: app.default_target.map(f64::from),
+            target_recall: match app.default_width {
+                flow::Width::Recall(target) => Some(target.into()),
+                flow::Width::Usual | flow::Width::Given => None,
+            },
             query_kind: String::new(),
         }),
         limits: Some(convert::limits(app)),

@@ -113,9 +113,10 @@ async fn describe_tells_what_there_is_and_every_limit() {
     assert_eq!((curve.kind.as_str(), &curve.points, curve.ways.len()), ("image", &points, 0));
     assert_eq!((told.live_recall, told.recall_sampling_rate), (vec![], 0.0));
     assert_eq!(told.default_blend, blend(10, 20.0, 0.5));
+    // Of queries that nothing is known of.
     assert_eq!(
         told.default_search,
-        Some(SearchParams { ef_search: Some(96), rescore: Some(40), ..SearchParams::default() })
+        Some(SearchParams { ef_search: Some(160), rescore: Some(40), ..SearchParams::default() })
     );
     let configured = proto::Limits {
         max_message_bytes: 3 << 20,

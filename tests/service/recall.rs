@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use tonic::Code;
 use viscache::cache::{Cache, CompactOptions, LoadOptions, RowsMode};
-use viscache::flow::{App, Limits, Sampler, SamplingOptions};
+use viscache::flow::{App, Limits, Sampler, SamplingOptions, Width};
 use viscache::index::TargetRecall;
 use viscache::serve::proto::{
     self, CompactRequest, Cost, DeleteRequest, DescribeRequest, EnhanceRequest, Query, SearchParams,
@@ -69,6 +69,10 @@ fn wish(target: f64, kind: &str) -> SearchParams {
     SearchParams { target_recall: Some(target), query_kind: kind.into(), ..SearchParams::default() }
 }
 
+fn of_kind(kind: &str) -> SearchParams {
+    SearchParams { query_kind: kind.into(), ..SearchParams::default() }
+}
+
 fn used(cost: &Option<Cost>) -> (u32, bool) {
     let cost = cost.as_ref().unwrap();
     (cost.ef_search, cost.plan() == proto::Plan::Exact)
@@ -86,15 +90,21 @@ async fn a_target_becomes_the_beam_that_was_measured_to_reach_it() {
         (wish(0.99, "image"), (64, false)),
         (wish(0.95, "text"), (64, false)),
         (wish(0.975, "text"), (128, false)),
-        // Without a kind, and for one that nobody measured, what suffices for all.
+        // Without a kind what suffices for all, and for one that nobody measured no less than is usual for it.
         (wish(0.95, ""), (96, false)),
-        (wish(0.975, "audio"), (128, false)),
+        (wish(0.975, "audio"), (160, false)),
         // Not reached by any beam that was measured.
         (wish(0.99, "text"), (0, true)),
         (wish(0.99, ""), (0, true)),
         (SearchParams { exact: true, ..wish(0.6, "image") }, (0, true)),
         (SearchParams { ef_search: Some(33), ..SearchParams::default() }, (33, false)),
         (SearchParams::default(), (96, false)),
+        // Wider for a kind that nobody measured.
+        (of_kind("text"), (96, false)),
+        (of_kind("image"), (96, false)),
+        (of_kind("audio"), (160, false)),
+        (SearchParams { rescore: Some(50), ..of_kind("audio") }, (160, false)),
+        (SearchParams { exact: true, ..of_kind("audio") }, (0, true)),
     ] {
         let found = server.cache().search(ask(params.clone())).await.unwrap().into_inner();
         for result in &found.results {
@@ -117,11 +127,12 @@ async fn a_target_becomes_the_beam_that_was_measured_to_reach_it() {
 
     // The server's own target, and a request's beam over it.
     let mut app = app(folder.path(), RowsMode::Ram);
-    app.default_target = Some(TargetRecall::new(0.975).unwrap());
+    app.default_width = Width::Recall(TargetRecall::new(0.975).unwrap());
     let server = Server::start(app).await;
     for (params, expected) in [
         (SearchParams::default(), 128),
-        (SearchParams { query_kind: "text".into(), ..SearchParams::default() }, 128),
+        (of_kind("text"), 128),
+        (SearchParams { rescore: Some(50), ..of_kind("audio") }, 160),
         (SearchParams { ef_search: Some(33), ..SearchParams::default() }, 33),
         (wish(0.9, "image"), 16),
     ] {
@@ -194,8 +205,22 @@ async fn what_cannot_be_aimed_at_is_refused_by_name() {
     let refused = server.cache().search(ask(wish(0.9, "text"))).await.unwrap_err();
     assert_eq!(whole(&refused), refusal(Code::FailedPrecondition, "NOT_CALIBRATED", ""));
     assert!(refused.message().contains("index-builder index --cache rows"), "{}", refused.message());
-    assert!(server.cache().search(ask(SearchParams::default())).await.is_ok());
-    assert_eq!(describe(&server, ROWS).await.recall_curves, []);
+    let width = async |server: &Server| {
+        let found = server.cache().search(ask(SearchParams::default())).await.unwrap().into_inner();
+        let described = describe(server, ROWS).await;
+        assert_eq!(described.recall_curves, []);
+        let used = used(&found.results[0].cost).0;
+        assert_eq!(described.default_search.unwrap().ef_search, Some(used));
+        used
+    };
+    assert_eq!(width(&server).await, 160);
+    server.stop().await;
+
+    // What the server's settings say holds for all.
+    let mut app = app(unmeasured.path(), RowsMode::Ram);
+    app.default_width = Width::Given;
+    let server = Server::start(app).await;
+    assert_eq!(width(&server).await, 96);
     server.stop().await;
 }
 
@@ -220,7 +245,7 @@ async fn a_margin_that_reaches_a_target_with_less_is_taken_and_described() {
     let server = Server::start(app(folder.path(), RowsMode::Ram)).await;
     // Of a kind that was not measured no margin is known.
     for (target, kind, expected) in
-        [(0.975, "text", 64), (0.8, "text", 16), (0.9, "image", 16), (0.975, "audio", 128)]
+        [(0.975, "text", 64), (0.8, "text", 16), (0.9, "image", 16), (0.975, "audio", 160)]
     {
         let found = server.cache().search(ask(wish(target, kind))).await.unwrap().into_inner();
         assert_eq!(used(&found.results[0].cost), (expected, false), "{target} {kind}");

@@ -155,7 +155,7 @@ fn show(
                 top_k: largest,
                 search: job.app.default_search,
                 filter: None,
-                aim: Aim { target: job.app.default_target, kind: Some(media.modality().into()) },
+                aim: Aim { width: job.app.default_width, kind: Some(media.modality().into()) },
             };
             let mut searched = flow::search(job.app, request, job.call, |_, answer| Ok(answer.found.hits))?;
             let hits = searched.results.pop().unwrap_or(Err(Error::Cancelled))?;

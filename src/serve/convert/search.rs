@@ -2,7 +2,7 @@
 
 use super::argument;
 use crate::blend::BlendParams;
-use crate::flow::{Aim, App, Error};
+use crate::flow::{Aim, App, Error, Width};
 use crate::index::{SearchParams, TargetRecall};
 use crate::serve::proto::{self, filter};
 use crate::types::{Filter, ItemId, QueryKind};
@@ -131,21 +131,24 @@ fn conditions(
 
 /// What recall is wanted, with the server's default filled in where the request says nothing of a beam either.
 pub(in crate::serve) fn aim(app: &App, params: Option<&proto::SearchParams>) -> Result<Aim, Error> {
-    let Some(params) = params else { return Ok(Aim { target: app.default_target, kind: None }) };
+    let Some(params) = params else { return Ok(Aim { width: app.default_width, kind: None }) };
     let kind = Some(params.query_kind.as_str()).filter(|word| !word.is_empty()).map(QueryKind::new);
     let kind = kind.transpose().map_err(|e| argument("search.query_kind", e.to_string()))?;
-    let target = match (params.target_recall, params.ef_search.is_some() || params.rescore.is_some()) {
+    let given = params.ef_search.is_some() || params.rescore.is_some();
+    let width = match (params.target_recall, given) {
         (Some(_), true) => {
             let why = "chooses the beam; send it, or `ef_search` and `rescore`, not both";
             return Err(argument("search.target_recall", why));
         }
-        (Some(target), false) => {
-            Some(TargetRecall::new(target).map_err(|e| argument("search.target_recall", e.to_string()))?)
-        }
-        (None, true) => None,
-        (None, false) => app.default_target,
+        (Some(target), false) => Width::Recall(
+            TargetRecall::new(target).map_err(|e| argument("search.target_recall", e.to_string()))?,
+        ),
+        (None, _) if params.exact || params.ef_search.is_some() => Width::Given,
+        // As many are scored again as it says, in the beam that would have been used without.
+        (None, true) if matches!(app.default_width, Width::Recall(_)) => Width::Usual,
+        (None, _) => app.default_width,
     };
-    Ok(Aim { target: target.filter(|_| !params.exact), kind })
+    Ok(Aim { width: if params.exact { Width::Given } else { width }, kind })
 }
 
 /// Hits wanted by a search.
