@@ -10,6 +10,7 @@
 //! |---|---|
 //! | `queue.rs` | who is next: a pure state machine |
 //! | `worker.rs` | the threads that own the model |
+//! | `views.rs` | a film in many turns |
 //! | `line.rs` | what is asked of the decoder, what is told of it, who waits |
 //! | `generate.rs` | who may ask it |
 //! | `decode.rs` | the thread that owns it: answers that join and leave at every step |
@@ -31,16 +32,18 @@ mod line;
 mod pace;
 mod queue;
 mod score;
+mod views;
 mod worker;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::Sender;
 pub use generate::Generator;
 pub use line::{Event, Finish, GenerateOptions, Seen, StopReason, Task};
 use queue::Queue;
+use views::Film;
+use worker::Answer;
 
 use crate::models;
 use crate::models::encoder::{Encoded, Encoder, PrepareError, Prepared};
@@ -200,12 +203,10 @@ struct State {
 
 /// One input on its way.
 struct Job {
-    /// Its place among those its caller sent.
-    at: usize,
     input: Input,
     wait: Wait,
     since: Instant,
-    answer: Sender<(usize, Result<Encoded, Error>)>,
+    answer: Answer,
 }
 
 impl Embedder {
@@ -231,6 +232,18 @@ impl Embedder {
         &self.shared.encoder
     }
 
+    /// What lanes take one at a time: a film's views, or the input as it is.
+    fn turns(&self, input: Input) -> Vec<Input> {
+        let views = match &input {
+            Input::Prepared(prepared) if self.prepares() => prepared.views(),
+            _ => Vec::new(),
+        };
+        match views.is_empty() {
+            true => vec![input],
+            false => views.into_iter().map(Input::Prepared).collect(),
+        }
+    }
+
     /// Embeds inputs, each with a result of its own, in order. Blocks.
     ///
     /// * `admitted`: whether the caller is in already and waits for room; otherwise a full line refuses at once.
@@ -245,11 +258,12 @@ impl Embedder {
     ) -> Result<Vec<Result<Encoded, Error>>, Error> {
         let count = inputs.len();
         let (answer, answers) = crossbeam_channel::bounded(count.max(1));
+        let inputs: Vec<Vec<Input>> = inputs.into_iter().map(|input| self.turns(input)).collect();
         {
             let mut state = self.shared.lock();
             loop {
-                let counts =
-                    Modality::ALL.map(|m| (m, inputs.iter().filter(|input| input.modality() == m).count()));
+                let of = |m| inputs.iter().flatten().filter(|input| input.modality() == m).count();
+                let counts = Modality::ALL.map(|m| (m, of(m)));
                 let full = counts.into_iter().find(|&(m, n)| n > 0 && !state.queue.has_room(m, n));
                 let Some((modality, _)) = full else { break };
                 if !admitted {
@@ -260,10 +274,18 @@ impl Embedder {
                 state = self.shared.room.wait_timeout(state, LOOK).unwrap_or_else(PoisonError::into_inner).0;
             }
             let since = Instant::now();
-            for (at, input) in inputs.into_iter().enumerate() {
+            let mut push = |input: Input, answer: Answer, due: Instant| {
                 let (modality, cost) = (input.modality(), input.cost(&self.shared.encoder));
-                let job = Job { at, input, wait: wait.clone(), since, answer: answer.clone() };
-                state.queue.push(modality, job, cost, wait.deadline, since);
+                let job = Job { input, wait: wait.clone(), since, answer };
+                state.queue.push(modality, job, cost, wait.deadline, due);
+            };
+            for (at, turns) in inputs.into_iter().enumerate() {
+                let (answer, count) = (Answer::of(at, answer.clone()), turns.len());
+                let film = (count > 1).then(|| Film::of(count));
+                for (nth, input) in turns.into_iter().enumerate() {
+                    let answer = film.as_ref().map_or(answer.clone(), |film| answer.of_view(film, nth));
+                    push(input, answer, since + nth as u32 * views::PACE);
+                }
             }
         }
         drop(answer);
@@ -382,6 +404,55 @@ mod tests {
         let results = embedder.encode(inputs(&many[..2]), &gone, false).unwrap();
         assert!(results.iter().all(|result| matches!(result, Err(Error::Cancelled))));
     }
+
+    /// A lane that is in the middle of a film turns to a text when the view that it is at is seen.
+    #[test]
+    fn a_film_is_looked_at_in_turns() {
+        let embedder = embedder(Options::default(), 1);
+        let side = 32;
+        let film = |views: usize| {
+            let values = (0..views * 3 * 2 * side * side).map(|i| (i as f32 * 0.013).sin()).collect();
+            Prepared {
+                modality: Modality::Video,
+                shape: vec![views, 3, 2, side, side],
+                values: crate::models::encoder::Values::Float(values),
+                start: 0,
+            }
+        };
+        // Nano sees 32 × 32 points; a film of another size is refused as a whole.
+        let whole = embedder.encoder().encode(&[film(5)]).remove(0);
+        let Ok(whole) = whole else { panic!("{whole:?}") };
+        let turns = embedder.encode(inputs(&[film(5)]), &Wait::default(), false).unwrap().remove(0).unwrap();
+        for (a, b) in whole.embedding.as_slice().iter().zip(turns.embedding.as_slice()) {
+            assert!((a - b).abs() < 1e-5, "{a} {b}");
+        }
+        std::thread::scope(|scope| {
+            let (long, text) = (film(400), texts(&embedder, 1));
+            let seen =
+                scope.spawn(|| embedder.encode(inputs(&[long]), &Wait::default(), false).unwrap().remove(0));
+            while embedder.shared.lock().queue.len(Modality::Video) == 0 {
+                std::thread::yield_now();
+            }
+            let answered = embedder.encode(inputs(&text), &Wait::default(), false).unwrap().remove(0);
+            assert!(answered.is_ok());
+            assert!(!seen.is_finished(), "the text waited for the film");
+            assert!(seen.join().unwrap().is_ok());
+        });
+        // Whoever goes is noticed between two views.
+        let gone = Wait::default();
+        std::thread::scope(|scope| {
+            let (long, wait, embedder) = (film(400), gone.clone(), &embedder);
+            let seen = scope.spawn(move || embedder.encode(inputs(&[long]), &wait, false).unwrap().remove(0));
+            while embedder.shared.lock().queue.len(Modality::Video) > 390
+                || embedder.shared.lock().queue.len(Modality::Video) == 0
+            {
+                std::thread::yield_now();
+            }
+            gone.cancelled.store(true, Ordering::Relaxed);
+            assert!(matches!(seen.join().unwrap(), Err(Error::Cancelled)));
+        });
+    }
+
     #[test]
     fn what_cannot_be_prepared_costs_its_own_answer() {
         let embedder = embedder(Options::default(), 1);

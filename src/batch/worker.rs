@@ -1,14 +1,17 @@
 //! The threads that own the model: on the CPU one for each lane, on a card one.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::Instant;
 
+use crossbeam_channel::Sender;
 use rayon::ThreadPoolBuilder;
 
 use super::queue::Taken;
+use super::views::Film;
 use super::{Error, Input, Job, Shared};
-use crate::models::encoder::{Encoder, PrepareError, Prepared};
+use crate::models::encoder::{Encoded, Encoder, PrepareError, Prepared};
 use crate::{media, metrics, models};
 
 /// Starts them; each ends when the queue is closed and empty.
@@ -44,13 +47,12 @@ fn work(shared: &Shared, most: u64) {
             } else {
                 Error::Deadline
             };
-            job.answer(Err(error));
+            job.answer.answer(Err(error));
         }
         let Some(first) = batch.first() else { continue };
         metrics::observe_batch(first.input.modality().word(), batch.len(), first.since.elapsed());
         let (mut inputs, mut jobs) = (Vec::with_capacity(batch.len()), Vec::with_capacity(batch.len()));
-        for Job { at, input, answer, .. } in batch {
-            let answer = Answer { at, answer };
+        for Job { input, answer, .. } in batch {
             match prepared(&shared.encoder, input) {
                 Ok(input) => {
                     inputs.push(input);
@@ -83,7 +85,7 @@ fn next(shared: &Shared, most: u64) -> Option<Taken<Job>> {
     let mut state = shared.lock();
     loop {
         let taken = state.queue.next_batch(Instant::now(), most, |job| {
-            job.wait.cancelled.load(std::sync::atomic::Ordering::Relaxed)
+            job.wait.cancelled.load(Ordering::Relaxed) || job.answer.is_known()
         });
         if !taken.batch.is_empty() || !taken.dropped.is_empty() {
             drop(state);
@@ -98,20 +100,37 @@ fn next(shared: &Shared, most: u64) -> Option<Taken<Job>> {
 }
 
 /// Where a result goes.
-struct Answer {
+#[derive(Clone)]
+pub(super) struct Answer {
+    /// The input's place among those its caller sent.
     at: usize,
-    answer: crossbeam_channel::Sender<(usize, Result<crate::models::encoder::Encoded, Error>)>,
+    caller: Sender<(usize, Result<Encoded, Error>)>,
+    /// It is of one view of a film.
+    view: Option<(Arc<Film>, usize)>,
 }
 
 impl Answer {
-    /// Nobody may be listening any more.
-    fn answer(self, result: Result<crate::models::encoder::Encoded, Error>) {
-        _ = self.answer.send((self.at, result));
+    pub(super) fn of(at: usize, caller: Sender<(usize, Result<Encoded, Error>)>) -> Self {
+        Answer { at, caller, view: None }
     }
-}
 
-impl Job {
-    fn answer(self, result: Result<crate::models::encoder::Encoded, Error>) {
-        Answer { at: self.at, answer: self.answer }.answer(result);
+    pub(super) fn of_view(&self, film: &Arc<Film>, nth: usize) -> Self {
+        Answer { view: Some((film.clone(), nth)), ..self.clone() }
+    }
+
+    /// Whether the caller knows already, by another view.
+    fn is_known(&self) -> bool {
+        self.view.as_ref().is_some_and(|(film, _)| film.is_answered())
+    }
+
+    /// Nobody may be listening any more.
+    fn answer(self, result: Result<Encoded, Error>) {
+        let whole = match &self.view {
+            None => Some(result),
+            Some((film, nth)) => film.seen(*nth, result),
+        };
+        if let Some(result) = whole {
+            _ = self.caller.send((self.at, result));
+        }
     }
 }

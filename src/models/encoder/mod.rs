@@ -81,6 +81,24 @@ pub struct Encoded {
     pub prenorm: Embedding,
 }
 
+impl Encoded {
+    /// The mean of what views of one thing gave.
+    ///
+    /// # Errors
+    /// [`Error::Output`] for numbers that are not finite, and where there is no view.
+    pub fn mean(views: &[Encoded]) -> Result<Encoded, Error> {
+        let mean = |part: fn(&Encoded) -> &Embedding| {
+            let mut sum = views.first().map_or(Vec::new(), |first| vec![0f32; part(first).as_slice().len()]);
+            for view in views {
+                sum.iter_mut().zip(part(view).as_slice()).for_each(|(sum, v)| *sum += v);
+            }
+            sum.iter_mut().for_each(|sum| *sum *= (1.0 / views.len() as f64) as f32);
+            Embedding::new(sum)
+        };
+        Ok(Encoded { embedding: mean(|view| &view.embedding)?, prenorm: mean(|view| &view.prenorm)? })
+    }
+}
+
 impl Encoder {
     /// What its embeddings come from.
     pub fn origin(&self) -> &Origin {

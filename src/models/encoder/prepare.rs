@@ -81,6 +81,25 @@ impl Prepared {
         Prepared { modality, shape: shape.into(), values: Values::Float(values), start: 0 }
     }
 
+    /// A film's views, each as a film of one, in their order; nothing of what is looked at as a whole.
+    pub fn views(&self) -> Vec<Prepared> {
+        let (Values::Float(values), Modality::Video, [count, ..]) =
+            (&self.values, self.modality, &self.shape[..])
+        else {
+            return Vec::new();
+        };
+        if *count < 2 {
+            return Vec::new();
+        }
+        let view = |values: &[f32]| Prepared {
+            modality: self.modality,
+            shape: [1].into_iter().chain(self.shape[1..].iter().copied()).collect(),
+            values: Values::Float(values.to_vec()),
+            start: self.start,
+        };
+        values.chunks_exact((values.len() / count).max(1)).map(view).collect()
+    }
+
     /// A batch of one shape and modality, `[B, …]`.
     pub(super) fn stack(batch: &[&Prepared]) -> Result<Tensor, Error> {
         let Some(first) = batch.first() else { return Err(Error::Config("an empty batch".into())) };
