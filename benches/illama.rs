@@ -34,7 +34,7 @@ fn main() {
     // SAFETY: this is the first statement of the process.
     unsafe { viscache::models::device::settle_process() };
     // As the program that trains.
-    viscache::models::device::hold_memory();
+    viscache::allocator::hold();
     machine();
     let (threads, rounds) = (setting("VISCACHE_BENCH_THREADS", cores()), setting("VISCACHE_BENCH_ROUNDS", 5));
     let python = std::env::var_os("VISCACHE_BENCH_PYTHON");

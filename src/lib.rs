@@ -26,6 +26,7 @@
 //! ask      serve ─ flow::enhance ─ (models) ─ blend::mix ─ cache::Snapshot::search ─ blend::blend ─► serve
 //! ```
 
+pub mod allocator;
 pub mod batch;
 pub mod blend;
 pub mod budget;

@@ -197,7 +197,7 @@ fn follow<T: Task>(task: &T, recipe: &Recipe, plan: &Plan, args: &TrainArgs) -> 
     })
     .context("interrupts cannot be heard")?;
     // What was needed to load it goes back first.
-    viscache::models::device::hold_memory();
+    viscache::allocator::hold();
     let mut screen = Screen::new(args.json);
     let outcome = run(task, plan, out, &mut |news| {
         screen.show(&news);

@@ -19,6 +19,7 @@ use candle_core::{CpuStorage, Storage};
 use candle_core::{DType, Device, Tensor, Var};
 
 use super::Error;
+use crate::allocator;
 use crate::kernels::q8::Reach;
 use crate::types::WeightDtype;
 
@@ -29,14 +30,14 @@ use crate::types::WeightDtype;
 /// And has it do everything but products where it is called, by `CANDLE_NUM_THREADS`: the threads that it shares out other operations
 /// to serve one caller at a time, for whom all others wait and spin. We work on as many inputs at a time as there are cores.
 ///
-/// And tells the C library's allocator, which RocksDB allocates with, to give back what it is given back ([`settle_c_allocator`]).
+/// And tells the C library's allocator how to behave ([`allocator::settle`]).
 ///
 /// Values that are there already stay.
 ///
 /// # Safety
 /// The first thing that a process does: no other thread may exist, since it changes the environment.
 pub unsafe fn settle_process() {
-    settle_c_allocator();
+    allocator::settle();
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     for (name, value) in [("RAYON_NUM_THREADS", threads), ("CANDLE_NUM_THREADS", 1)] {
         if std::env::var_os(name).is_none() {
@@ -44,45 +45,6 @@ pub unsafe fn settle_process() {
             unsafe { std::env::set_var(name, value.to_string()) };
         }
     }
-}
-
-/// Has the C library's allocator map blocks from 256 KiB each for itself, give back what is free at its end from there on, and share two
-/// arenas between all threads. Left alone, a cache that changes has it keep up to a fifth of the process for RocksDB's next table
-/// (`docs/decisions/0029-c-allocator.md`).
-///
-/// Does nothing where the environment tells it something, or with another C library.
-fn settle_c_allocator() {
-    #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    {
-        const LARGE: libc::c_int = 256 << 10;
-        let told = |(name, _): (std::ffi::OsString, _)| {
-            name.to_str().is_some_and(|name| name.starts_with("MALLOC_") || name == "GLIBC_TUNABLES")
-        };
-        if std::env::vars_os().any(told) {
-            return;
-        }
-        for (option, value) in [
-            (libc::M_MMAP_THRESHOLD, LARGE),
-            (libc::M_TRIM_THRESHOLD, LARGE),
-            (libc::M_ARENA_MAX, 2),
-        ] {
-            // SAFETY: numbers that the allocator stores. It is asked for nothing meanwhile, since there is one thread.
-            unsafe { libc::mallopt(option, value) };
-        }
-    }
-}
-
-/// Has the allocator hold what is given back for ten seconds before the system gets it. A step of training asks for the same memory again
-/// and again, and what the system had in between it clears anew: a tenth of a step.
-///
-/// For programs that allocate with mimalloc; for others it does nothing. To be called when what is held for good is loaded: what loading
-/// leaves in between would be held as well.
-pub fn hold_memory() {
-    /// `mi_option_purge_delay`, milliseconds, which the crate has no name for. The place is the same in mimalloc 2 and 3.
-    const PURGE_DELAY: libmimalloc_sys::mi_option_t = 15;
-    // SAFETY: it stores a number in a table of the allocator's, at a place that the table has; whoever reads it meanwhile finds the old
-    // number or the new.
-    unsafe { libmimalloc_sys::mi_option_set(PURGE_DELAY, 10_000) };
 }
 
 /// Where a model runs.

@@ -277,6 +277,12 @@ impl Door {
         }
     }
 
+    /// Calls that ended.
+    pub(super) fn calls(&self) -> u64 {
+        let methods = self.methods.lock().unwrap_or_else(PoisonError::into_inner);
+        methods.values().map(|counts| counts.calls.load(Ordering::Relaxed)).sum()
+    }
+
     /// Time since the server started.
     pub(super) fn uptime(&self) -> Duration {
         self.started.elapsed()

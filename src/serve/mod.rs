@@ -46,7 +46,7 @@ mod tensor;
 
 use std::future::Future;
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::net::TcpListener;
 use tonic::codec::CompressionEncoding::{Gzip, Zstd};
@@ -57,6 +57,7 @@ use tonic_health::server::HealthReporter;
 use tower::layer::util::{Identity, Stack};
 use tracing::warn;
 
+use crate::allocator;
 use crate::batch::Generator;
 use crate::flow::App;
 use crate::types::Modality;
@@ -89,6 +90,10 @@ const WINDOW_BYTES: u32 = 1 << 20;
 
 /// How often somebody looks for replies that nobody reads, and for connections that say nothing.
 const SWEEP: Duration = Duration::from_secs(1);
+
+/// How often memory is given back between calls that leave no second free, and how long after the last of them it is done again: longer
+/// than the ten seconds that a thread without work lives.
+const GIVE_BACK: Duration = Duration::from_secs(15);
 
 /// How often a stopping server looks whether all is answered, and what it leaves answers to end, and the last bytes.
 const LOOK: Duration = Duration::from_millis(10);
@@ -190,8 +195,10 @@ async fn watch(app: Weak<App>, health: HealthReporter) {
     }
 }
 
-/// Looks after replies that nobody reads, and connections that say nothing, for as long as there is a server.
+/// Looks after replies that nobody reads, connections that say nothing, and memory that nobody uses, for as long as there is a server.
 async fn sweep(door: Weak<Door>, connections: Option<Arc<Connections>>) {
+    // Calls when it was last looked, and when memory was last given back; when that was, and whether it was for the second time.
+    let (mut before, mut clean, mut at, mut twice) = (0, 0, Instant::now(), true);
     loop {
         tokio::time::sleep(SWEEP).await;
         let Some(door) = door.upgrade() else { return };
@@ -202,6 +209,15 @@ async fn sweep(door: Weak<Door>, connections: Option<Arc<Connections>>) {
         if let Some(connections) = &connections {
             connections.sweep(door.limits.idle);
         }
+        // After calls as soon as a second goes by without one, and once more when threads that had to do have ended; else every so often.
+        let calls = door.calls();
+        let waited = at.elapsed() >= GIVE_BACK;
+        let due = if calls == clean { waited && !twice } else { waited || calls == before };
+        if due && door.in_flight() == 0 && connections.is_some() {
+            (clean, at, twice) = (calls, Instant::now(), calls == clean);
+            tokio::task::spawn_blocking(allocator::give_back);
+        }
+        before = calls;
     }
 }
 
