@@ -1,9 +1,8 @@
 //! A server among bad neighbours: connections that say nothing, headers that are odd, signals, and what its log says of it all.
 
-use std::fs::{self, File};
-use std::io::{BufRead, BufReader};
+use std::fs;
 use std::net::TcpStream as Blocking;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use prost::Message;
@@ -11,7 +10,7 @@ use tokio_stream::StreamExt;
 use tonic::Code;
 use tonic::Request;
 use tonic::metadata::MetadataValue;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 use tonic_types::StatusExt;
@@ -24,47 +23,27 @@ use viscache::store::{Access, Store};
 
 use crate::raw;
 use crate::store::{self, ROWS, ROWS_DIM};
-use crate::world::{Served, World, viscache};
+use crate::world::{Served, World, endpoint};
 
 async fn connect(server: &Served) -> Channel {
-    Endpoint::from_shared(format!("http://{}", server.address)).unwrap().connect().await.unwrap()
+    endpoint(&server.address).connect().await.unwrap()
 }
 
-/// A server whose log is a file, started by a shell that has run `before`.
+/// A server without a model, started by a shell that has run `before`.
 fn start(
     world: &World,
     before: &str,
     arguments: &[&str],
     settings: &[(&str, &str)],
 ) -> (Served, std::path::PathBuf) {
-    let log = world.folder.path().join("log");
-    let mut command = Command::new("sh");
-    command.current_dir(world.folder.path()).envs(settings.iter().copied());
-    let program = viscache(world.folder.path());
-    command.args(["-c", &format!("{before}\nexec \"$0\" \"$@\"")]).arg(program.get_program());
-    command.arg("--store").arg(&world.store).args(["--model", "none", "serve", "--listen", "127.0.0.1:0"]);
-    command.args(arguments).env("VISCACHE_RECALL_SAMPLING__RATE", "0");
-    let child = command.stdout(Stdio::piped()).stderr(File::create(&log).unwrap()).spawn();
-    let mut child = child.unwrap();
-    let mut line = String::new();
-    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-    let address = line.trim().strip_prefix("listening on ").unwrap_or_else(|| panic!("`{line}`")).to_owned();
-    (Served { child, address }, log)
+    let settings = [settings, &[("VISCACHE_RECALL_SAMPLING__RATE", "0")]].concat();
+    Served::logged(world, before, &[&["--model", "none"], arguments].concat(), &settings)
 }
 
 fn rows() -> EnhanceRequest {
     let row = store::random_rows(1, ROWS_DIM, 9);
     let vectors = viscache::serve::encode_tensor(&row[0], ROWS_DIM, viscache::serve::proto::Dtype::F32);
     EnhanceRequest { cache: ROWS.into(), vectors: Some(vectors), ..Default::default() }
-}
-
-/// Time of the processor that a process has taken.
-fn taken(server: &Served) -> Duration {
-    let stat = fs::read_to_string(format!("/proc/{}/stat", server.child.id())).unwrap();
-    let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
-    // User and system, in hundredths of a second.
-    let ticks: u64 = fields[11..13].iter().map(|field| field.parse::<u64>().unwrap()).sum();
-    Duration::from_millis(10 * ticks)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -81,9 +60,9 @@ async fn silent_connections_keep_nobody_out() {
     assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
     // Those that there was no room for are let go, and nothing spins.
     tokio::time::sleep(Duration::from_secs(1)).await;
-    let before = taken(&server);
+    let before = server.taken();
     tokio::time::sleep(Duration::from_secs(2)).await;
-    let busy = taken(&server) - before;
+    let busy = server.taken() - before;
     assert!(busy < Duration::from_millis(500), "{busy:?} in two seconds of rest");
     client.enhance(rows()).await.unwrap();
     drop(silent);
@@ -183,8 +162,7 @@ async fn a_second_signal_ends_at_once_and_what_is_cut_is_told() {
     (large.return_neighbors, large.return_vectors) = (true, true);
     let many = store::random_rows(3000, ROWS_DIM, 5).concat();
     large.vectors = Some(viscache::serve::encode_tensor(&many, ROWS_DIM, viscache::serve::proto::Dtype::F32));
-    let endpoint = Endpoint::from_shared(format!("http://{}", server.address)).unwrap();
-    let channel = endpoint.initial_stream_window_size(1 << 10).connect().await.unwrap();
+    let channel = endpoint(&server.address).initial_stream_window_size(1 << 10).connect().await.unwrap();
     let large = large.encode_to_vec().into();
     let replies = raw::ask(&channel, "/viscache.v1.CacheService/Enhance", large).await.unwrap();
     let begun = Instant::now();

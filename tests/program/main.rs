@@ -25,6 +25,7 @@ mod current;
 mod evaluate;
 mod measured;
 mod segmentation;
+mod soak;
 mod train;
 mod train_adapter;
 mod train_nano;

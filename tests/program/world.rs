@@ -1,11 +1,14 @@
 //! The program in a folder of its own, and as a server: arguments in, lines and exit codes out.
 
+use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
 
 use serde_json::Value;
 use tempfile::TempDir;
+use tonic::transport::Endpoint;
 use viscache::media::npy;
 
 use crate::store::{self, ROWS_DIM};
@@ -74,6 +77,11 @@ pub(crate) fn lines(output: &Output) -> Vec<Value> {
     text.lines().map(line).collect()
 }
 
+/// Where a client connects to.
+pub(crate) fn endpoint(address: &str) -> Endpoint {
+    Endpoint::from_shared(format!("http://{address}")).unwrap()
+}
+
 /// A running server; ended when dropped.
 pub(crate) struct Served {
     pub(crate) child: Child,
@@ -93,14 +101,43 @@ impl Served {
         Served::of(command)
     }
 
-    pub(crate) fn of(mut command: Command) -> Self {
+    /// One whose log is a file, which is named beside it; started by a shell that has run `before`.
+    pub(crate) fn logged(
+        world: &World,
+        before: &str,
+        arguments: &[&str],
+        settings: &[(&str, &str)],
+    ) -> (Self, PathBuf) {
+        let log = world.folder.path().join("log");
+        let mut command = Command::new("sh");
+        command.current_dir(world.folder.path()).envs(settings.iter().copied());
+        let program = viscache(world.folder.path());
+        command.args(["-c", &format!("{before}\nexec \"$0\" \"$@\"")]).arg(program.get_program());
+        command.arg("--store").arg(&world.store).arg("serve").args(arguments);
+        (Served::with_log(command, File::create(&log).unwrap().into()), log)
+    }
+
+    pub(crate) fn of(command: Command) -> Self {
+        Served::with_log(command, Stdio::null())
+    }
+
+    fn with_log(mut command: Command, log: Stdio) -> Self {
         command.args(["--listen", "127.0.0.1:0"]);
-        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        let mut child = command.stdout(Stdio::piped()).stderr(log).spawn().unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
         let address =
             line.trim().strip_prefix("listening on ").unwrap_or_else(|| panic!("`{line}`")).to_owned();
         Served { child, address }
+    }
+
+    /// Time of the processor that it has taken.
+    pub(crate) fn taken(&self) -> Duration {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap();
+        let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
+        // User and system, in hundredths of a second.
+        let ticks: u64 = fields[11..13].iter().map(|field| field.parse::<u64>().unwrap()).sum();
+        Duration::from_millis(10 * ticks)
     }
 
     /// Asks it to end and waits.
