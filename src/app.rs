@@ -270,6 +270,7 @@ fn captioner(config: &Config) -> anyhow::Result<Option<Generator>> {
     let Some(path) = &settings.captioner else { return Ok(None) };
     let options = LlmOptions {
         backbone: (path.as_os_str() != "nano").then(|| path.clone()),
+        delta: None,
         adapter: settings.captioner_adapter.clone(),
         clip: settings.captioner_clip.clone(),
         tokenizer: settings.captioner_tokenizer.clone(),
@@ -285,6 +286,7 @@ fn captioner(config: &Config) -> anyhow::Result<Option<Generator>> {
 pub fn llm_options(config: &Config, backbone: Option<PathBuf>) -> LlmOptions {
     LlmOptions {
         backbone,
+        delta: None,
         adapter: config.adapter.clone(),
         clip: config.clip.clone(),
         tokenizer: config.tokenizer.clone(),

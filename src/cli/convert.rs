@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::{Context, bail};
 use clap::Args;
 use viscache::models::llama::check_backbone;
-use viscache::models::llm::Llm;
+use viscache::models::llm::{Llm, LlmOptions};
 use viscache::types::WeightDtype;
 
 use super::flags::DecoderFlags;
@@ -23,6 +23,9 @@ pub(super) struct ConvertArgs {
     /// Only tell whether the files fit together, by the names and shapes of their tensors.
     #[arg(long, conflicts_with = "out", help_heading = "Output")]
     dry_run: bool,
+    /// What is published to be added to the backbone, as Open-Chinese-LLaMA's: a folder or a file like a backbone's.
+    #[arg(long, value_name = "PATH", help_heading = "Decoder")]
+    delta: Option<PathBuf>,
     #[command(flatten)]
     decoder: DecoderFlags,
 }
@@ -41,7 +44,11 @@ pub(super) fn run(config: &Config, args: &ConvertArgs) -> anyhow::Result<ExitCod
         path => Some(PathBuf::from(path)),
     };
     let numbers = config.decoder_dtype.unwrap_or(WeightDtype::Q8_0);
+    if args.delta.is_some() && backbone.is_none() {
+        bail!("--delta is added to a backbone; name that by --decoder");
+    }
     let options = app::llm_options(&Config { decoder_dtype: Some(numbers), ..config.clone() }, backbone);
+    let options = LlmOptions { delta: args.delta.clone(), ..options };
     let Some(out) = args.out.as_ref().filter(|_| !args.dry_run) else {
         let sizes = Llm::check(&options).context("the files do not make a decoder")?;
         writeln!(std::io::stdout(), "{}", serde_json::to_string(&sizes)?)?;

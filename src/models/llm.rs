@@ -19,6 +19,8 @@ use crate::types::{Fingerprint, WeightDtype};
 pub struct LlmOptions {
     /// The backbone: a folder or a file ([`Files::backbone`]); `None` is the built-in nano decoder.
     pub backbone: Option<PathBuf>,
+    /// What is added to the backbone: another one, of the same sizes.
+    pub delta: Option<PathBuf>,
     /// The adapter made for it: a file, or a folder that training wrote. Without a backbone, one for the built-in decoder's.
     pub adapter: Option<PathBuf>,
     /// CLIP, for an adapter that looks at pictures through it.
@@ -99,8 +101,9 @@ impl Llm {
                     let (path, own) = (path.display(), saved.numbers);
                     return Err(Error::Config(format!("{path} is in {own} and cannot be run in {numbers}")));
                 }
-                if options.adapter.is_some() || options.clip.is_some() {
-                    return Err(Error::Config(format!("{} has its adapter in it", path.display())));
+                if options.adapter.is_some() || options.clip.is_some() || options.delta.is_some() {
+                    let why = "was converted: it has what belongs to it, and takes no adapter, CLIP or delta";
+                    return Err(Error::Config(format!("{} {why}", path.display())));
                 }
                 let name = path.file_name().and_then(|name| name.to_str()).unwrap_or("decoder");
                 let name = name.split('.').next().unwrap_or(name).to_owned();
@@ -116,6 +119,7 @@ impl Llm {
                 let files =
                     Files { backbone, adapter: options.adapter.as_deref(), clip: options.clip.as_deref() };
                 let (checkpoint, config) = Checkpoint::open(files)?;
+                let checkpoint = with_delta(checkpoint, options.delta.as_deref())?;
                 let name = options.adapter.as_ref().unwrap_or(backbone);
                 let name = name.file_stem().map_or("decoder".into(), |s| s.to_string_lossy().into_owned());
                 (name, checkpoint, config, tokenizer_file(backbone, options.tokenizer.as_deref())?)
@@ -151,6 +155,7 @@ impl Llm {
         }
         let (adapter, clip) = (options.adapter.as_deref(), options.clip.as_deref());
         let (checkpoint, config) = Checkpoint::open(Files { backbone, adapter, clip })?;
+        let checkpoint = with_delta(checkpoint, options.delta.as_deref())?;
         let tokenizer = read_tokenizer(&tokenizer_file(backbone, options.tokenizer.as_deref())?)?;
         Decoder::check(checkpoint, &config, tokenizer.len())?;
         Ok(config)
@@ -294,6 +299,13 @@ fn saved(path: &Path) -> Result<Option<(Weights, Saved)>, Error> {
 fn read_tokenizer(file: &[u8]) -> Result<SentencePiece, Error> {
     SentencePiece::from_bytes(file)
         .map_err(|e| Error::Weights { path: "tokenizer.model".into(), why: e.to_string() })
+}
+
+/// The same with a delta, if there is one.
+fn with_delta(checkpoint: Checkpoint, delta: Option<&Path>) -> Result<Checkpoint, Error> {
+    let Some(backbone) = delta else { return Ok(checkpoint) };
+    let (delta, _) = Checkpoint::open(Files { backbone, adapter: None, clip: None })?;
+    Ok(checkpoint.plus(delta))
 }
 
 /// The bytes of the tokenizer: as named, else beside the backbone or one folder up, where the original files have it.

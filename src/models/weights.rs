@@ -57,13 +57,15 @@ struct Entry {
     shape: Vec<usize>,
     start: u64,
     len: usize,
+    /// Numbers from one to the next along every axis, where they do not lie in row-major order.
+    strides: Option<Vec<usize>>,
 }
 
 impl Weights {
     /// Reads the table of contents of a checkpoint file.
     ///
     /// # Errors
-    /// [`Error::Weights`] for a file that is neither format, is cut short, or holds strided tensors.
+    /// [`Error::Weights`] for a file that is neither format or is cut short.
     pub fn open(path: &Path) -> Result<Self, Error> {
         let name = path.display().to_string();
         let fail = |why: String| Error::Weights { path: name.clone(), why };
@@ -183,8 +185,13 @@ impl Weights {
                 received: entry.shape.clone(),
             });
         }
-        self.with_bytes(entry.start, entry.len, |bytes| to_f32(entry.dtype, bytes))?.ok_or_else(|| {
+        let values = self.with_bytes(entry.start, entry.len, |bytes| to_f32(entry.dtype, bytes))?;
+        let values = values.ok_or_else(|| {
             self.fail(format!("tensor `{name}` has type {:?}; f64, f32, f16 and bf16 are read", entry.dtype))
+        })?;
+        Ok(match &entry.strides {
+            Some(strides) => gathered(&values, shape, strides),
+            None => values,
         })
     }
 
@@ -259,9 +266,10 @@ impl Weights {
         }
     }
 
-    /// Where a tensor's bytes lie in the file.
+    /// Where a tensor's bytes lie in the file, row by row.
     pub fn place(&self, name: &str) -> Option<std::ops::Range<usize>> {
-        self.entries.get(name).map(|entry| entry.start as usize..entry.start as usize + entry.len)
+        let entry = self.entries.get(name).filter(|entry| entry.strides.is_none());
+        entry.map(|entry| entry.start as usize..entry.start as usize + entry.len)
     }
 
     /// What a safetensors file says of itself.
@@ -272,6 +280,17 @@ impl Weights {
     fn fail(&self, why: String) -> Error {
         Error::Weights { path: self.path.clone(), why }
     }
+}
+
+/// Numbers in row-major order, of a tensor that lies otherwise.
+///
+/// * `values`: from its first number to its last, as they lie.
+fn gathered(values: &[f32], shape: &[usize], strides: &[usize]) -> Vec<f32> {
+    let mut places = vec![0];
+    for (&side, &stride) in shape.iter().zip(strides) {
+        places = places.iter().flat_map(|place| (0..side).map(move |i| place + i * stride)).collect();
+    }
+    places.into_iter().map(|place| values[place]).collect()
 }
 
 fn to_f32(dtype: Dtype, bytes: &[u8]) -> Option<Vec<f32>> {
@@ -322,7 +341,10 @@ fn safetensors_entries(
             if from > to || end > total {
                 return Err(format!("tensor `{name}` lies beyond the end of the file; is it cut short?"));
             }
-            Ok((name, Entry { dtype: info.dtype, shape: info.shape.clone(), start, len: to - from }))
+            Ok((
+                name,
+                Entry { dtype: info.dtype, shape: info.shape.clone(), start, len: to - from, strides: None },
+            ))
         })
         .collect::<Result<_, String>>()?;
     Ok((entries, said))
@@ -339,25 +361,38 @@ fn pth_entries(path: &Path, total: u64) -> Result<BTreeMap<String, Entry>, Strin
             if stored.compression() != zip::CompressionMethod::Stored {
                 return Err(format!("tensor `{name}` is compressed; save it again with torch.save"));
             }
-            if !info.layout.is_contiguous() {
-                return Err(format!("tensor `{name}` is strided; save it again after `.contiguous()`"));
-            }
             let dtype = safetensors_type(info.dtype)
                 .ok_or_else(|| format!("tensor `{name}` has type {:?}", info.dtype))?;
-            // The reader gives offsets in bytes.
-            let (offset, len) =
-                (info.layout.start_offset(), info.layout.shape().elem_count() * info.dtype.size_in_bytes());
+            let beyond =
+                || format!("tensor `{name}` lies beyond the end of its storage; is the file cut short?");
+            // From the first number to the last; the reader gives offsets in bytes.
+            let span = span(info.layout.dims(), info.layout.stride());
+            let len =
+                span.and_then(|span| span.checked_mul(info.dtype.size_in_bytes())).ok_or_else(beyond)?;
+            let offset = info.layout.start_offset();
             let data =
                 stored.data_start().ok_or_else(|| format!("tensor `{name}` has no data in the file"))?;
             let start = data + offset as u64;
-            if (offset + len) as u64 > stored.size() || start + len as u64 > total {
-                return Err(format!(
-                    "tensor `{name}` lies beyond the end of its storage; is the file cut short?"
-                ));
+            if offset.checked_add(len).is_none_or(|end| end as u64 > stored.size())
+                || start + len as u64 > total
+            {
+                return Err(beyond());
             }
-            Ok((name, Entry { dtype, shape: info.layout.dims().to_vec(), start, len }))
+            let strides = (!info.layout.is_contiguous()).then(|| info.layout.stride().to_vec());
+            Ok((name.clone(), Entry { dtype, shape: info.layout.dims().to_vec(), start, len, strides }))
         })
         .collect()
+}
+
+/// Numbers from the first of a tensor to its last; nothing where they cannot be counted.
+fn span(shape: &[usize], strides: &[usize]) -> Option<usize> {
+    if shape.contains(&0) {
+        return Some(0);
+    }
+    shape
+        .iter()
+        .zip(strides)
+        .try_fold(1usize, |span, (side, stride)| span.checked_add((side - 1).checked_mul(*stride)?))
 }
 
 /// Modules of a scripted archive inside one another, at most.
@@ -458,6 +493,53 @@ mod tests {
             ("b", view(Dtype::F16, vec![1, 1], bytemuck::cast_slice(&b))),
         ];
         safetensors::serialize(tensors, None).unwrap()
+    }
+
+    /// What `torch.save` writes of a transposed matrix, a part of one, and one number repeated: one storage of six, and three views.
+    #[test]
+    fn tensors_that_do_not_lie_row_by_row_are_gathered() {
+        let mut p = vec![0x80, 2, b'}', b'('];
+        let text = |p: &mut Vec<u8>, text: &str| {
+            p.push(b'X');
+            p.extend((text.len() as u32).to_le_bytes());
+            p.extend(text.as_bytes());
+        };
+        let int = |p: &mut Vec<u8>, value: i32| {
+            p.push(b'J');
+            p.extend(value.to_le_bytes());
+        };
+        let views = [("turned", 0, [3, 2], [1, 3]), ("part", 1, [2, 2], [3, 1]), ("same", 5, [2, 3], [0, 0])];
+        for (name, offset, shape, strides) in views {
+            text(&mut p, name);
+            p.extend(b"ctorch._utils\n_rebuild_tensor_v2\n((");
+            text(&mut p, "storage");
+            p.extend(b"ctorch\nFloatStorage\n");
+            text(&mut p, "0");
+            text(&mut p, "cpu");
+            int(&mut p, 6);
+            p.extend(b"tQ");
+            int(&mut p, offset);
+            p.push(b'(');
+            shape.iter().for_each(|&side| int(&mut p, side));
+            p.extend(b"t(");
+            strides.iter().for_each(|&stride| int(&mut p, stride));
+            p.extend(b"t\x89ccollections\nOrderedDict\n)RtR");
+        }
+        p.extend(b"u.");
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let mut zip = zip::ZipWriter::new(File::create(file.path()).unwrap());
+        let stored =
+            zip::write::SimpleFileOptions::default().compression_method(zip::CompressionMethod::Stored);
+        zip.start_file("archive/data.pkl", stored).unwrap();
+        zip.write_all(&p).unwrap();
+        zip.start_file("archive/data/0", stored).unwrap();
+        zip.write_all(bytemuck::cast_slice(&[0.0f32, 1.0, 2.0, 3.0, 4.0, 5.0])).unwrap();
+        zip.finish().unwrap();
+        let weights = Weights::open(file.path()).unwrap();
+        assert_eq!(weights.values("turned", &[3, 2]).unwrap(), [0.0, 3.0, 1.0, 4.0, 2.0, 5.0]);
+        assert_eq!(weights.values("part", &[2, 2]).unwrap(), [1.0, 2.0, 4.0, 5.0]);
+        assert_eq!(weights.values("same", &[2, 3]).unwrap(), [5.0; 6]);
+        assert_eq!((weights.place("turned"), span(&[2, usize::MAX], &[1, 2])), (None, None));
     }
 
     #[test]

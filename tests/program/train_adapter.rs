@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use std::time::Duration;
+use std::time::Instant;
 
 use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64;
@@ -131,13 +131,18 @@ impl Run {
 
     /// Runs a recipe to its end and, into another folder, with a few kills at random moments: both end at the same bits.
     pub fn ends_the_same(&self, set: &[&str]) {
+        let begun = Instant::now();
         self.trained("whole", set);
+        let whole = begun.elapsed();
         let mut random = Pcg64::seed_from_u64(seed());
         let (mut kills, mut gone_on) = (0, 0);
         for attempt in 0.. {
             let mut command = self.command("killed", set);
             let mut child = command.stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
-            std::thread::sleep(Duration::from_millis(random.random_range(200..1200 + 100 * attempt)));
+            // Longer each time, so that it comes to its end however long it takes to begin.
+            std::thread::sleep(
+                whole.mul_f64(random.random_range(0.2..0.9) * (1.0 + f64::from(attempt) / 20.0)),
+            );
             let ended = child.try_wait().unwrap();
             if ended.is_none() {
                 child.kill().unwrap();

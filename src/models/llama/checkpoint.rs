@@ -29,8 +29,8 @@ use crate::types::{Fingerprint, WeightDtype};
 /// The files of a decoder.
 #[derive(Debug, Clone, Copy)]
 pub struct Files<'a> {
-    /// A folder of `consolidated.*.pth` and `params.json`, a folder of safetensors and `config.json`, or one file beside
-    /// its `params.json`.
+    /// A folder of `consolidated.*.pth` and `params.json`, a folder of safetensors or `pytorch_model*.bin` and `config.json`, or one
+    /// file beside its `params.json`.
     pub backbone: &'a Path,
     /// The adapter made for it: a file, or a folder that training wrote.
     pub adapter: Option<&'a Path>,
@@ -52,6 +52,8 @@ pub struct Checkpoint {
     left_out: &'static [&'static str],
     /// A decoder that was saved, what it has ready, and its file in memory.
     ready: Option<Ready>,
+    /// What is added to the backbone.
+    delta: Option<Box<Checkpoint>>,
 }
 
 /// Matrices that are used as they lie in a file.
@@ -112,13 +114,16 @@ impl Checkpoint {
                 names.iter().filter(matches).cloned().collect()
             };
             let original = of(&|name| name.starts_with("consolidated.") && name.ends_with(".pth"));
-            let converted = of(&|name| name.ends_with(".safetensors"));
+            let mut converted = of(&|name| name.ends_with(".safetensors"));
+            if converted.is_empty() {
+                converted = of(&|name| name.starts_with("pytorch_model") && name.ends_with(".bin"));
+            }
             if !original.is_empty() {
                 (original, read(backbone.join("params.json"))?, Config::from_params)
             } else if !converted.is_empty() {
                 (converted, read(backbone.join("config.json"))?, Config::from_hugging_face)
             } else {
-                let why = "the folder holds neither consolidated.*.pth (with params.json) nor *.safetensors (with config.json)";
+                let why = "the folder holds neither consolidated.*.pth (with params.json) nor *.safetensors or pytorch_model*.bin (with config.json)";
                 return Err(fail(backbone, why.into()));
             }
         } else {
@@ -160,6 +165,7 @@ impl Checkpoint {
             shapes_only: false,
             left_out: &[],
             ready: None,
+            delta: None,
         }
     }
 
@@ -270,6 +276,7 @@ impl Checkpoint {
     fn floats(&self, name: &str) -> DType {
         match self.adapted(name) {
             Some((file, found)) => file.floats(&found),
+            None if self.delta.is_some() => DType::F16,
             None => self.backbone.first().map_or(DType::F32, |file| file.floats(&self.own_name(name))),
         }
     }
@@ -431,14 +438,35 @@ impl Checkpoint {
         let path = || file.map(|file| file.path().to_owned()).unwrap_or_default();
         let (name, expected) = (name.to_owned(), shape.to_vec());
         match self.shape(&name) {
-            Some(found) if found == shape => Ok(()),
+            Some(found) if found == shape => {
+                match self.delta.as_ref().filter(|_| self.adapted(&name).is_none()) {
+                    Some(delta) => delta.fits(&name, shape),
+                    None => Ok(()),
+                }
+            }
             Some(received) => Err(Error::TensorShape { path: path(), name, expected, received }),
             None => Err(Error::MissingTensor { path: path(), name, expected }),
         }
     }
 
+    /// With a delta, another backbone of the same sizes that is added to this one: sums are made in f32 and rounded to f16, as who
+    /// publishes a delta has made its whole.
+    pub fn plus(self, delta: Checkpoint) -> Self {
+        Checkpoint { delta: Some(Box::new(delta)), ..self }
+    }
+
     /// A tensor of the backbone, whatever the adapter has of that name.
     fn bare(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, Error> {
+        let mut values = self.base(name, shape)?;
+        if let Some(delta) = &self.delta {
+            let delta = delta.base(name, shape)?;
+            values.iter_mut().zip(delta).for_each(|(v, d)| *v = half::f16::from_f32(*v + d).to_f32());
+        }
+        Ok(values)
+    }
+
+    /// A tensor of the backbone without its delta.
+    fn base(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, Error> {
         let own = self.own_name(name);
         let holders: Vec<&Weights> = self.backbone.iter().filter(|file| file.shape(&own).is_some()).collect();
         let values = match (&holders[..], self.axis(name)) {
@@ -467,7 +495,8 @@ impl Checkpoint {
     /// # Errors
     /// [`Error::Weights`].
     pub fn fingerprints(&self) -> Result<Vec<Fingerprint>, Error> {
-        let files = self.backbone.iter().chain(&self.clip).map(Weights::fingerprint);
+        let delta = self.delta.iter().flat_map(|delta| &delta.backbone);
+        let files = self.backbone.iter().chain(delta).chain(&self.clip).map(Weights::fingerprint);
         files.chain(self.adapter.fingerprint().transpose()).collect()
     }
 
@@ -590,6 +619,35 @@ fn in_pairs(values: &[f32], heads: usize, shape: &[usize]) -> Vec<f32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use safetensors::tensor::TensorView;
+
+    fn weights(name: &str, values: &[f32]) -> Weights {
+        let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        let tensor = TensorView::new(safetensors::Dtype::F32, vec![4, 2], &bytes).unwrap();
+        Weights::from_memory("a.safetensors", safetensors::serialize([(name, tensor)], None).unwrap())
+            .unwrap()
+    }
+
+    #[test]
+    fn a_delta_is_added_whatever_it_calls_its_tensors() {
+        let base: Vec<f32> = (0..8).map(|i| i as f32 / 3.0).collect();
+        let of = |name, values: &[f32]| Checkpoint::new(vec![weights(name, values)], None, 1);
+        let name = format!("{PREFIX}layers.0.attention.wq.weight");
+        let whole = || of("layers.0.attention.wq.weight", &base);
+        let expected: Vec<f32> = base.iter().map(|v| half::f16::from_f32(v + 0.1 * v).to_f32()).collect();
+        let tenth: Vec<f32> = base.iter().map(|v| 0.1 * v).collect();
+        let delta = of("layers.0.attention.wq.weight", &tenth);
+        let sum = whole().plus(delta);
+        assert_eq!(sum.values(&name, &[4, 2]).unwrap(), expected);
+        assert_ne!(sum.fingerprints().unwrap(), whole().fingerprints().unwrap());
+        // As Hugging Face has it: one head, its halves apart.
+        let halves = [0, 2, 1, 3].map(|row| [tenth[2 * row], tenth[2 * row + 1]]).concat();
+        let theirs = of("model.embed_tokens.weight", &halves);
+        assert!(matches!(whole().plus(theirs).values(&name, &[4, 2]), Err(Error::MissingTensor { .. })));
+        let mut theirs = of("model.layers.0.self_attn.q_proj.weight", &halves);
+        theirs.naming = Naming::HuggingFace;
+        assert_eq!(whole().plus(theirs).values(&name, &[4, 2]).unwrap(), expected);
+    }
 
     #[test]
     fn halves_become_neighbours() {
