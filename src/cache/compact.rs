@@ -329,12 +329,18 @@ impl Cache {
     ) -> Result<Option<Compacted>, Error> {
         let (mut written, mut no_room) = (None, None);
         for _ in 0..TURN {
-            let now = self.snapshot();
-            let room = self.budget().saturating_sub(now.loaded().plan.total());
-            let least = if for_room || crowded(&now, room) { 1 } else { BATCH / 2 };
+            // No version is held while one after the other is made: what they replace is to go.
+            let least = {
+                let now = self.snapshot();
+                let room = self.budget().saturating_sub(now.loaded().plan.total());
+                if for_room || crowded(&now, room) { 1 } else { BATCH / 2 }
+            };
             let step = self.build_some_in(least)?;
-            let now = self.snapshot();
-            if no_room.is_none() && now.logged() >= options.due(now.live()) as u64 {
+            let due = {
+                let now = self.snapshot();
+                now.logged() >= options.due(now.live()) as u64
+            };
+            if no_room.is_none() && due {
                 match self.compact_now(underway, options) {
                     Ok(compacted) => written = Some(compacted),
                     // What waits is built in all the same: that is what makes room.
@@ -399,8 +405,10 @@ impl Cache {
     fn compact_now(&self, _: &Underway, options: &CompactOptions) -> Result<Compacted, Error> {
         self.compacted(|| {
             if self.builds_in(options) {
-                let now = self.snapshot();
-                let behind = behind(now.logged(), options.due(now.live()) as u64);
+                let behind = {
+                    let now = self.snapshot();
+                    behind(now.logged(), options.due(now.live()) as u64)
+                };
                 match self.write_shown(options.threads(), behind) {
                     // Everything was deleted meanwhile: the empty generation is built.
                     Err(Error::Index(index::Error::Empty)) => {}

@@ -97,7 +97,7 @@ pub(super) struct KeptQueries<R> {
 }
 
 /// Reads bytes of the store from a place on.
-type ReadBlob<'a> = Box<dyn FnMut(usize, &mut [u8]) -> Result<(), Error> + 'a>;
+pub(super) type ReadBlob<'a> = Box<dyn FnMut(usize, &mut [u8]) -> Result<(), Error> + 'a>;
 
 /// The sample that a generation was stored with; none where it was stored without.
 ///

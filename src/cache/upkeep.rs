@@ -31,7 +31,7 @@ use super::mask::Mask;
 use super::overlay::Waiting;
 use super::priority::step_back;
 use super::publish::{flip, write_blobs};
-use super::queries::{Queries, kept_queries};
+use super::queries::{KeptQueries, Queries, ReadBlob, kept_queries};
 use super::tags::{self, TAG_COPIES, TagTable};
 use super::{Cache, Error, RowAccess as _, Snapshot};
 use crate::index::{CHUNK, Consolidation, Editor, Error as IndexError, Places, upper_graph, upper_needs};
@@ -59,6 +59,11 @@ const UPPER_SHARE: usize = 16;
 const APART_ROWS: usize = 2048;
 /// Chunks of which a batch uses free places, at most.
 const COPIES: u64 = 16;
+/// Share of the budget, one in so many, that rows wait in while free places are left alone.
+const WAITING_SHARE: u64 = 32;
+/// Share of the items, one in so many, for which there is to be room while something long is done that holds a version. Where there is
+/// less, it does not stand back.
+const ROOM_SHARE: usize = 16;
 /// Queries of a kind that a generation is measured by: without a miss they tell of the highest target that a beam is taken for.
 const MEASURED_BY: usize = 300;
 /// How long places that a pass made free are left alone while somebody holds a version from before: a search takes less.
@@ -155,7 +160,8 @@ impl Upkeep {
     /// Builds a batch in, and goes on with a pass over the links if one is due.
     ///
     /// * `least`: rows below which none is built in. `reuse`: whether free places are used: each of their chunks is copied, and one
-    ///   that a reader holds for long stays beside its copy. Where there is no memory for new ones, they are in any case.
+    ///   that a reader holds for long stays beside its copy. Where there is no memory for new ones, rows wait instead; those of a single
+    ///   chunk are used in any case where there is none to wait in either.
     ///
     /// # Errors
     /// [`Error::Overtaken`] when something else is shown by now; then this is of no more use. Otherwise as the parts fail.
@@ -248,11 +254,14 @@ impl Upkeep {
 impl Cache {
     /// Does some of the work, with what is left of the last time if that is still of use.
     fn with_upkeep<T>(&self, work: impl FnOnce(&mut Upkeep) -> Result<T, Error>) -> Result<T, Error> {
-        let frozen = self.snapshot().frozen.clone();
-        let kept = self.kept_upkeep().take().filter(|upkeep| upkeep.belongs_to(&frozen));
-        let mut upkeep = match kept {
-            Some(upkeep) => upkeep,
-            None => Upkeep::of(&frozen)?,
+        let mut upkeep = {
+            // Held no longer than this: every chunk that the work replaces would stay as long.
+            let frozen = self.snapshot().frozen.clone();
+            let kept = self.kept_upkeep().take().filter(|upkeep| upkeep.belongs_to(&frozen));
+            match kept {
+                Some(upkeep) => upkeep,
+                None => Upkeep::of(&frozen)?,
+            }
         };
         let done = work(&mut upkeep);
         // What failed half-way is not gone on with; want of room shows before anything is done.
@@ -288,7 +297,8 @@ impl Cache {
         self.with_upkeep(|upkeep| {
             let watermark = self.state()?.record.sequence;
             let changed = watermark.saturating_sub(upkeep.renewed);
-            if changed > self.snapshot().live() as u64 / RENEW_SHARE && self.renew(upkeep, &pools)? {
+            let live = self.snapshot().live() as u64;
+            if changed > live / RENEW_SHARE && self.renew(upkeep, &pools)? {
                 upkeep.renewed = watermark;
             }
             while self.state()?.overlay.oldest().is_some_and(|since| since <= watermark)
@@ -312,8 +322,9 @@ impl Cache {
                 return Err(self.overtaken());
             }
             let round = upkeep.round;
-            let measured = self
-                .meanwhile(upkeep, false, || pools.behind.install(|| self.measure_shown(&shown, &record)))?;
+            let pool = self.long_work(&pools, &shown);
+            let measured =
+                self.meanwhile(upkeep, false, || pool.install(|| self.measure_shown(&shown, &record)))?;
             // Links have to stay as they are while they are written, so nothing is built in.
             let generation = self.write_generation_of(&shown, &record, watermark, &measured)?;
             let mut state = self.state()?;
@@ -328,6 +339,14 @@ impl Cache {
             fail::fail_point!("compact::after_flip", |_| std::process::abort());
             Ok(generation)
         })
+    }
+
+    /// Threads for what holds the version that is shown, so that no place in it becomes free meanwhile: they stand back where there are
+    /// new places for what may come until they are done.
+    fn long_work<'a>(&self, pools: &'a Pools, shown: &Snapshot) -> &'a rayon::ThreadPool {
+        let room = self.budget().saturating_sub(self.held() + self.unreserved_writing(shown));
+        let places = room / chunk_bytes(&shown.frozen) * CHUNK as u64;
+        if places >= (shown.live() / ROOM_SHARE) as u64 { &pools.behind } else { &pools.now }
     }
 
     /// Builds changes in while something else is done.
@@ -362,13 +381,10 @@ impl Cache {
     ///
     /// * Returns whether all was mended.
     fn renew(&self, upkeep: &mut Upkeep, pools: &Pools) -> Result<bool, Error> {
-        let shown = self.snapshot();
         let dead = || Ok::<_, Error>(self.state()?.overlay.delta().masked().clone().bitmap());
         let climbers = upkeep.editor.climbers(&dead()?);
-        let levels = climbers.len() < 2 || self.renew_levels(upkeep, pools, &shown, &climbers)?;
-        let queries = kept_queries(&self.store, shown.record(), shown.generation_record())?;
-        drop(shown);
-        let Some(mut queries) = queries else { return Ok(levels) };
+        let levels = climbers.len() < 2 || self.renew_levels(upkeep, pools, &climbers)?;
+        let Some(mut queries) = self.kept_queries()? else { return Ok(levels) };
         let count = queries.repair_count();
         for first in (0..count).step_by(FIX_QUERIES) {
             let (some, dead) = (queries.repair(first..count.min(first + FIX_QUERIES))?, dead()?);
@@ -387,11 +403,12 @@ impl Cache {
         &self,
         upkeep: &mut Upkeep,
         pools: &Pools,
-        shown: &Snapshot,
         climbers: &[(ItemId, Slot)],
     ) -> Result<bool, Error> {
-        let params = build_params(shown.record(), shown.generation_record())?;
-        let dim = shown.record().dim;
+        let (params, dim) = {
+            let shown = self.snapshot();
+            (build_params(shown.record(), shown.generation_record())?, shown.record().dim)
+        };
         let most = UPPER_QUERIES.max(climbers.len() / UPPER_SHARE);
         let needed = upper_needs(&params, dim, climbers.len(), most);
         let reserved = {
@@ -406,25 +423,30 @@ impl Cache {
             }
             Err(problem) => return Err(problem),
         };
-        let queries = match kept_queries(&self.store, shown.record(), shown.generation_record())? {
+        let queries = match self.kept_queries()? {
             Some(mut kept) => kept.some_to_repair_by(most)?,
             None => Vec::new(),
         };
         let rows = |some: std::ops::Range<usize>| {
-            let mut rows = Vec::with_capacity(some.len() * dim);
+            let (mut rows, shown) = (Vec::with_capacity(some.len() * dim), self.snapshot());
             for &(_, slot) in &climbers[some] {
-                // One that went meanwhile is left out in the end.
+                // One that went meanwhile, whose place perhaps another has, is left out in the end.
                 rows.extend(shown.row(slot)?.unwrap_or_else(|| vec![0.0; dim]));
             }
             Ok::<_, Error>(rows)
         };
-        // What is shown now is read from all the time: chunks that were copied meanwhile would stay beside their copies.
-        let graph = self.meanwhile(upkeep, false, || {
+        let graph = self.meanwhile(upkeep, true, || {
             pools.behind.install(|| upper_graph(&params, dim, climbers.len(), &queries, rows))
         })?;
         let dead = self.state()?.overlay.delta().masked().clone().bitmap();
         upkeep.editor.set_upper(&graph, climbers, &dead);
         Ok(true)
+    }
+
+    /// The sample of queries of the generation that is shown.
+    fn kept_queries(&self) -> Result<Option<KeptQueries<ReadBlob<'_>>>, Error> {
+        let shown = self.snapshot();
+        Ok(kept_queries(&self.store, shown.record(), shown.generation_record())?)
     }
 
     /// Measures what a snapshot shows, and gathers what a generation of it says beside its index.
@@ -521,8 +543,11 @@ impl Cache {
     fn reserve_places(&self, frozen: &Frozen, count: usize, reuse: bool) -> Places {
         let index = &frozen.index;
         // What places take they keep: were it all, no generation could be written any more.
-        let held = self.held() + self.unreserved_writing(&self.snapshot());
-        let room = self.budget().saturating_sub(held);
+        let now = self.snapshot();
+        let room = self.budget().saturating_sub(self.held() + self.unreserved_writing(&now));
+        // While free places are left alone, rows that find no new ones wait, and are to have where.
+        let waiting = (self.budget() / WAITING_SHARE).saturating_sub(now.delta().bytes);
+        let room = if reuse { room } else { room.saturating_sub(waiting) };
         let chunk = chunk_bytes(frozen);
         let there = index.capacity() - index.len();
         let missing = (index.len() + count).next_multiple_of(CHUNK).saturating_sub(index.capacity());
@@ -531,7 +556,10 @@ impl Cache {
         let (new, taken) = if wanted <= room { (count, wanted) } else { (there, 0) };
         // A chunk that gets rows is copied, and stays until nobody reads it: at most half of the room, for the moment of a batch, and not
         // kept from changes meanwhile.
-        let copies = ((room - taken) / (2 * chunk)).clamp(1, COPIES) * u64::from(reuse || new < count);
+        let copies = match reuse {
+            true => ((room - taken) / (2 * chunk)).clamp(1, COPIES),
+            false => u64::from(new < count && waiting == 0),
+        };
         self.reserved.store(taken, Ordering::Relaxed);
         Places { chunks: copies as usize, new }
     }

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
 
 use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64;
@@ -210,6 +210,48 @@ fn changes_become_a_part_of_the_index_while_it_is_searched() {
 }
 
 /// A budget of a quarter more than the cache takes is enough for all of it to be replaced, as quickly as it goes.
+#[test]
+fn what_the_work_replaces_is_let_go() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut random = Pcg64::seed_from_u64(6);
+    make(folder.path(), RowType::F32, &mut Model::new(), &mut random);
+    let (cache, background) = (open(folder.path(), RowsMode::Ram, 1 << 30), Background::default());
+    let over = AtomicBool::new(false);
+    // Versions that somebody still holds a while after another took their place.
+    let most = std::thread::scope(|scope| {
+        let held = scope.spawn(|| {
+            let (mut versions, mut most) = (Vec::<(Weak<Snapshot>, Instant)>::new(), 0);
+            while !over.load(Ordering::Relaxed) {
+                let shown = Arc::downgrade(&cache.snapshot());
+                if versions.last().is_none_or(|(last, _)| !last.ptr_eq(&shown)) {
+                    if let Some((_, replaced)) = versions.last_mut() {
+                        *replaced = Instant::now();
+                    }
+                    versions.push((shown, Instant::now()));
+                }
+                versions.retain(|(version, _)| version.strong_count() > 0);
+                let late = |(_, replaced): &&(_, Instant)| replaced.elapsed() > Duration::from_millis(100);
+                most = most.max(versions.iter().rev().skip(1).filter(late).count());
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            most
+        });
+        for first in (0..ITEMS).step_by(64) {
+            let items = (first..first + 64).map(|id| item(Some(id % ITEMS), &row(&mut random), "new 1"));
+            assert!(cache.upsert(items.collect()).unwrap().iter().all(Result::is_ok));
+            cache.compact_if_due(&options(), &background);
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        while cache.compacting() {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        over.store(true, Ordering::Relaxed);
+        held.join().unwrap()
+    });
+    assert!(cache.snapshot().generation().0 > 1, "{:?}", cache.snapshot().generation());
+    assert!(most <= 1, "{most} versions were held, and only the one that is measured is to be");
+}
+
 #[test]
 fn a_cache_is_never_full_of_its_own_past() {
     let folder = tempfile::tempdir().unwrap();
