@@ -5,7 +5,8 @@
 //! 99th percentile, with 32 callers and with four and 32 times as many, in turn; and how long a refusal takes.
 //!
 //! ```text
-//! cargo bench --profile dev --bench overload      VISCACHE_BENCH_SECONDS (10) for each, VISCACHE_BENCH_ROUNDS (3)
+//! cargo bench --profile dev --bench overload      VISCACHE_BENCH_SECONDS (10) for each, VISCACHE_BENCH_ROUNDS (3),
+//!     VISCACHE_BENCH_EXACT (1: every row is scanned, so that the server's work is far more than the callers')
 //! ```
 
 #![expect(clippy::unwrap_used, reason = "a bench that cannot run has nothing to say")]
@@ -24,7 +25,7 @@ use tonic::transport::{Channel, Endpoint};
 use tonic_types::StatusExt;
 use viscache::serve::encode_tensor;
 use viscache::serve::proto::cache_service_client::CacheServiceClient;
-use viscache::serve::proto::{Dtype, EnhanceRequest};
+use viscache::serve::proto::{Dtype, EnhanceRequest, SearchParams};
 use viscache::types::CacheName;
 
 const DIM: usize = 128;
@@ -99,10 +100,12 @@ fn high(values: &[f64]) -> f64 {
 
 async fn ask(address: &str, callers: usize, seconds: f64) -> Told {
     let rows = clustered(3, 256, DIM);
+    let search = SearchParams { exact: setting("VISCACHE_BENCH_EXACT", 0) > 0, ..Default::default() };
     let requests: Vec<EnhanceRequest> = rows
         .chunks_exact(DIM)
         .map(|row| EnhanceRequest {
             vectors: Some(encode_tensor(row, DIM, Dtype::F32)),
+            search: Some(search.clone()),
             ..Default::default()
         })
         .collect();

@@ -168,6 +168,8 @@ pub struct LimitSettings {
     pub max_parts: usize,
     /// Requests worked on or waiting.
     pub max_concurrent: usize,
+    /// Of these, requests that wait for one of the threads that search, read and write. Default: 24 for each processor.
+    pub max_waiting_searches: usize,
     /// Streams of requests that are open; each of their messages is a request while it is worked on.
     pub max_streams: usize,
     /// Connections; fewer where the system lets the process open fewer files.
@@ -280,6 +282,7 @@ impl Default for LimitSettings {
             max_batch: limits.max_batch,
             max_parts: limits.max_parts,
             max_concurrent: limits.max_concurrent,
+            max_waiting_searches: limits.max_waiting_searches,
             max_streams: limits.max_streams,
             max_connections: limits.max_connections,
             max_request_memory_mib: None,
@@ -347,6 +350,7 @@ impl Config {
             ("max_batch", limits.max_batch),
             ("max_parts", limits.max_parts),
             ("max_concurrent", limits.max_concurrent),
+            ("max_waiting_searches", limits.max_waiting_searches),
             ("max_streams", limits.max_streams),
             ("max_connections", limits.max_connections),
             ("max_request_memory_mib", limits.max_request_memory_mib.unwrap_or(1) as usize),
@@ -448,6 +452,7 @@ impl Config {
             max_batch: limits.max_batch,
             max_parts: limits.max_parts,
             max_concurrent: limits.max_concurrent,
+            max_waiting_searches: limits.max_waiting_searches,
             max_streams: limits.max_streams,
             max_connections: limits.max_connections,
             stall: Duration::from_secs(limits.stall_seconds.into()),

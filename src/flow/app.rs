@@ -27,6 +27,8 @@ pub struct Limits {
     pub max_parts: usize,
     /// Requests worked on or waiting.
     pub max_concurrent: usize,
+    /// Requests that wait for one of the threads that search, read and write.
+    pub max_waiting_searches: usize,
     /// Streams of requests that are open.
     pub max_streams: usize,
     /// Connections.
@@ -56,6 +58,8 @@ impl Limits {
     pub const DEFAULT_MAX_PARTS: usize = 16;
     /// Default of [`Limits::max_concurrent`].
     pub const DEFAULT_MAX_CONCURRENT: usize = 256;
+    /// Default of [`Limits::max_waiting_searches`], for each processor.
+    pub const DEFAULT_WAITING_SEARCHES: usize = 24;
     /// Default of [`Limits::max_streams`].
     pub const DEFAULT_MAX_STREAMS: usize = 1024;
     /// Default of [`Limits::max_connections`].
@@ -84,6 +88,7 @@ impl Default for Limits {
             max_batch: Self::DEFAULT_MAX_BATCH,
             max_parts: Self::DEFAULT_MAX_PARTS,
             max_concurrent: Self::DEFAULT_MAX_CONCURRENT,
+            max_waiting_searches: Self::DEFAULT_WAITING_SEARCHES * processors(),
             max_streams: Self::DEFAULT_MAX_STREAMS,
             max_connections: Self::DEFAULT_MAX_CONNECTIONS,
             stall: Self::DEFAULT_STALL,
@@ -95,6 +100,11 @@ impl Default for Limits {
             video: VideoLimits::default(),
         }
     }
+}
+
+/// Processors that threads may run on.
+fn processors() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
 }
 
 /// A cache that should be served: open, or the reason why not.

@@ -40,6 +40,8 @@ pub(super) struct Door {
     places: Arc<Semaphore>,
     streams: Arc<Semaphore>,
     workers: Arc<Semaphore>,
+    /// Places to wait for one of them.
+    line: Arc<Semaphore>,
     /// Whether the server stops, and takes nothing new.
     stopping: watch::Sender<bool>,
     started: Instant,
@@ -118,6 +120,7 @@ impl Door {
             places: Arc::new(Semaphore::new(limits.max_concurrent)),
             streams: Arc::new(Semaphore::new(limits.max_streams)),
             workers: Arc::new(Semaphore::new(2 * cores)),
+            line: Arc::new(Semaphore::new(limits.max_waiting_searches)),
             stopping: watch::Sender::new(false),
             started: Instant::now(),
             methods: Mutex::default(),
@@ -247,10 +250,17 @@ impl Door {
             return answer(done.map_err(|_| ())).map(|result| (result, Duration::ZERO));
         }
         let (app, workers) = (app.clone(), self.workers.clone());
+        // Whoever would wait long is told so at once, and those who are served are served as soon as ever.
+        let waiting = match load {
+            Load::Model => None,
+            Load::Light | Load::Heavy => {
+                Some(self.place(&self.line, self.limits.max_waiting_searches, "searches")?)
+            }
+        };
         let run = async move {
-            let worker = match load {
-                Load::Model => None,
-                Load::Light | Load::Heavy => {
+            let worker = match waiting {
+                None => None,
+                Some(_waiting) => {
                     let worker = workers.acquire_owned().await;
                     Some(worker.map_err(|_| status::of(&flow::Error::Cancelled))?)
                 }

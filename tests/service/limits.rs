@@ -104,6 +104,37 @@ async fn a_crowd_is_told_when_to_come_back() {
     still_serves(&server).await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn who_would_wait_long_is_told_so() {
+    let (server, _folder) = start(Limits { max_waiting_searches: 1, ..Limits::default() }, false).await;
+    // Twice as many as there are threads for, single ones and batches alike.
+    let callers = 4 * std::thread::available_parallelism().unwrap().get() + 8;
+    let work = (0..callers).map(|caller| {
+        let mut client = server.cache();
+        let rows = if caller % 2 == 0 { 1500 } else { 1000 };
+        tokio::spawn(async move {
+            client.enhance(batch(rows)).await.map(|reply| reply.into_inner().results.len())
+        })
+    });
+    let (mut answered, mut refused) = (0, 0);
+    for task in work.collect::<Vec<_>>() {
+        match task.await.unwrap() {
+            Ok(count) => answered += usize::from(count >= 1000),
+            Err(status) => {
+                assert_eq!(whole(&status), refusal(Code::ResourceExhausted, "TOO_MANY_REQUESTS", ""));
+                assert!(status.get_details_retry_info().unwrap().retry_delay.unwrap() > Duration::ZERO);
+                refused += 1;
+            }
+        }
+    }
+    assert!(
+        answered > 0 && refused > 0 && answered + refused == callers,
+        "{answered} answered, {refused} refused"
+    );
+    server.until_in_flight(0).await;
+    still_serves(&server).await;
+}
+
 /// A deadline that only the service reads: one digit more than the transport takes, on either side.
 fn within<T>(message: T, milliseconds: u32) -> Request<T> {
     let mut request = Request::new(message);
