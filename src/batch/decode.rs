@@ -7,27 +7,32 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc::UnboundedSender;
 
+use super::beginnings::{Beginnings, LEAST, Read};
 use super::line::{Event, Finish, GenerateOptions, Shared, StopReason, Task, Waiting};
 use super::pace::{Pace, shares};
 use super::{Error, Wait};
 use crate::models;
 use crate::models::llama::{Choice, Sampler, Sequence, likeliest};
 use crate::models::llm::Llm;
-use crate::text::{Detokenizer, Stops};
+use crate::text::{Constraint, Detokenizer, Stops};
 
 /// How often the thread looks at those who wait while nothing runs: their time passes.
 const LOOK: Duration = Duration::from_millis(50);
 
 /// An answer that grows.
 struct Running {
-    sequence: Sequence,
+    /// The prompt, and what it has said.
+    text: Read,
     /// Ids that the decoder has not seen.
     next: Vec<u32>,
+    /// Ids of the prompt that had been read already.
+    reused: usize,
     /// Whether its prompt was read.
     growing: bool,
     /// Bytes that its keys and values may come to take.
     bytes: u64,
     sampler: Sampler,
+    constraint: Option<Constraint>,
     detokenizer: Detokenizer,
     stops: Stops,
     said: usize,
@@ -42,8 +47,8 @@ struct Running {
 
 /// Answers until nobody asks any more.
 pub(super) fn work(shared: &Shared, options: &GenerateOptions) {
-    let (mut running, mut pace): (Vec<Running>, Pace) = Default::default();
-    while let Some((joining, finishing)) = join(shared, options, &running) {
+    let (mut running, mut pace, mut beginnings): (Vec<Running>, Pace, Beginnings) = Default::default();
+    while let Some((joining, finishing)) = join(shared, options, &running, &mut beginnings) {
         for waiting in joining {
             running.extend(begin(shared, waiting));
         }
@@ -59,13 +64,20 @@ pub(super) fn work(shared: &Shared, options: &GenerateOptions) {
         if running.is_empty() {
             continue;
         }
-        let stepped = catch_unwind(AssertUnwindSafe(|| step(&shared.llm, &mut running, &mut pace)));
+        let stepped = catch_unwind(AssertUnwindSafe(|| {
+            let waiting = take_over(&mut running, &mut beginnings)?;
+            step(&shared.llm, &mut running, &waiting, &mut pace)
+        }));
         let why = match stepped {
-            Ok(Ok(())) => continue,
+            Ok(Ok(ended)) => {
+                ended.into_iter().for_each(|text| beginnings.keep(text, options.memory / 4));
+                continue;
+            }
             Ok(Err(error)) => error.to_string(),
             Err(_) => "decoding crashed".to_owned(),
         };
         // Nobody's tokens can be trusted after that.
+        beginnings = Beginnings::default();
         for one in running.drain(..) {
             _ = one.events.send(Event::Failed(failed(why.clone())));
         }
@@ -78,15 +90,22 @@ fn failed(why: String) -> Error {
 
 /// Takes what fits into the free slots and the memory, in the order they came; waits for something when nothing runs. Says whether
 /// what runs is to end as well. Nothing when the end has come.
-fn join(shared: &Shared, options: &GenerateOptions, running: &[Running]) -> Option<(Vec<Waiting>, bool)> {
+fn join(
+    shared: &Shared,
+    options: &GenerateOptions,
+    running: &[Running],
+    beginnings: &mut Beginnings,
+) -> Option<(Vec<Waiting>, bool)> {
     let mut state = shared.lock();
     state.let_go();
+    beginnings.age();
     while running.is_empty() && state.waiting.is_empty() {
         if state.closed {
             return None;
         }
         state = shared.wait(state, LOOK);
         state.let_go();
+        beginnings.age();
     }
     let mut held: u64 = running.iter().map(|one| one.bytes).sum();
     let mut joining = Vec::new();
@@ -97,6 +116,7 @@ fn join(shared: &Shared, options: &GenerateOptions, running: &[Running]) -> Opti
         held += shared.needs(&next.task);
         joining.extend(state.waiting.pop_front());
     }
+    beginnings.shrink(options.memory.saturating_sub(held));
     Some((joining, state.finishing))
 }
 
@@ -109,11 +129,13 @@ fn begin(shared: &Shared, waiting: Waiting) -> Option<Running> {
         Ok(_) if task.max_tokens == 0 => {
             let queued = since.elapsed();
             let (reason, text, none) = (StopReason::MaxTokens, String::new(), Duration::ZERO);
-            _ = events.send(Event::Done(Finish { reason, text, queued, prefill: none, decode: none }));
+            let finish = Finish { reason, text, reused: 0, queued, prefill: none, decode: none };
+            _ = events.send(Event::Done(finish));
             None
         }
         Ok(sequence) => Some(Running {
-            sequence,
+            text: Read { seen: task.seen, ids: task.prompt.clone(), sequence },
+            reused: 0,
             sampler: {
                 let mut sampler = Sampler::new(task.sampling);
                 sampler.saw(&task.prompt);
@@ -123,6 +145,7 @@ fn begin(shared: &Shared, waiting: Waiting) -> Option<Running> {
             growing: false,
             bytes,
             top: task.top,
+            constraint: task.constraint,
             detokenizer: Detokenizer::default(),
             stops: Stops::new(task.stop),
             said: 0,
@@ -148,24 +171,66 @@ fn sequence(llm: &Llm, task: &Task) -> Result<Sequence, Error> {
     Ok(decoder.begin(visual.as_ref(), capacity)?)
 }
 
-/// One pass: a token more for each answer that grows, and slices of prompts; those that end leave.
-fn step(llm: &Llm, running: &mut Vec<Running>, pace: &mut Pace) -> Result<(), models::Error> {
+/// Lets those of whom nothing was read yet begin with what was, of another text. Says of each whether it waits for one before it to
+/// read what both begin with.
+fn take_over(running: &mut [Running], beginnings: &mut Beginnings) -> Result<Vec<bool>, models::Error> {
+    let mut waits = vec![false; running.len()];
+    for (i, waits) in waits.iter_mut().enumerate() {
+        let (before, rest) = running.split_at_mut(i);
+        let Some(one) = rest.first_mut().filter(|one| one.text.sequence.is_empty()) else { continue };
+        // Its last token is read in any case: what comes after it is not kept.
+        let most = one.text.ids.len().saturating_sub(1);
+        let kept = beginnings.longest(&one.text);
+        let (mut held, mut from) = kept.map_or((0, None), |(held, from)| (held, Some(from)));
+        let mut coming = 0;
+        for other in before.iter() {
+            let common = other.text.common(&one.text);
+            if common.min(other.text.sequence.len()) > held {
+                (held, from) = (common.min(other.text.sequence.len()), Some(&other.text.sequence));
+            }
+            if !other.growing {
+                coming = coming.max(common.min(most));
+            }
+        }
+        let held = held.min(most);
+        *waits = coming >= held + LEAST;
+        if let Some(from) = from.filter(|_| !*waits && held >= LEAST) {
+            one.text.sequence = from.fork(held, one.text.sequence.capacity())?;
+            one.next.drain(..held);
+            one.reused = held;
+        }
+    }
+    Ok(waits)
+}
+
+/// One pass: a token more for each answer that grows, and slices of prompts, but of those that wait; those that end leave, and their
+/// texts come back.
+fn step(
+    llm: &Llm,
+    running: &mut Vec<Running>,
+    waits: &[bool],
+    pace: &mut Pace,
+) -> Result<Vec<Read>, models::Error> {
     let growing = running.iter().filter(|one| one.growing).count();
-    let waiting: Vec<(usize, bool)> = running.iter().map(|one| (one.next.len(), one.growing)).collect();
+    let waiting = running.iter().zip(waits).map(|(one, waits)| match waits {
+        true => (0, false),
+        false => (one.next.len(), one.growing),
+    });
+    let waiting: Vec<(usize, bool)> = waiting.collect();
     let shares = shares(&waiting, pace.rows(growing));
     let begun = Instant::now();
     let taking = running.iter_mut().zip(&shares).filter(|(_, share)| **share > 0);
     let mut batch: Vec<(&mut Sequence, &[u32])> =
-        taking.map(|(one, share)| (&mut one.sequence, &one.next[..*share])).collect();
+        taking.map(|(one, share)| (&mut one.text.sequence, &one.next[..*share])).collect();
     let logits = llm.decoder().forward(&mut batch)?.to_vec2::<f32>()?;
     let rows = shares.iter().sum::<usize>() - growing;
     pace.stepped(growing, rows, begun.elapsed());
     let (mut rows, mut shares) = (logits.iter(), shares.iter());
-    running.retain_mut(|one| match shares.next() {
-        None | Some(0) => true,
-        Some(share) => rows.next().is_some_and(|logits| one.read(llm, *share, logits)),
+    let ended = running.extract_if(.., |one| match shares.next() {
+        None | Some(0) => false,
+        Some(share) => rows.next().is_none_or(|logits| !one.read(llm, *share, logits)),
     });
-    Ok(())
+    Ok(ended.map(|one| one.text).collect())
 }
 
 impl Running {
@@ -189,7 +254,13 @@ impl Running {
         }
         let now = Instant::now();
         self.first.get_or_insert(now);
-        let Choice { id, logprob } = self.sampler.choose(logits);
+        let Choice { id, logprob } = match self.choose(llm, logits) {
+            Ok(choice) => choice,
+            Err(error) => {
+                _ = self.events.send(Event::Failed(error));
+                return false;
+            }
+        };
         let top = likeliest(logits, self.top);
         if id == llm.tokenizer().eos() {
             return self.end(StopReason::EndOfText);
@@ -204,15 +275,32 @@ impl Running {
         if self.stops.found() {
             return self.end(StopReason::StopText);
         }
+        if self.constraint.as_ref().is_some_and(Constraint::is_over) {
+            return self.end(StopReason::EndOfText);
+        }
         if self.said >= self.max_tokens {
             return self.end(StopReason::MaxTokens);
         }
         // The token just chosen takes a place too.
-        if self.sequence.len() + 1 >= self.sequence.capacity() {
+        let sequence = &self.text.sequence;
+        if sequence.len() + 1 >= sequence.capacity() {
             return self.end(StopReason::Positions);
         }
+        self.text.ids.push(id);
         self.next = vec![id];
         true
+    }
+
+    /// The next token, of those that the answer's form allows.
+    fn choose(&mut self, llm: &Llm, logits: &[f32]) -> Result<Choice, Error> {
+        let Some(constraint) = &mut self.constraint else {
+            return Ok(self.sampler.choose(logits, None));
+        };
+        let choice = self.sampler.choose(logits, Some(&constraint.allowed()?));
+        if choice.id != llm.tokenizer().eos() {
+            constraint.take(choice.id)?;
+        }
+        Ok(choice)
     }
 
     /// Tells the caller how it ended; false, because it has.
@@ -226,6 +314,7 @@ impl Running {
         let finish = Finish {
             reason,
             text,
+            reused: self.reused,
             queued: self.joined - self.since,
             prefill: first.saturating_duration_since(self.joined),
             decode: now.saturating_duration_since(first),

@@ -205,6 +205,7 @@ mod tests {
             max_tokens: 20,
             top: 0,
             sampling: SampleParams { temperature: 0.8, top_p: 0.95, seed, ..SampleParams::default() },
+            constraint: None,
             stop: Vec::new(),
             wait: Wait::default(),
         }
@@ -236,6 +237,55 @@ mod tests {
         let together: Vec<_> = together.into_iter().map(|events| answer(events).0).collect();
         assert_eq!(alone, together);
         assert!(alone.iter().any(|ids| ids != &alone[0]));
+    }
+
+    #[test]
+    fn what_several_begin_with_is_read_once() {
+        let fresh = || generator(GenerateOptions { slots: 4, ..GenerateOptions::default() });
+        let long = |generator: &Generator, seed: u64| {
+            let mut one = task(generator, "What shape is it?", 3);
+            one.prompt.splice(1..1, (0..80).map(|i| 300 + (i * 7) % 200));
+            one.sampling.seed = seed;
+            one
+        };
+        let alone: Vec<_> = (0..6u64)
+            .map(|seed| {
+                let generator = fresh();
+                answer(generator.submit(vec![long(&generator, seed)]).unwrap().remove(0)).0
+            })
+            .collect();
+        let generator = fresh();
+        let told = |mut events: UnboundedReceiver<Event>| {
+            let mut ids = Vec::new();
+            loop {
+                match events.blocking_recv().unwrap() {
+                    Event::Token { id, .. } => ids.push(id),
+                    Event::Done(finish) => return (ids, finish.reused),
+                    Event::Failed(error) => panic!("{error}"),
+                }
+            }
+        };
+        let events = generator.submit((0..6).map(|seed| long(&generator, seed)).collect()).unwrap();
+        let together: Vec<_> = events.into_iter().map(told).collect();
+        let prompt = long(&generator, 0).prompt;
+        assert_eq!(together.iter().map(|(ids, _)| ids.clone()).collect::<Vec<_>>(), alone);
+        let reused: Vec<usize> = together.iter().map(|(_, reused)| *reused).collect();
+        assert_eq!(reused[0], 0);
+        assert!(reused[1..].iter().all(|&reused| reused == prompt.len() - 1), "{reused:?}");
+        // A conversation that goes on, and somebody who was shown something else.
+        let more = |generator: &Generator| {
+            let mut next = long(generator, 9);
+            next.prompt.extend(&alone[5][..2]);
+            next.prompt.extend([300, 301, 302]);
+            next
+        };
+        let other = fresh();
+        let expected = told(other.submit(vec![more(&other)]).unwrap().remove(0));
+        let (ids, reused) = told(generator.submit(vec![more(&generator)]).unwrap().remove(0));
+        assert_eq!((ids, reused, expected.1), (expected.0, prompt.len() + 2, 0));
+        let mut shown = long(&generator, 1);
+        shown.seen = task(&generator, "What shape is it?", 4).seen;
+        assert_eq!(told(generator.submit(vec![shown]).unwrap().remove(0)).1, 0);
     }
 
     #[test]
@@ -354,8 +404,10 @@ mod tests {
             one.sampling.bias = vec![(generator.llm().tokenizer().eos(), -100.0)];
             one
         };
+        // Of another generator: this one would know them.
+        let other = self::generator(GenerateOptions::default());
         let alone: Vec<_> =
-            (0..7).map(|seed| answer(generator.submit(vec![long(seed)]).unwrap().remove(0)).0).collect();
+            (0..7).map(|seed| answer(other.submit(vec![long(seed)]).unwrap().remove(0)).0).collect();
         let growing = |seed| Task {
             max_tokens: 110,
             sampling: SampleParams { temperature: 50.0, top_p: 1.0, seed, ..SampleParams::default() },
@@ -448,6 +500,7 @@ mod tests {
             max_tokens: 1,
             top: 0,
             sampling: SampleParams::default(),
+            constraint: None,
             stop: Vec::new(),
             wait: Wait::default(),
         };

@@ -12,6 +12,7 @@ use super::{Error, Wait};
 use crate::models::llama::SampleParams;
 use crate::models::llm::Llm;
 use crate::models::{self, Tensor};
+use crate::text::Constraint;
 use crate::types::Embedding;
 
 /// What is bounded.
@@ -49,6 +50,8 @@ pub struct Task {
     pub top: usize,
     /// How tokens are chosen.
     pub sampling: SampleParams,
+    /// What the answer has to be, if not any text.
+    pub constraint: Option<Constraint>,
     /// Texts that end an answer; they are not part of it.
     pub stop: Vec<String>,
     /// How long, and whether, the caller waits.
@@ -65,6 +68,15 @@ pub enum Seen {
 }
 
 impl Seen {
+    /// Whether it is the same; of two pictures that are alike only one that was looked at once is.
+    pub(super) fn is(&self, other: &Seen) -> bool {
+        match (self, other) {
+            (Seen::Embedding(one), Seen::Embedding(other)) => one == other,
+            (Seen::Tokens(one), Seen::Tokens(other)) => one.id() == other.id(),
+            _ => false,
+        }
+    }
+
     /// What the adapter is given.
     pub(super) fn visual(&self, llm: &Llm) -> Result<Tensor, models::Error> {
         match self {
@@ -101,6 +113,8 @@ pub struct Finish {
     pub reason: StopReason,
     /// Text that no token settled.
     pub text: String,
+    /// Tokens of the prompt that had been read already, for another answer or an earlier one.
+    pub reused: usize,
     /// Waiting for a slot.
     pub queued: Duration,
     /// Until the first token.
@@ -112,7 +126,7 @@ pub struct Finish {
 /// Why an answer ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StopReason {
-    /// The model said so.
+    /// The model said so, or nothing may come after it.
     EndOfText,
     /// A stop text came.
     StopText,

@@ -14,6 +14,7 @@
 //! | `line.rs` | what is asked of the decoder, what is told of it, who waits |
 //! | `generate.rs` | who may ask it |
 //! | `decode.rs` | the thread that owns it: answers that join and leave at every step |
+//! | `beginnings.rs` | what was read already is not read again |
 //! | `pace.rs` | how much of the prompts a step reads beside them |
 //! | `score.rs` | how likely given answers are |
 //!
@@ -26,6 +27,7 @@
 //!
 //! A caller blocks; the threads that wait cost nothing but their stack.
 
+mod beginnings;
 mod decode;
 mod generate;
 mod line;
@@ -47,6 +49,7 @@ use worker::Answer;
 
 use crate::models;
 use crate::models::encoder::{Encoded, Encoder, PrepareError, Prepared};
+use crate::text::FormError;
 use crate::types::Modality;
 
 /// How often a caller who waits for room looks at whether it is still wanted.
@@ -103,6 +106,9 @@ pub enum Error {
     /// The input could not be brought into the model's form.
     #[error(transparent)]
     Prepare(#[from] PrepareError),
+    /// A constrained answer that cannot go on.
+    #[error(transparent)]
+    Form(#[from] FormError),
     /// The model failed.
     #[error(transparent)]
     Model(#[from] models::Error),

@@ -40,8 +40,9 @@ impl Generator {
             // The last token of an answer is judged and not read.
             let read = |answer: &&[u32]| answer.len().saturating_sub(1);
             let forks = answers.iter().filter(|answer| read(answer) > 0);
-            let forks =
-                forks.map(|answer| Ok((asked.fork(prompt.len() + read(answer))?, &answer[..read(answer)])));
+            let forks = forks.map(|answer| {
+                Ok((asked.fork(prompt.len(), prompt.len() + read(answer))?, &answer[..read(answer)]))
+            });
             let mut forks: Vec<(Sequence, &[u32])> = forks.collect::<Result<_, models::Error>>()?;
             let rows = match forks.is_empty() {
                 true => Vec::new(),

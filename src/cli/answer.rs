@@ -1,9 +1,10 @@
 //! `ask` and `score`: what the decoder says about files and texts, and how likely it finds given answers.
 
 use std::io::Write;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 use clap::Args;
 use serde_json::json;
 use viscache::serve::proto::{self, CacheMode, generate_event};
@@ -95,7 +96,7 @@ pub(super) struct AskArgs {
     top_p: Option<f32>,
     /// Tokens that are kept, the likeliest.
     #[arg(long, value_name = "N", help_heading = "Output")]
-    top_k: Option<u32>,
+    keep: Option<u32>,
     /// Share of the likeliest token's probability that one has to have.
     #[arg(long, value_name = "P", help_heading = "Output")]
     min_p: Option<f32>,
@@ -111,6 +112,15 @@ pub(super) struct AskArgs {
     /// Text that ends the answer; repeat for several.
     #[arg(long, value_name = "TEXT", help_heading = "Output")]
     stop: Vec<String>,
+    /// Answer with one of these texts; repeat for each.
+    #[arg(long, value_name = "TEXT", group = "form", help_heading = "Output")]
+    choice: Vec<String>,
+    /// Answer with a text that matches this expression as a whole.
+    #[arg(long, value_name = "EXPRESSION", group = "form", help_heading = "Output")]
+    regex: Option<String>,
+    /// Answer with JSON that the schema in this file admits.
+    #[arg(long, value_name = "FILE", group = "form", help_heading = "Output")]
+    json_schema: Option<PathBuf>,
     /// Give every token's log-probability; with --json.
     #[arg(long, requires = "json", help_heading = "Output")]
     logprobs: bool,
@@ -139,6 +149,22 @@ impl AskArgs {
     /// The settings that were given.
     pub(super) fn given(&self) -> Given<'_> {
         self.asked.given()
+    }
+
+    /// What the answer has to be.
+    fn form(&self) -> anyhow::Result<Option<proto::Form>> {
+        use proto::form::Form::{Choice, JsonSchema, Regex};
+        let form = if let Some(path) = &self.json_schema {
+            let schema = std::fs::read_to_string(path);
+            JsonSchema(schema.with_context(|| format!("cannot read the schema {}", path.display()))?)
+        } else if let Some(expression) = &self.regex {
+            Regex(expression.clone())
+        } else if self.choice.is_empty() {
+            return Ok(None);
+        } else {
+            Choice(proto::Choice { texts: self.choice.clone() })
+        };
+        Ok(Some(proto::Form { form: Some(form) }))
     }
 }
 
@@ -221,14 +247,14 @@ impl Conditioned {
 }
 
 pub(super) async fn ask(config: &Config, args: AskArgs) -> anyhow::Result<ExitCode> {
-    let conditioning = args.asked.message(args.compare)?;
+    let (conditioning, form) = (args.asked.message(args.compare)?, args.form()?);
     let request = proto::GenerateRequest {
         conditioning: Some(conditioning),
         sampling: Some(proto::Sampling {
             temperature: args.temperature,
             top_p: args.top_p,
             seed: Some(args.seed),
-            top_k: args.top_k,
+            top_k: args.keep,
             min_p: args.min_p,
             repetition_penalty: args.repetition_penalty,
             logit_bias: Default::default(),
@@ -239,6 +265,7 @@ pub(super) async fn ask(config: &Config, args: AskArgs) -> anyhow::Result<ExitCo
         return_neighbors: true,
         top_logprobs: 0,
         answers: None,
+        form,
     };
     let channel = target::open(config, &args.asked.target, target::ANSWERS).await?;
     let (mut client, mut caches) = (target::generate(channel.clone()), target::cache(channel));
@@ -331,6 +358,7 @@ fn event_json(cached: bool, event: &generate_event::Event) -> serde_json::Value 
             "text": summary.text,
             "stop_reason": summary.stop_reason().as_str_name().trim_start_matches("STOP_REASON_").to_lowercase(),
             "answer_tokens": summary.answer_tokens,
+            "reused_tokens": summary.reused_tokens,
             "queue_us": summary.queue_us,
             "prefill_us": summary.prefill_us,
             "decode_us": summary.decode_us,

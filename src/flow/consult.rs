@@ -229,6 +229,7 @@ impl Expert for Captioner<'_> {
         let prompt = Prompt::Instruction { instruction: self.instruction.into(), input: None };
         let (prompt, _) = llm.encode(&prompt, self.max_tokens)?;
         let task = Task {
+            constraint: None,
             prompt,
             seen: Some(seen),
             max_tokens: self.max_tokens,

@@ -17,6 +17,7 @@ use crate::blend::{self, BlendParams};
 use crate::index::SearchParams;
 use crate::models::llama::SampleParams;
 use crate::models::llm::{Llm, Prompt, PromptError};
+use crate::text::Form;
 use crate::types::{Embedding, Filter, Modality};
 
 /// What the decoder is shown and asked.
@@ -55,6 +56,8 @@ pub struct Request {
     pub sampling: SampleParams,
     /// Tokens at most.
     pub max_tokens: usize,
+    /// What each answer has to be, if not any text.
+    pub form: Option<Form>,
     /// Texts that end an answer.
     pub stop: Vec<String>,
 }
@@ -91,10 +94,17 @@ pub type Scored = Result<Vec<f32>, Error>;
 /// Embeds, enhances, and puts the question into the decoder's line.
 ///
 /// # Errors
-/// [`Error::NoDecoder`], [`Error::Prompt`], [`Error::Busy`]; as [`enhance`]; for a query of another width than the decoder's.
+/// [`Error::NoDecoder`], [`Error::Prompt`], [`Error::Form`], [`Error::Busy`], [`Error::Memory`]; as [`enhance`]; for a query of another width than the decoder's.
 pub fn generate(app: &App, mut request: Request, call: &Call) -> Result<Vec<Branch>, Error> {
     let generator = decoder(app)?;
     generator.admits(request.conditioning.cached.len() * request.answers)?;
+    let constraint = match &request.form {
+        Some(form) => {
+            call.tab.add(form.needs())?;
+            Some(generator.llm().constrain(form)?)
+        }
+        None => None,
+    };
     let findings: Arc<[Finding]> = ask_experts(app, &mut request.conditioning, call)?.into();
     let (prompt, dropped) = generator.llm().encode(&request.conditioning.prompt, request.max_tokens)?;
     let shown = show(app, generator, request.conditioning, call)?;
@@ -110,6 +120,7 @@ pub fn generate(app: &App, mut request: Request, call: &Call) -> Result<Vec<Bran
         max_tokens: request.max_tokens,
         top: request.top,
         sampling: SampleParams { seed: *seed, ..request.sampling.clone() },
+        constraint: constraint.clone(),
         stop: request.stop.clone(),
         // Whoever takes no more events has gone; the call's own flag is raised when this function is left.
         wait: Wait { deadline: call.deadline, ..Wait::default() },

@@ -39,7 +39,7 @@ use crate::budget::{self, Tab};
 use crate::cache::Snapshot;
 use crate::index::{SearchParams, TargetRecall};
 use crate::types::{CacheName, Embedding, Modality, QueryKind};
-use crate::{batch, blend, cache, media, models};
+use crate::{batch, blend, cache, media, models, text};
 
 pub use app::{App, Limits};
 pub use caches::{Caches, ServedCache};
@@ -122,6 +122,9 @@ pub enum Error {
     /// A prompt that cannot be answered.
     #[error(transparent)]
     Prompt(#[from] models::llm::PromptError),
+    /// A form that answers cannot be brought into.
+    #[error(transparent)]
+    Form(#[from] text::FormError),
     /// A part of a query of which something else is wrong.
     #[error("part {part}: {source}")]
     Part {
@@ -324,6 +327,7 @@ impl From<batch::Error> for Error {
             batch::Error::Deadline => Error::Deadline,
             batch::Error::Cancelled => Error::Cancelled,
             batch::Error::Prepare(error) => Error::Prepare(error),
+            batch::Error::Form(error) => Error::Form(error),
             batch::Error::Model(error) => Error::Model(error),
         }
     }

@@ -11,7 +11,7 @@ use super::llama::{
 use super::weights::Weights;
 use super::{DeviceKind, Error, Placement, nano};
 use crate::media::{self, ImageOptions, Orientation};
-use crate::text::{self, Conversation, SentencePiece, Template};
+use crate::text::{self, Constrainer, Constraint, Conversation, Form, FormError, SentencePiece, Template};
 use crate::types::{Fingerprint, WeightDtype};
 
 /// Which decoder to load and how to run it.
@@ -42,6 +42,8 @@ pub struct Llm {
     fingerprint: Fingerprint,
     /// What it sees in a picture of nothing.
     nothing: OnceLock<Tensor>,
+    /// The tokenizer as constrained answers look at it, from the first of them on.
+    constrainer: OnceLock<Constrainer>,
 }
 
 /// What is asked.
@@ -112,8 +114,15 @@ impl Llm {
                 let tokenizer = read_tokenizer(&saved.tokenizer)?;
                 let decoder = Decoder::load(&checkpoint, &saved.config, tokenizer.len(), &placement)?;
                 let fingerprint = saved.fingerprint;
-                let (tokenizer_file, nothing) = (saved.tokenizer, OnceLock::new());
-                return Ok(Llm { decoder, tokenizer, tokenizer_file, name, fingerprint, nothing });
+                return Ok(Llm {
+                    decoder,
+                    tokenizer,
+                    tokenizer_file: saved.tokenizer,
+                    name,
+                    fingerprint,
+                    nothing: OnceLock::new(),
+                    constrainer: OnceLock::new(),
+                });
             }
             Some(backbone) => {
                 let files =
@@ -135,7 +144,8 @@ impl Llm {
         let mut digest = blake3::Hasher::new();
         checkpoint.fingerprints()?.iter().for_each(|part| _ = digest.update(part.as_bytes()));
         let fingerprint = Fingerprint::from_digest(*digest.finalize().as_bytes());
-        Ok(Llm { decoder, tokenizer, tokenizer_file, name, fingerprint, nothing: OnceLock::new() })
+        let (nothing, constrainer) = (OnceLock::new(), OnceLock::new());
+        Ok(Llm { decoder, tokenizer, tokenizer_file, name, fingerprint, nothing, constrainer })
     }
 
     /// Whether a decoder's files fit together, by the names and shapes of their tensors alone. Gives its family and sizes.
@@ -177,6 +187,21 @@ impl Llm {
     /// The tokenizer.
     pub fn tokenizer(&self) -> &SentencePiece {
         &self.tokenizer
+    }
+
+    /// What an answer of this form may go on with, before its first token.
+    ///
+    /// # Errors
+    /// [`FormError`].
+    pub fn constrain(&self, form: &Form) -> Result<Constraint, FormError> {
+        let constrainer = match self.constrainer.get() {
+            Some(known) => known,
+            None => {
+                let made = Constrainer::new(&self.tokenizer)?;
+                self.constrainer.get_or_init(|| made)
+            }
+        };
+        constrainer.begin(form)
     }
 
     /// A name for people: `nano`, or the adapter's file.

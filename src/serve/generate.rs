@@ -23,7 +23,7 @@ use crate::batch::{self, StopReason};
 use crate::flow::{self, App, Branch, Conditioning, ExpertKind, Shown};
 use crate::models::llama::{Family, SampleParams};
 use crate::models::llm::{Llm, Prompt};
-use crate::text::{ChatTemplate, Conversation, Speaker, Turn};
+use crate::text::{ChatTemplate, Conversation, Form, Speaker, Turn};
 
 /// Tokens of an answer when the request does not say; the published program's figure.
 const MAX_TOKENS: u32 = 256;
@@ -194,6 +194,7 @@ impl Answer {
                     stop_reason: reason.into(),
                     answer_tokens: self.tokens,
                     tail: finish.text,
+                    reused_tokens: finish.reused as u32,
                     text: std::mem::take(&mut self.text),
                     queue_us: micros(finish.queued),
                     prefill_us: micros(finish.prefill),
@@ -329,8 +330,19 @@ fn question(app: &App, request: proto::GenerateRequest) -> Result<flow::Generate
         top: request.top_logprobs as usize,
         sampling,
         max_tokens: request.max_tokens.unwrap_or(MAX_TOKENS) as usize,
+        form: request.form.map(form).transpose()?,
         stop: request.stop.into_iter().chain(own).collect(),
     })
+}
+
+fn form(asked: proto::Form) -> Result<Form, flow::Error> {
+    use proto::form::Form::{Choice, JsonSchema, Regex};
+    match asked.form {
+        Some(Choice(choice)) => Ok(Form::Choice(choice.texts)),
+        Some(Regex(expression)) => Ok(Form::Regex(expression)),
+        Some(JsonSchema(schema)) => Ok(Form::JsonSchema(schema)),
+        None => Err(convert::argument("form", "says nothing; give it a choice, an expression or a schema")),
+    }
 }
 
 fn conditioning(app: &App, asked: proto::Conditioning) -> Result<Conditioning, flow::Error> {

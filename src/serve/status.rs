@@ -242,6 +242,7 @@ fn classify(error: &flow::Error) -> (Code, &'static str) {
         flow::Error::Fingerprint { .. } => (Code::FailedPrecondition, "FINGERPRINT_MISMATCH"),
         flow::Error::NoDecoder => (Code::FailedPrecondition, "DECODER_NOT_LOADED"),
         flow::Error::Prompt(_) => (Code::InvalidArgument, "BAD_PROMPT"),
+        flow::Error::Form(_) => (Code::InvalidArgument, "BAD_FORM"),
         flow::Error::NoModel { .. } => (Code::FailedPrecondition, "MODEL_NOT_LOADED"),
         flow::Error::Part { source, .. } => classify(source),
         flow::Error::Prepare(PrepareError::Media(media::Error::NoRoom(_))) => {

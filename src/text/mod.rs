@@ -6,16 +6,19 @@
 //! | `clip_bpe.rs` | CLIP's byte-pair encoding, for the full and for a shortened merge table |
 //! | `sentencepiece.rs` | LLaMA's tokenizer, and ids back to text as they come |
 //! | `prompt.rs` | the prompts that the adapters were trained with |
+//! | `constrain.rs` | answers of a form that was asked for |
 //! | `stops.rs` | texts that end an answer |
 
 mod clean;
 mod clip_bpe;
+mod constrain;
 mod conversation;
 mod prompt;
 mod sentencepiece;
 mod stops;
 
 pub use clip_bpe::{ClipTokenizer, MAX_TEXT_BYTES};
+pub use constrain::{Allowed, Constrainer, Constraint, Form, FormError, MAX_FORM_BYTES};
 pub use conversation::{ChatTemplate, Conversation, Speaker, Turn};
 pub use prompt::Template;
 pub use sentencepiece::{Detokenizer, MAX_PROMPT_BYTES, SentencePiece};

@@ -280,6 +280,15 @@ impl SentencePiece {
         }
     }
 
+    /// What one piece adds to a text; nothing for what is no text.
+    pub fn bytes(&self, id: u32) -> Vec<u8> {
+        match self.pieces.get(id as usize) {
+            Some(Piece::Text(piece)) => piece.replace(SPACE, " ").into_bytes(),
+            Some(Piece::Byte(byte)) => vec![*byte],
+            Some(Piece::Control | Piece::Unknown) | None => Vec::new(),
+        }
+    }
+
     /// The text of ids; ids beyond the vocabulary are as unknown ones.
     pub fn decode(&self, ids: &[u32]) -> String {
         let mut stream = Detokenizer::default();

@@ -106,7 +106,7 @@ pub fn generate(
         let logits = decoder.forward(&mut pairs).unwrap().to_vec2::<f32>().unwrap();
         let mut still = Vec::new();
         for (&i, logits) in running.iter().zip(logits) {
-            let id = Sampler::new(greedy.clone()).choose(&logits).id;
+            let id = Sampler::new(greedy.clone()).choose(&logits, None).id;
             answers[i].push(id);
             next[i] = vec![id];
             if id != eos && prompts[i].len() + answers[i].len() < sequences[i].capacity() {

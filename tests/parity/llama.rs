@@ -497,7 +497,8 @@ fn what_top_p_keeps() {
                 let mut sampler =
                     Sampler::new(SampleParams { temperature, top_p, seed: 3, ..SampleParams::default() });
                 let mut drawn = vec![0.0f32; logits.len()];
-                (0..DRAWS).for_each(|_| drawn[sampler.choose(logits).id as usize] += 1.0 / f32::from(DRAWS));
+                (0..DRAWS)
+                    .for_each(|_| drawn[sampler.choose(logits, None).id as usize] += 1.0 / f32::from(DRAWS));
                 let squares: f64 = expected.iter().map(|p| f64::from(*p).powi(2)).sum();
                 let limit = Limit { absolute: 0.04, turn: 5.0 / (squares * draws) };
                 tally.floats("drawn", &drawn, expected, expected.len(), limit);

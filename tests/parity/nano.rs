@@ -150,6 +150,7 @@ fn search(cache: &[f32], query: &Embedding, k: usize) -> Vec<Hit> {
 /// What is asked, greedily, until it ends.
 fn answers(generator: &Generator, asked: Vec<(String, Vec<f32>)>) -> Vec<String> {
     let task = |(instruction, embedding): (String, Vec<f32>)| Task {
+        constraint: None,
         prompt: generator.llm().encode(&Prompt::Instruction { instruction, input: None }, 1).unwrap().0,
         seen: Some(Seen::Embedding(Embedding::new(embedding).unwrap())),
         max_tokens: 100,

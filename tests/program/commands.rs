@@ -336,7 +336,7 @@ fn help_lists_what_a_command_takes() {
         assert_eq!(help.contains("--adapter"), decoder, "{help}");
         assert!(help.contains("--log") && help.contains("--config"), "{help}");
         assert_eq!(help.contains("\nModel:\n"), model, "{help}");
-        assert!(help.lines().count() < 80, "{help}");
+        assert!(help.lines().count() < 90, "{help}");
     }
     let refused = viscache(folder.path()).args(["describe", "--model", "nano"]).output().unwrap();
     expect(2, &["describe", "--model"], refused);

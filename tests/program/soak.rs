@@ -198,6 +198,7 @@ fn legal(random: &mut Pcg64, pictures: &[Bytes]) -> (&'static str, bool, Bytes) 
                 conditioning: Some(conditioning()),
                 max_tokens: Some(random.random_range(1..40)),
                 answers: Some(random.random_range(1..5)),
+                form: form(random),
                 ..Default::default()
             };
             ("/viscache.v1.GenerateService/Generate", true, generate.encode_to_vec().into())
@@ -209,6 +210,20 @@ fn legal(random: &mut Pcg64, pictures: &[Bytes]) -> (&'static str, bool, Bytes) 
             ("/viscache.v1.GenerateService/Score", false, score.encode_to_vec().into())
         }
     }
+}
+
+/// What an answer has to be: often nothing.
+fn form(random: &mut Pcg64) -> Option<proto::Form> {
+    use proto::form::Form::{Choice, JsonSchema, Regex};
+    let form = match random.random_range(0..6) {
+        0 => Choice(proto::Choice { texts: (0..1000).map(|i| format!("number {i}")).collect() }),
+        1 => Regex("([a-z ]{1,40}, ){1,20}[a-z]+".into()),
+        2 => JsonSchema(
+            r##"{"type": "array", "items": {"anyOf": [{"type": "string"}, {"$ref": "#"}]}}"##.into(),
+        ),
+        _ => return None,
+    };
+    Some(proto::Form { form: Some(form) })
 }
 
 async fn call(
@@ -376,8 +391,9 @@ async fn a_server_that_gets_everything_at_once_holds_what_it_held() {
     let pictures = Arc::new(vec![Bytes::from(store::scene(3))]);
     let told = Arc::new(Told::default());
 
-    // Rounds of at most ten minutes, a rest after each. What fills caches and pools once is filled by the second.
-    let rounds = (seconds / 600.0).ceil().max(if seconds < 100.0 { 2.0 } else { 4.0 });
+    // Rounds of at most ten minutes, a rest after each. What fills caches and pools once is filled by the second; the others may take
+    // no more.
+    let rounds = (seconds / 600.0).ceil().max(if seconds < 100.0 { 3.0 } else { 4.0 });
     let rest = Duration::from_secs(if seconds < 100.0 { 3 } else { 20 });
     // Every item as large as it will be.
     let channel = endpoint(&server.address).connect().await.unwrap();

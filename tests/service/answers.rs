@@ -181,6 +181,59 @@ async fn absurd_questions_are_refused_by_name() {
     server.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_are_of_the_form_that_was_asked_for() {
+    let (server, _folder) = serve(GenerateOptions::default()).await;
+    let hot = |form, seed| GenerateRequest {
+        sampling: Some(proto::Sampling {
+            temperature: Some(2.0),
+            top_p: Some(1.0),
+            seed: Some(seed),
+            ..Default::default()
+        }),
+        max_tokens: Some(100),
+        form: Some(proto::Form { form: Some(form) }),
+        ..caption(seen(1), CacheMode::On)
+    };
+    let texts: Vec<String> = ["red", "green", "dark blue"].map(String::from).into();
+    let choice = proto::form::Form::Choice(proto::Choice { texts: texts.clone() });
+    let shape = proto::form::Form::Regex("[a-z]{3,8} (circle|star)s?".into());
+    let schema = r#"{"type": "object", "properties": {"colour": {"enum": ["red", "blue"]}, "count": {"type": "integer", "minimum": 0,
+        "maximum": 99}}, "required": ["colour", "count"], "additionalProperties": false}"#;
+    for seed in 0..8 {
+        let told = ask(&server, hot(choice.clone(), seed)).await.unwrap();
+        assert!(texts.contains(&told[1].text), "{}", told[1].text);
+        assert_eq!(told[1].summary.as_ref().unwrap().stop_reason(), proto::StopReason::EndOfText);
+        let told = ask(&server, hot(shape.clone(), seed)).await.unwrap();
+        let (first, rest) = told[1].text.split_once(' ').unwrap();
+        assert!((3..=8).contains(&first.len()) && (rest.starts_with("circle") || rest.starts_with("star")));
+        let told = ask(&server, hot(proto::form::Form::JsonSchema(schema.into()), seed)).await.unwrap();
+        let value: serde_json::Value = serde_json::from_str(&told[1].text).unwrap();
+        assert!(value["colour"] == "red" || value["colour"] == "blue", "{value}");
+        assert!(value["count"].as_u64().unwrap() <= 99, "{value}");
+    }
+    // What the decoder would have said anyway is said as ever, and as likely.
+    let free =
+        ask(&server, GenerateRequest { logprobs: true, ..caption(seen(1), CacheMode::On) }).await.unwrap();
+    let any = proto::form::Form::Regex("(?s:.*)".into());
+    let form = Some(proto::Form { form: Some(any) });
+    let held = ask(&server, GenerateRequest { logprobs: true, form, ..caption(seen(1), CacheMode::On) });
+    let held = held.await.unwrap();
+    assert_eq!((&held[1].text, &held[1].tokens), (&free[1].text, &free[1].tokens));
+    for (form, word) in [
+        (None, "says nothing"),
+        (Some(proto::form::Form::Choice(proto::Choice::default())), "no texts"),
+        (Some(proto::form::Form::Regex("(".into())), "cannot be read"),
+        (Some(proto::form::Form::JsonSchema("{".into())), "no JSON"),
+        (Some(proto::form::Form::JsonSchema(r#"{"type": "colour"}"#.into())), "colour"),
+    ] {
+        let request = GenerateRequest { form: Some(proto::Form { form }), ..caption(seen(1), CacheMode::On) };
+        let refused = ask(&server, request).await.err().unwrap();
+        assert_eq!(refused.code(), Code::InvalidArgument);
+        assert!(refused.message().contains(word), "{refused}");
+    }
+}
+
 /// A question whose answer is as long as there are positions.
 fn long(seed: u64) -> GenerateRequest {
     let mut request = caption(seen(2), CacheMode::Off);

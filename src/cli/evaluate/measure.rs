@@ -228,6 +228,7 @@ fn ask(job: &Job<'_>, row: &Row, shown: &[Embedding]) -> anyhow::Result<Result<A
             top: 0,
             sampling: SampleParams { temperature: 0.0, ..SampleParams::default() },
             max_tokens: job.max_tokens,
+            form: None,
             stop: Vec::new(),
         };
         match flow::generate(job.app, request, job.call) {

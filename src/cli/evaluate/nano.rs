@@ -258,6 +258,7 @@ fn judge(
     let mut sides = [Vec::new(), Vec::new()];
     for (side, judged) in sides.iter_mut().enumerate() {
         let task = |shown: &[Embedding; 2]| Task {
+            constraint: None,
             prompt: prompt.clone(),
             seen: Some(Seen::Embedding(shown[side].clone())),
             max_tokens: MAX_TOKENS,

@@ -37,6 +37,12 @@ impl KvCache {
         Ok(KvCache { keys: moved(&self.keys, len, room)?, values: moved(&self.values, len, room)?, capacity })
     }
 
+    /// Bytes that are taken now.
+    pub(super) fn bytes(&self) -> u64 {
+        let bytes = |kept: &Tensor| (kept.elem_count() * kept.dtype().size_in_bytes()) as u64;
+        bytes(&self.keys) + bytes(&self.values)
+    }
+
     /// Makes room for so many tokens; what is there is moved a few times while a text grows, and not at every token.
     fn reserve(&mut self, len: usize, tokens: usize) -> Result<(), Error> {
         let room = self.keys.dim(1)?;

@@ -130,18 +130,23 @@ impl Sequence {
         self.capacity
     }
 
-    /// The same text once more, with room for `capacity` tokens, to be gone on with in another way.
+    /// Bytes of keys and values that it takes now.
+    pub fn bytes(&self) -> u64 {
+        self.caches.iter().map(KvCache::bytes).sum()
+    }
+
+    /// The first `len` tokens once more, with room for `capacity`, to be gone on with in another way.
     ///
     /// # Errors
-    /// [`Error::Input`] for less room than it takes.
-    pub fn fork(&self, capacity: usize) -> Result<Self, Error> {
-        if capacity < self.len {
-            let why = format!("{capacity} tokens of room for a text of {}", self.len);
-            return Err(Error::Input { received: vec![capacity], why });
+    /// [`Error::Input`] for more than it holds, or than there is room for.
+    pub fn fork(&self, len: usize, capacity: usize) -> Result<Self, Error> {
+        if len > self.len.min(capacity) {
+            let why = format!("{len} tokens of a text of {}, with room for {capacity}", self.len);
+            return Err(Error::Input { received: vec![len, capacity], why });
         }
-        let caches = self.caches.iter().map(|cache| cache.copied(self.len, capacity));
+        let caches = self.caches.iter().map(|cache| cache.copied(len, capacity));
         let caches = caches.collect::<Result<_, _>>()?;
-        Ok(Sequence { caches, additions: self.additions.clone(), len: self.len, capacity })
+        Ok(Sequence { caches, additions: self.additions.clone(), len, capacity })
     }
 
     /// Keys and values of a layer.

@@ -14,6 +14,11 @@ use std::collections::HashSet;
 use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64Mcg;
 
+use crate::text::Allowed;
+
+/// So many tokens are looked at first.
+const FEW: usize = 256;
+
 /// How a token is chosen.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SampleParams {
@@ -83,8 +88,14 @@ impl Sampler {
     /// Chooses the next token.
     ///
     /// * `logits`: one for each piece; at least one is finite.
-    pub fn choose(&mut self, logits: &[f32]) -> Choice {
-        let changed = self.changed(logits);
+    /// * `allowed`: tokens that may come; nothing for all.
+    pub fn choose(&mut self, logits: &[f32], allowed: Option<&Allowed>) -> Choice {
+        let mut changed = self.changed(logits);
+        if let Some(allowed) = allowed {
+            let changed = changed.get_or_insert_with(|| logits.to_vec());
+            let others = changed.iter_mut().zip(0u32..).filter(|(_, id)| !allowed.has(*id));
+            others.for_each(|(logit, _)| *logit = f32::NEG_INFINITY);
+        }
         let shown = changed.as_deref().unwrap_or(logits);
         let SampleParams { temperature, top_p, top_k, min_p, .. } = self.params;
         let id = match temperature {
@@ -171,11 +182,29 @@ pub fn filtered(probabilities: &[f32], top_p: f32) -> Vec<(u32, f32)> {
 
 /// What all of them keep, downwards, renormalised.
 fn kept(probabilities: &[f32], top_k: usize, top_p: f32, min_p: f32) -> Vec<(u32, f32)> {
-    let mut sorted: Vec<(u32, f32)> = probabilities.iter().enumerate().map(|(i, &p)| (i as u32, p)).collect();
-    sorted.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
-    if top_k > 0 {
-        sorted.truncate(top_k);
+    let count = if top_k > 0 { top_k } else { FEW };
+    let few = among(first(probabilities, count), top_k, top_p, min_p);
+    // Nearly always it is a few of many, and the others need no order.
+    match top_k == 0 && few.len() == count {
+        true => among(first(probabilities, probabilities.len()), top_k, top_p, min_p),
+        false => few,
     }
+}
+
+/// The likeliest so many, downwards.
+fn first(probabilities: &[f32], count: usize) -> Vec<(u32, f32)> {
+    let mut all: Vec<(u32, f32)> = probabilities.iter().enumerate().map(|(i, &p)| (i as u32, p)).collect();
+    let downwards = |a: &(u32, f32), b: &(u32, f32)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
+    if count > 0 && count < all.len() {
+        all.select_nth_unstable_by(count - 1, downwards);
+        all.truncate(count);
+    }
+    all.sort_unstable_by(downwards);
+    all
+}
+
+/// As [`kept`], of the likeliest.
+fn among(mut sorted: Vec<(u32, f32)>, top_k: usize, top_p: f32, min_p: f32) -> Vec<(u32, f32)> {
     // Of what is left, all of it is one.
     let whole: f64 = match top_k {
         0 => 1.0,
@@ -186,7 +215,7 @@ fn kept(probabilities: &[f32], top_k: usize, top_p: f32, min_p: f32) -> Vec<(u32
     let mut mass = 0.0f64;
     let kept = sorted.iter().take_while(|(_, p)| {
         mass += f64::from(*p) / whole;
-        mass as f32 - (f64::from(*p) / whole) as f32 <= top_p && *p >= least
+        mass as f32 - (f64::from(*p) / whole) as f32 <= top_p && *p >= least && *p > 0.0
     });
     let count = kept.count().max(1);
     sorted.truncate(count);
@@ -203,6 +232,22 @@ mod tests {
     fn a_top_p_of_one_keeps_all_of_a_large_vocabulary() {
         let equal = vec![1.0 / 50_000.0; 50_000];
         assert_eq!(filtered(&equal, 1.0).len(), equal.len());
+    }
+
+    #[test]
+    fn few_of_many_are_those_of_all() {
+        let mut random = Pcg64Mcg::seed_from_u64(3);
+        for case in 0..40 {
+            let sharp = [0.1, 1.0, 5.0, 20.0][case % 4];
+            let logits: Vec<f32> = (0..3000).map(|_| random.random::<f32>()).collect();
+            let p = softmax(&logits, 1.0 / sharp);
+            for (top_p, min_p) in [(0.3, 0.0), (0.95, 0.0), (1.0, 0.0), (1.0, 0.5), (0.05, 0.9)] {
+                let all = among(first(&p, p.len()), 0, top_p, min_p);
+                assert_eq!(kept(&p, 0, top_p, min_p), all, "{case} {top_p} {min_p}");
+            }
+        }
+        // Of two that are as likely the first comes first, also where a part of them is taken.
+        assert_eq!(kept(&[0.1; 10], 3, 1.0, 0.0).iter().map(|(id, _)| *id).collect::<Vec<_>>(), [0, 1, 2]);
     }
 
     #[test]
@@ -225,19 +270,19 @@ mod tests {
         let logits = [1.0, 2.0, -1.0, 1.9];
         let greedy = || SampleParams { temperature: 0.0, ..SampleParams::default() };
         let mut plain = Sampler::new(greedy());
-        assert_eq!((plain.choose(&logits).id, plain.choose(&logits).id), (1, 1));
+        assert_eq!((plain.choose(&logits, None).id, plain.choose(&logits, None).id), (1, 1));
         let mut repeats = Sampler::new(SampleParams { repetition_penalty: 2.0, ..greedy() });
         repeats.saw(&[2]);
-        let chosen: Vec<u32> = (0..3).map(|_| repeats.choose(&logits).id).collect();
+        let chosen: Vec<u32> = (0..3).map(|_| repeats.choose(&logits, None).id).collect();
         // 2 becomes 1, then 1.9 becomes 0.95, then the first of 1 and 1 is taken.
         assert_eq!(chosen, [1, 3, 0]);
         let mut biased = Sampler::new(SampleParams { bias: vec![(2, 10.0), (99, 1.0)], ..greedy() });
-        let choice = biased.choose(&logits);
+        let choice = biased.choose(&logits, None);
         assert_eq!(choice, Choice { id: 2, logprob: logprob(&logits, 2) });
         let never =
             SampleParams { bias: vec![(1, f32::NEG_INFINITY)], temperature: 1.0, top_p: 1.0, ..greedy() };
         let mut never = Sampler::new(never);
-        assert!((0..200).all(|_| never.choose(&logits).id != 1));
+        assert!((0..200).all(|_| never.choose(&logits, None).id != 1));
     }
 
     #[test]
