@@ -536,3 +536,26 @@ async fn dispatch(command: Command, config: Config) -> anyhow::Result<ExitCode> 
         | Command::Train(_) => Ok(ExitCode::SUCCESS),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// clap asserts this itself, but not as we compile it.
+    #[test]
+    fn no_two_flags_of_a_command_are_the_same() {
+        fn check(command: &clap::Command) {
+            let ids = command.get_arguments().map(|arg| arg.get_id().to_string());
+            let longs = command.get_arguments().filter_map(|arg| Some(format!("--{}", arg.get_long()?)));
+            for mut names in [ids.collect::<Vec<_>>(), longs.collect()] {
+                names.sort();
+                let twice = names.windows(2).find(|two| two[0] == two[1]);
+                assert_eq!(twice, None, "{}", command.get_name());
+            }
+            command.get_subcommands().for_each(check);
+        }
+        let mut command = Cli::command();
+        command.build();
+        check(&command);
+    }
+}

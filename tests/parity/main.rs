@@ -12,6 +12,7 @@ mod decoder;
 mod adapter_texts;
 mod adapter_v2;
 mod blend;
+mod card;
 mod checkpoint;
 #[cfg(feature = "cuda")]
 mod cuda;

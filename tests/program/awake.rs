@@ -126,8 +126,8 @@ async fn a_server_ends_in_order() {
     let mut replies = client.enhance_stream(stream).await.unwrap().into_inner();
     assert_eq!(replies.next().await.unwrap().unwrap().tag, 1);
 
-    signal(&server, "TERM");
     let begun = Instant::now();
+    signal(&server, "TERM");
     assert_eq!(watch.next().await.unwrap().unwrap().status(), ServingStatus::NotServing);
     // Health says so first, and until the delay is over everything is answered.
     client.enhance(rows()).await.unwrap();

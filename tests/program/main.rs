@@ -23,6 +23,7 @@ mod classify;
 mod commands;
 mod current;
 mod evaluate;
+mod frames;
 mod measured;
 mod segmentation;
 mod soak;

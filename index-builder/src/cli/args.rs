@@ -333,3 +333,26 @@ impl RowTypeArg {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    /// clap asserts this itself, but not as we compile it.
+    #[test]
+    fn no_two_flags_of_a_command_are_the_same() {
+        fn check(command: &clap::Command) {
+            let ids = command.get_arguments().map(|arg| arg.get_id().to_string());
+            let longs = command.get_arguments().filter_map(|arg| Some(format!("--{}", arg.get_long()?)));
+            for mut names in [ids.collect::<Vec<_>>(), longs.collect()] {
+                names.sort();
+                let twice = names.windows(2).find(|two| two[0] == two[1]);
+                assert_eq!(twice, None, "{}", command.get_name());
+            }
+            command.get_subcommands().for_each(check);
+        }
+        let mut command = super::Cli::command();
+        command.build();
+        check(&command);
+    }
+}
