@@ -16,7 +16,7 @@ use crate::store::{ModelSource, Store};
 use crate::text::MAX_TEXT_BYTES;
 use crate::types::{CacheName, Embedding};
 
-/// What is refused beyond. Every number is real: shown by Describe and checked at the door.
+/// What is refused beyond. Every number is real: checked at the door, and but for waiting searches and how a server ends told by Describe.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
     /// Bytes of one request message.
